@@ -1,0 +1,16 @@
+//! What should happen in the mesh, decided without IO.
+//!
+//! Four pure functions carry the product: [`compile::compile`] turns the observed [`world::World`] into a
+//! proxy-neutral [`mesh::Mesh`]; [`slo::judge`] folds evidence into a verdict; [`rollout::step`] decides what a
+//! canary does next; [`pki::due`] says which certificates to renew.
+//!
+//! Architecture invariant: nothing here performs IO, reads a clock, draws a random number or logs. Bad input
+//! becomes a [`problem::Problem`]; nothing returns an error for what a user wrote.
+
+pub mod id;
+pub mod mesh;
+pub mod policy;
+pub mod problem;
+pub mod rollout;
+pub mod slo;
+pub mod world;

@@ -1,0 +1,129 @@
+//! All inputs at an instant: what was observed, nothing decided.
+
+use crate::{
+    id::{InstanceId, Name, Namespace, ObjectId, Revision, ServiceId, TrustDomain, WorkloadRevision},
+    policy::Policy,
+    rollout::Canary,
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+/// All inputs of [`crate::compile::compile`]. Values are shared, so that a new world with one change is cheap and
+/// what did not change is recognised by its pointer.
+#[derive(Clone, Debug)]
+pub struct World {
+    /// The mesh's trust domain (`airlane.local`).
+    pub trust_domain: TrustDomain,
+    /// The namespace whose policies without target are about the whole mesh (`airlane-system`).
+    pub system_namespace: Namespace,
+    /// Services, declared or implied by a registration.
+    pub services: BTreeMap<ServiceId, Arc<Service>>,
+    /// Running copies of workloads.
+    pub instances: BTreeMap<InstanceId, Arc<Instance>>,
+    /// Policies whose syntax was understood.
+    pub policies: BTreeMap<ObjectId, Arc<Policy>>,
+    /// Canaries whose syntax was understood, with the progress recorded in their status.
+    pub canaries: BTreeMap<ObjectId, Arc<Canary>>,
+}
+
+/// A service's ports.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Service {
+    /// The service.
+    pub id: ServiceId,
+    /// Its ports, by number.
+    pub ports: Vec<Port>,
+}
+
+/// One port of a service.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Port {
+    /// What callers name.
+    pub number: u16,
+    /// What the application listens on.
+    pub target: u16,
+    /// What the application speaks there.
+    pub protocol: Protocol,
+}
+
+/// What an application speaks on a port.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.1.
+    #[default]
+    Http,
+    /// HTTP/2 without TLS.
+    Http2,
+    /// gRPC: HTTP/2 without TLS, with gRPC's notion of failure.
+    Grpc,
+    /// Bytes: never sniffed, never retried.
+    Tcp,
+}
+
+impl Protocol {
+    /// Whether requests can be told apart (routed, retried, counted).
+    pub fn is_http(self) -> bool {
+        self != Protocol::Tcp
+    }
+    /// Whether the application speaks HTTP/2.
+    pub fn is_http2(self) -> bool {
+        matches!(self, Protocol::Http2 | Protocol::Grpc)
+    }
+}
+
+/// One running copy of a workload with its proxy.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Instance {
+    /// Its name, the proxy's node id.
+    pub id: InstanceId,
+    /// The workload and revision it is a copy of.
+    pub workload: WorkloadRevision,
+    /// Who it is on the wire.
+    pub service_account: Name,
+    /// The services whose endpoints it is.
+    pub services: BTreeSet<ServiceId>,
+    /// Where its proxy is reached.
+    pub address: IpAddr,
+    /// The application's ports and the proxy's before them.
+    pub ports: Vec<InstancePort>,
+    /// The proxy's loopback port for outbound calls; 0 if it makes none.
+    pub outbound_port: u16,
+    /// Whether it may be called.
+    pub health: Health,
+}
+
+impl Instance {
+    /// The instance's revision.
+    pub fn revision(&self) -> &Revision {
+        &self.workload.revision
+    }
+}
+
+/// A port of the application and the proxy's port before it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct InstancePort {
+    /// The application's port on loopback.
+    pub app: u16,
+    /// The proxy's port that other proxies call.
+    pub mesh: u16,
+    /// What the application speaks.
+    pub protocol: Protocol,
+}
+
+/// Whether an instance may be called.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum Health {
+    /// Its application has not answered yet, or its own proxy has not acknowledged its listeners: not published.
+    Starting,
+    /// It may be called.
+    Healthy,
+    /// Its application stopped answering: published as unhealthy.
+    Unhealthy,
+    /// It is leaving: not published.
+    Draining,
+}
