@@ -5,10 +5,21 @@
 
 use crate::id::{Name, Namespace, ObjectId, ServiceId};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// A duration in whole milliseconds: the resolution users write and Envoy keeps.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct Millis(pub u64);
+
+impl fmt::Display for Millis {
+    /// As users write it: a whole number of the largest unit that loses nothing (`250ms`, `90s`, `5m`, `24h`).
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(3_600_000, "h"), (60_000, "m"), (1_000, "s")];
+        let exact = units.into_iter().find(|(size, _)| self.0 > 0 && self.0 % size == 0);
+        let (size, unit) = exact.unwrap_or((1, "ms"));
+        write!(f, "{}{unit}", self.0 / size)
+    }
+}
 
 /// One policy as its author wrote it, syntax checked, meaning not yet.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -253,4 +264,24 @@ pub enum MtlsMode {
     Permissive,
     /// mTLS only.
     Strict,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_print_as_users_write_them() {
+        for (ms, text) in [
+            (0, "0ms"),
+            (1, "1ms"),
+            (1_500, "1500ms"),
+            (10_000, "10s"),
+            (90_000, "90s"),
+            (300_000, "5m"),
+            (86_400_000, "24h"),
+        ] {
+            assert_eq!(Millis(ms).to_string(), text);
+        }
+    }
 }

@@ -38,6 +38,8 @@ pub enum Reason {
     TargetNotFound,
     /// An older object already says this for the same target.
     Conflicted,
+    /// A value that is understood and cannot change anything where it stands; the rest of the object is used.
+    NoEffect,
     /// `perTryTimeout` is longer than the request's timeout.
     ExceedsRequestTimeout,
     /// A door's mode is weaker than a floor above it; the floor holds.
