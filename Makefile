@@ -1,0 +1,50 @@
+# Everything one does with a checkout. `make help` lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test prove bench lint fmt build envoy
+
+CARGO ?= cargo
+# Arguments for the demo: make demo ARGS="--once --no-tty"
+ARGS ?=
+# Where tools that are built once are kept, so that every checkout shares them.
+TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/airlane/tools
+CARGO_DENY_VERSION := 0.20.2
+CARGO_DENY := $(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
+
+# Expanded only in the targets that need an Envoy, which fetches it the first time.
+with-envoy = AIRLANE_ENVOY="$$(tests/support/envoy.sh)"
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+demo: build ## Bring up a mesh of example services, release a bad version and a good one (ARGS="--once --no-tty")
+	@export $(with-envoy); $(CARGO) run --quiet --bin airlane -- demo $(ARGS)
+
+test: build ## Run every test, on real Envoys
+	export $(with-envoy); $(CARGO) test --workspace
+
+prove: build ## Run the long proofs: more requests, more rollouts; rewrites the figures it prints
+	export $(with-envoy) AIRLANE_PROVE=1; $(CARGO) test --package airlane-tests --test cases -- --nocapture zero_loss rollout
+
+bench: build ## Measure the mesh against hand-configured Envoys
+	export $(with-envoy); $(CARGO) bench --package airlane-tests
+
+lint: $(CARGO_DENY) ## Check formatting, lints, licences and the sources of dependencies
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --workspace --all-targets -- --deny warnings
+	$(CARGO_DENY) --workspace --log-level error check bans licenses sources
+
+fmt: ## Format the code
+	$(CARGO) fmt --all
+
+build: ## Build the operator and the sidecar
+	$(CARGO) build --workspace
+
+envoy: ## Fetch Envoy if this machine has none, and print where it is
+	@tests/support/envoy.sh
+
+$(CARGO_DENY):
+	@echo "building cargo-deny $(CARGO_DENY_VERSION) (once, about 5 minutes) into $(TOOLS)"
+	$(CARGO) install --quiet --locked cargo-deny --version $(CARGO_DENY_VERSION) --root $(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION)
