@@ -2,5 +2,11 @@
 //!
 //! Messages are written by hand with prost, so that the sidecar needs neither a protocol compiler nor Envoy's
 //! types. Field numbers are for ever; a field that goes is `reserved` in a comment at its number.
+//!
+//! - [`operator`]: the service a sidecar calls;
+//! - [`join`]: the join string, by which a sidecar finds and recognises its operator.
 
+pub mod join;
 pub mod message;
+pub mod operator;
+mod rpc;

@@ -1,8 +1,11 @@
 //! The messages.
 
+use std::fmt;
+
 /// The sidecar's first words: who it wants to be, and where it is. Sent over TLS pinned to the root's
 /// fingerprint, authorised by the join token.
 #[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
 pub struct JoinRequest {
     /// The secret part of the join token.
     #[prost(string, tag = "1")]
@@ -43,6 +46,22 @@ pub struct JoinRequest {
     /// The sidecar's own version.
     #[prost(string, tag = "13")]
     pub sidecar_version: String,
+}
+
+impl fmt::Debug for JoinRequest {
+    /// Leaves the token out, so that no log of a request can hold it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JoinRequest")
+            .field("namespace", &self.namespace)
+            .field("service", &self.service)
+            .field("revision", &self.revision)
+            .field("address", &self.address)
+            .field("ports", &self.ports)
+            .field("outbound_port", &self.outbound_port)
+            .field("instance", &self.instance)
+            .field("sidecar_version", &self.sidecar_version)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A port of the application and the proxy's port before it.
