@@ -4,9 +4,11 @@
 //! types. Field numbers are for ever; a field that goes is `reserved` in a comment at its number.
 //!
 //! - [`operator`]: the service a sidecar calls;
-//! - [`join`]: the join string, by which a sidecar finds and recognises its operator.
+//! - [`join`]: the join string, by which a sidecar finds and recognises its operator;
+//! - [`sds`]: the part of Envoy's secret discovery that the sidecar serves to the Envoy beside it.
 
 pub mod join;
 pub mod message;
 pub mod operator;
 mod rpc;
+pub mod sds;
