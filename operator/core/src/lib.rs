@@ -9,6 +9,7 @@
 
 pub mod id;
 pub mod mesh;
+pub mod pki;
 pub mod policy;
 pub mod problem;
 pub mod rollout;
