@@ -15,7 +15,7 @@ impl fmt::Display for Millis {
     /// As users write it: a whole number of the largest unit that loses nothing (`250ms`, `90s`, `5m`, `24h`).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [(3_600_000, "h"), (60_000, "m"), (1_000, "s")];
-        let exact = units.into_iter().find(|(size, _)| self.0 > 0 && self.0 % size == 0);
+        let exact = units.into_iter().find(|(size, _)| self.0 > 0 && self.0.is_multiple_of(*size));
         let (size, unit) = exact.unwrap_or((1, "ms"));
         write!(f, "{}{unit}", self.0 / size)
     }
@@ -265,6 +265,18 @@ pub enum MtlsMode {
     /// mTLS only.
     Strict,
 }
+
+macro_rules! display_by_variant {
+    ($($type:ty),*) => {
+        $(impl fmt::Display for $type {
+            /// As users write it: the variant's name.
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(self, f)
+            }
+        })*
+    };
+}
+display_by_variant!(LoadBalancing, Http2, MtlsMode);
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,123 @@
+//! What governs a service, value by value, and where each value came from.
+
+use super::{calls, index::Index, mtls::Words};
+use crate::{
+    id::{ObjectId, ServiceId},
+    policy::{Http2, LoadBalancing, Millis, MtlsMode, RetryMethods, RetryOn},
+    world::World,
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+/// What governs calls to a service and its door.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Effective {
+    /// The service.
+    pub service: ServiceId,
+    /// Every value, for each of its ports. The rows of two ports differ only where a policy targets a port.
+    pub ports: BTreeMap<u16, Vec<Row>>,
+}
+
+/// One value.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Row {
+    /// The path of the field in a `MeshPolicy` (`spec.timeouts.request`).
+    pub field: String,
+    /// The value as users write it; `none` where nothing is said and nothing applies.
+    pub value: String,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+/// Where a value came from.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub enum Origin {
+    /// Nobody said anything: Airlane's own.
+    Default,
+    /// An object says so.
+    Object(ObjectId),
+}
+
+impl Origin {
+    pub(super) fn of(object: Option<&ObjectId>) -> Self {
+        object.map_or(Origin::Default, |object| Origin::Object(object.clone()))
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Default => f.write_str("default"),
+            Origin::Object(object) => object.fmt(f),
+        }
+    }
+}
+
+/// What governs a service; `None` if there is no such service.
+///
+/// The rows are written by the very merge that makes the mesh's values, so the two cannot disagree. The door has one
+/// row for each answer its workloads give, usually one; a service without any gives its own.
+pub fn effective(world: &World, service: &ServiceId) -> Option<Effective> {
+    let declared = world.services.get(service)?;
+    let index = Index::of(world);
+    let ladder = index.policies.ladder(declared);
+    let workloads: BTreeSet<_> =
+        index.instances_of(service).iter().map(|instance| &instance.workload).collect();
+    let mut doors: Vec<Words> = workloads.into_iter().map(|workload| index.door(workload).words).collect();
+    if doors.is_empty() {
+        doors.push(index.door_alone(declared));
+    }
+    let ports = declared.ports.iter().map(|port| {
+        let mut rows: Vec<Row> = Vec::new();
+        for door in &doors {
+            let ruling = door.ruling(port.target);
+            let (value, origin) = (ruling.mode.written(), Origin::of(ruling.by));
+            let row = Row { field: "spec.mtls.mode".to_owned(), value, origin };
+            if !rows.contains(&row) {
+                rows.push(row);
+            }
+        }
+        calls::merge(ladder.rungs(port.number), port.protocol, Some(&mut rows));
+        (port.number, rows)
+    });
+    Some(Effective { service: service.clone(), ports: ports.collect() })
+}
+
+/// A value as users write it.
+pub(super) trait Written {
+    fn written(&self) -> String;
+}
+
+macro_rules! written_by_display {
+    ($($type:ty),*) => { $(impl Written for $type { fn written(&self) -> String { self.to_string() } })* };
+}
+written_by_display!(Millis, u32, LoadBalancing, Http2, MtlsMode);
+
+impl Written for String {
+    fn written(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+impl Written for Vec<RetryOn> {
+    fn written(&self) -> String {
+        list(self.iter().map(|condition| condition.as_str()))
+    }
+}
+
+impl Written for Vec<RetryMethods> {
+    fn written(&self) -> String {
+        list(self.iter().map(|methods| match methods {
+            RetryMethods::Idempotent => "Idempotent",
+            RetryMethods::All => "All",
+            RetryMethods::Method(method) => method,
+        }))
+    }
+}
+
+fn list<'a>(items: impl Iterator<Item = &'a str>) -> String {
+    format!("[{}]", items.collect::<Vec<_>>().join(", "))
+}

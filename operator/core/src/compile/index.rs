@@ -1,0 +1,99 @@
+//! Who belongs to whom: gathers the inputs of every unit.
+//!
+//! Gathering is linear in the world and cheap beside the units; it only looks up and counts references.
+
+use super::{mtls, names::Names, policies::Policies, routing, split, split::Governing};
+use crate::{
+    id::{ServiceId, WorkloadRevision},
+    mesh::Inbound,
+    problem::Problem,
+    world::{Instance, Service, World},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+/// A world with its objects found from both ends.
+pub(super) struct Index<'w> {
+    pub(super) world: &'w World,
+    pub(super) policies: Policies<'w>,
+    pub(super) names: Names<'w>,
+    by_service: HashMap<&'w ServiceId, Vec<&'w Arc<Instance>>>,
+    by_workload: BTreeMap<&'w WorkloadRevision, Vec<&'w Arc<Instance>>>,
+    governing: HashMap<ServiceId, Governing>,
+    /// What finding them showed to be wrong.
+    pub(super) problems: BTreeSet<Problem>,
+}
+
+impl<'w> Index<'w> {
+    pub(super) fn of(world: &'w World) -> Self {
+        let mut by_service: HashMap<_, Vec<_>> = HashMap::with_capacity(world.services.len());
+        let mut by_workload: HashMap<_, Vec<_>> = HashMap::with_capacity(world.services.len());
+        for instance in world.instances.values() {
+            by_workload.entry(&instance.workload).or_default().push(instance);
+            for service in &instance.services {
+                by_service.entry(service).or_default().push(instance);
+            }
+        }
+        let mut problems = BTreeSet::new();
+        Index {
+            world,
+            policies: Policies::of(world),
+            names: Names::of(world),
+            by_service,
+            by_workload: by_workload.into_iter().collect(),
+            governing: split::governing(world, &mut problems),
+            problems,
+        }
+    }
+
+    /// The instances of a service, in order.
+    pub(super) fn instances_of(&self, service: &ServiceId) -> &[&'w Arc<Instance>] {
+        self.by_service.get(service).map_or(&[], Vec::as_slice)
+    }
+
+    /// Every workload revision that runs, in order.
+    pub(super) fn workloads(&self) -> impl Iterator<Item = &'w WorkloadRevision> {
+        self.by_workload.keys().copied()
+    }
+
+    /// All the door of a workload's revision depends on.
+    pub(super) fn door(&self, workload: &WorkloadRevision) -> mtls::Inputs {
+        let instances = self.by_workload.get(workload).map_or(&[][..], Vec::as_slice);
+        let accounts: BTreeSet<_> = instances.iter().map(|instance| &instance.service_account).collect();
+        let ids: BTreeSet<_> = instances.iter().flat_map(|instance| &instance.services).collect();
+        let services = ids.into_iter().filter_map(|id| self.world.services.get(id));
+        mtls::Inputs {
+            trust_domain: self.world.trust_domain.clone(),
+            workload: workload.clone(),
+            words: self.policies.words(&workload.namespace, Some(&workload.workload), accounts, services),
+            instances: instances.iter().copied().cloned().collect(),
+        }
+    }
+
+    /// The words about the door of a workload that only this service selects.
+    pub(super) fn door_alone(&self, service: &Arc<Service>) -> mtls::Words {
+        self.policies.words(&service.id.namespace, None, [], [service])
+    }
+
+    /// All the destinations of a service depend on.
+    pub(super) fn routing(
+        &self,
+        service: &Arc<Service>,
+        door: impl Fn(&WorkloadRevision) -> Option<Arc<Inbound>>,
+    ) -> routing::Inputs {
+        let instances = self.instances_of(&service.id).iter();
+        routing::Inputs {
+            trust_domain: self.world.trust_domain.clone(),
+            service: Arc::clone(service),
+            short_name: self.names.short_name(&service.id),
+            instances: instances
+                .filter_map(|instance| Some((Arc::clone(instance), door(&instance.workload)?)))
+                .collect(),
+            door_alone: self.door_alone(service),
+            ladder: self.policies.ladder(service),
+            governing: self.governing.get(&service.id).cloned(),
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! What users wrote and we cannot do, as far as it shows without merging.
+
+use super::{index::Index, mtls, policies::target_of};
+use crate::{
+    id::Namespace,
+    policy::{
+        CallsSpec, CircuitBreakerSpec, ConnectionSpec, MtlsMode, MtlsSpec, Policy, RetriesSpec, Target,
+        TimeoutsSpec,
+    },
+    problem::{Problem, Reason},
+};
+use std::collections::{BTreeSet, HashSet};
+
+/// Finds the mistakes in every policy.
+pub(super) fn find(index: &Index<'_>, problems: &mut BTreeSet<Problem>) {
+    let running = Running::of(index);
+    for policy in index.world.policies.values() {
+        let mut found = Found { policy, problems };
+        found.missing_target(index, &running);
+        found.calls_of_a_workload();
+        if let Some(mtls) = &policy.mtls {
+            found.idle_floor(mtls);
+            found.unknown_ports(index, mtls);
+            found.below_floor(index, mtls);
+            found.weaker_than_a_sibling(index, mtls);
+        }
+    }
+    for (winner, losers) in index.policies.rivals_about_calls() {
+        for policy in losers {
+            let message = format!(
+                "{} is older and already says how calls to this target are made: merge the two, or delete one",
+                winner.id
+            );
+            Found { policy, problems }.add("spec.targetRef", Reason::Conflicted, message);
+        }
+    }
+}
+
+/// The workloads and accounts that have an instance: all we know to exist.
+struct Running<'w> {
+    workloads: HashSet<(&'w Namespace, &'w str)>,
+    accounts: HashSet<(&'w Namespace, &'w str)>,
+}
+
+impl<'w> Running<'w> {
+    fn of(index: &Index<'w>) -> Self {
+        let workloads = index.workloads().map(|of| (&of.namespace, of.workload.as_str()));
+        let instances = index.world.instances.values();
+        let accounts = instances.map(|of| (&of.workload.namespace, of.service_account.as_str()));
+        Running { workloads: workloads.collect(), accounts: accounts.collect() }
+    }
+}
+
+struct Found<'a> {
+    policy: &'a Policy,
+    problems: &'a mut BTreeSet<Problem>,
+}
+
+impl Found<'_> {
+    fn add(&mut self, field: &str, reason: Reason, message: String) {
+        let (subject, field) = (self.policy.id.clone(), field.to_owned());
+        self.problems.insert(Problem { subject, field, reason, message });
+    }
+
+    fn missing_target(&mut self, index: &Index<'_>, running: &Running<'_>) {
+        let none_runs = |kind, namespace: &Namespace, name: &str| {
+            format!("no {kind} {namespace}/{name} runs: start it, or correct the name")
+        };
+        let (field, message) = match &self.policy.target {
+            Target::Mesh | Target::Namespace(_) => return,
+            Target::Service { service, port } => match (index.world.services.get(service), port) {
+                (None, _) => {
+                    let message =
+                        format!("there is no service {service}: start a workload of it, or correct the name");
+                    ("spec.targetRef.name", message)
+                }
+                (Some(declared), Some(port))
+                    if !declared.ports.iter().any(|declared| declared.number == *port) =>
+                {
+                    let ports: BTreeSet<u16> = declared.ports.iter().map(|port| port.number).collect();
+                    let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+                    ("spec.targetRef.port", format!("{service} has no port {port}: it has {ports}"))
+                }
+                _ => return,
+            },
+            Target::Workload { namespace, name }
+                if !running.workloads.contains(&(namespace, name.as_str())) =>
+            {
+                ("spec.targetRef.name", none_runs("workload", namespace, name.as_str()))
+            }
+            Target::ServiceAccount { namespace, name }
+                if !running.accounts.contains(&(namespace, name.as_str())) =>
+            {
+                ("spec.targetRef.name", none_runs("workload with service account", namespace, name.as_str()))
+            }
+            Target::Workload { .. } | Target::ServiceAccount { .. } => return,
+        };
+        self.add(field, Reason::TargetNotFound, message);
+    }
+
+    fn calls_of_a_workload(&mut self) {
+        if !matches!(self.policy.target, Target::Workload { .. } | Target::ServiceAccount { .. }) {
+            return;
+        }
+        let CallsSpec { timeouts, retries, circuit_breaker, load_balancing, connection } = &self.policy.calls;
+        let sections = [
+            ("spec.timeouts", *timeouts != TimeoutsSpec::default()),
+            ("spec.retries", *retries != RetriesSpec::default()),
+            ("spec.circuitBreaker", *circuit_breaker != CircuitBreakerSpec::default()),
+            ("spec.loadBalancing", load_balancing.is_some()),
+            ("spec.connection", *connection != ConnectionSpec::default()),
+        ];
+        for (section, _) in sections.into_iter().filter(|(_, said)| *said) {
+            let message = "how calls are made belongs to the service called: say it in a policy whose targetRef is a \
+                           Service";
+            self.add(section, Reason::Invalid, message.to_owned());
+        }
+    }
+
+    fn idle_floor(&mut self, mtls: &MtlsSpec) {
+        if mtls.floor != Some(true) {
+            return;
+        }
+        if !matches!(self.policy.target, Target::Mesh | Target::Namespace(_)) {
+            let message = "only the mesh and a namespace have anybody below them: remove floor here";
+            self.add("spec.mtls.floor", Reason::NoEffect, message.to_owned());
+        } else if mtls.mode.is_none() && mtls.ports.is_empty() {
+            self.add("spec.mtls.floor", Reason::NoEffect, "a floor of what? say mode beside it".to_owned());
+        }
+    }
+
+    /// Only a service says which ports there are.
+    fn unknown_ports(&mut self, index: &Index<'_>, mtls: &MtlsSpec) {
+        let Target::Service { service, .. } = &self.policy.target else { return };
+        let Some(declared) = index.world.services.get(service) else { return };
+        for (said, _) in &mtls.ports {
+            if declared.ports.iter().any(|port| port.target == *said) {
+                continue;
+            }
+            let message = match declared.ports.iter().find(|port| port.number == *said) {
+                Some(port) => format!(
+                    "{said} is the port callers name; a door stands before the application: say {}",
+                    port.target
+                ),
+                None => format!("nothing behind {service} listens on {said}: correct the port"),
+            };
+            self.add("spec.mtls.ports", Reason::NoEffect, message);
+        }
+    }
+
+    fn below_floor(&mut self, index: &Index<'_>, mtls: &MtlsSpec) {
+        let namespace = match &self.policy.target {
+            Target::Mesh => return,
+            Target::Namespace(_) => None,
+            Target::Service { service, .. } => Some(&service.namespace),
+            Target::Workload { namespace, .. } | Target::ServiceAccount { namespace, .. } => Some(namespace),
+        };
+        let of_namespace = namespace.map(|namespace| Target::Namespace(namespace.clone()));
+        for above in [Some(Target::Mesh), of_namespace].into_iter().flatten() {
+            for floor in index.policies.about_door(&above).iter().filter(|policy| mtls::is_floor(policy)) {
+                for Weaker { field, said, held, port } in weaker(mtls, floor.mtls.as_ref()) {
+                    let message = format!(
+                        "{said} is weaker than the floor {held} of {}{port}: the floor holds; say {held} here, or ask \
+                         its owner to lower it",
+                        floor.id
+                    );
+                    self.add(field, Reason::BelowFloor, message);
+                }
+            }
+        }
+    }
+
+    fn weaker_than_a_sibling(&mut self, index: &Index<'_>, mtls: &MtlsSpec) {
+        let Policy { id, target, .. } = self.policy;
+        for sibling in index.policies.about_door(target).iter().filter(|sibling| sibling.id != *id) {
+            for Weaker { field, said, held, port } in weaker(mtls, sibling.mtls.as_ref()) {
+                let of = match target {
+                    Target::Service { service, port } => target_of(service, *port),
+                    _ => "the same target".to_owned(),
+                };
+                let message = format!(
+                    "{said} is weaker than {held}, which {} says for {of}{port}: the stricter holds; merge the two",
+                    sibling.id
+                );
+                self.add(field, Reason::Conflicted, message);
+            }
+        }
+    }
+}
+
+/// A word that another one outdoes.
+struct Weaker {
+    field: &'static str,
+    said: MtlsMode,
+    held: MtlsMode,
+    /// ` on port N`, if only there.
+    port: String,
+}
+
+/// Where `mtls` is weaker than `other`.
+fn weaker(mtls: &MtlsSpec, other: Option<&MtlsSpec>) -> Vec<Weaker> {
+    let Some(other) = other else { return Vec::new() };
+    let compare = |field, said: Option<MtlsMode>, held: Option<MtlsMode>, port: Option<u16>| {
+        let (said, held) = (said?, held?);
+        let port = port.map_or_else(String::new, |port| format!(" on port {port}"));
+        (said < held).then_some(Weaker { field, said, held, port })
+    };
+    let of_ports = mtls.ports.iter();
+    let mut found: Vec<Weaker> = of_ports
+        .filter_map(|(port, said)| {
+            compare("spec.mtls.ports", Some(*said), mtls::mode_at(other, *port), Some(*port))
+        })
+        .collect();
+    match compare("spec.mtls.mode", mtls.mode, other.mode, None) {
+        Some(everywhere) => found.push(everywhere),
+        None => {
+            let not_said_here = |port: &u16| !mtls.ports.iter().any(|(said, _)| said == port);
+            let single = other.ports.iter().filter(|(port, _)| not_said_here(port));
+            found.extend(
+                single.filter_map(|(port, held)| {
+                    compare("spec.mtls.mode", mtls.mode, Some(*held), Some(*port))
+                }),
+            );
+        }
+    }
+    found
+}

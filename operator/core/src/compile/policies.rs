@@ -1,0 +1,138 @@
+//! Which policies have a word about what.
+
+use super::mtls::Words;
+use crate::{
+    id::{Name, Namespace, ServiceId},
+    policy::{CallsSpec, Policy, Target},
+    world::{Service, World},
+};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+/// The policies of every target.
+pub(super) struct Policies<'w> {
+    /// Those that say something about calls, the oldest first: it alone counts, whole.
+    calls: HashMap<&'w Target, Vec<&'w Arc<Policy>>>,
+    /// Those that say something about mTLS, in object order: all count, the strictest wins.
+    doors: HashMap<&'w Target, Vec<&'w Arc<Policy>>>,
+}
+
+impl<'w> Policies<'w> {
+    pub(super) fn of(world: &'w World) -> Self {
+        let mut calls: HashMap<_, Vec<_>> = HashMap::new();
+        let mut doors: HashMap<_, Vec<_>> = HashMap::new();
+        for policy in world.policies.values() {
+            if policy.calls != CallsSpec::default() {
+                calls.entry(&policy.target).or_default().push(policy);
+            }
+            if policy.mtls.is_some() {
+                doors.entry(&policy.target).or_default().push(policy);
+            }
+        }
+        for same_target in calls.values_mut() {
+            // Stable: of the same age, the first by namespace and name.
+            same_target.sort_by_key(|policy| policy.age_rank);
+        }
+        Policies { calls, doors }
+    }
+
+    /// Who competes about calls: for each target with more than one, the winner and the others.
+    pub(super) fn rivals_about_calls(&self) -> impl Iterator<Item = (&'w Policy, &[&'w Arc<Policy>])> {
+        self.calls.values().filter_map(|same_target| {
+            let (winner, losers) = same_target.split_first()?;
+            Some((&***winner, losers))
+        })
+    }
+
+    /// Every policy of a target with a word about mTLS.
+    pub(super) fn about_door(&self, target: &Target) -> &[&'w Arc<Policy>] {
+        self.doors.get(target).map_or(&[], Vec::as_slice)
+    }
+
+    /// The policies about calls to a service, most specific last.
+    pub(super) fn ladder(&self, service: &Service) -> Ladder {
+        let winner =
+            |target| self.calls.get(&target).and_then(|of| of.first()).map(|policy| Arc::clone(policy));
+        let of_service = |port| Target::Service { service: service.id.clone(), port };
+        let numbers: BTreeSet<u16> = service.ports.iter().map(|port| port.number).collect();
+        Ladder {
+            mesh: winner(Target::Mesh),
+            namespace: winner(Target::Namespace(service.id.namespace.clone())),
+            service: winner(of_service(None)),
+            ports: numbers
+                .into_iter()
+                .filter_map(|number| Some((number, winner(of_service(Some(number)))?)))
+                .collect(),
+        }
+    }
+
+    /// The policies about the doors of workloads with these names, accounts and services.
+    pub(super) fn words<'a>(
+        &self,
+        namespace: &Namespace,
+        workload: Option<&Name>,
+        accounts: impl IntoIterator<Item = &'a Name>,
+        services: impl IntoIterator<Item = &'a Arc<Service>>,
+    ) -> Words {
+        let of = |target| self.about_door(&target).iter().copied().cloned().collect::<Vec<_>>();
+        let named = |name: &Name| (namespace.clone(), name.clone());
+        Words {
+            mesh: of(Target::Mesh),
+            namespace: of(Target::Namespace(namespace.clone())),
+            workload: workload.map_or_else(Vec::new, |name| {
+                let (namespace, name) = named(name);
+                of(Target::Workload { namespace, name })
+            }),
+            accounts: accounts
+                .into_iter()
+                .flat_map(|name| {
+                    let (namespace, name) = named(name);
+                    of(Target::ServiceAccount { namespace, name })
+                })
+                .collect(),
+            services: services
+                .into_iter()
+                .map(|service| (Arc::clone(service), self.of_service(service)))
+                .collect(),
+        }
+    }
+
+    fn of_service(&self, service: &Service) -> Vec<Arc<Policy>> {
+        let target = |port| Target::Service { service: service.id.clone(), port };
+        let numbers: BTreeSet<u16> = service.ports.iter().map(|port| port.number).collect();
+        let targets = numbers.into_iter().map(Some).chain([None]).map(target);
+        targets
+            .flat_map(|target| self.about_door(&target).iter().copied().cloned().collect::<Vec<_>>())
+            .collect()
+    }
+}
+
+/// The policies about calls to a service: of every level the one that counts.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Ladder {
+    mesh: Option<Arc<Policy>>,
+    namespace: Option<Arc<Policy>>,
+    service: Option<Arc<Policy>>,
+    ports: Vec<(u16, Arc<Policy>)>,
+}
+
+impl Ladder {
+    /// The rungs for one port, most specific first.
+    pub(super) fn rungs(&self, port: u16) -> impl Iterator<Item = &Policy> {
+        let of_port = self.ports.iter().find(|(number, _)| *number == port).map(|(_, policy)| policy);
+        [of_port, self.service.as_ref(), self.namespace.as_ref(), self.mesh.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(|policy| &**policy)
+    }
+}
+
+/// A service's id with one of its ports, as users write it.
+pub(super) fn target_of(service: &ServiceId, port: Option<u16>) -> String {
+    match port {
+        Some(port) => format!("port {port} of {service}"),
+        None => service.to_string(),
+    }
+}
