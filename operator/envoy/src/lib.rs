@@ -2,4 +2,6 @@
 //!
 //! Architecture invariant: nothing here performs IO. Only this crate knows Envoy's shapes.
 
+pub mod bootstrap;
 pub mod catalog;
+pub mod lower;
