@@ -3,4 +3,6 @@
 mod ca;
 mod clock;
 mod private_file;
+mod serve;
+mod tls;
 fn main() {}
