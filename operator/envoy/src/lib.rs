@@ -2,6 +2,5 @@
 //!
 //! Architecture invariant: nothing here performs IO. Only this crate knows Envoy's shapes.
 
-pub mod bootstrap;
 pub mod catalog;
-pub mod lower;
+pub mod delta;

@@ -1,0 +1,572 @@
+//! Delta xDS with one proxy, as a state machine without IO.
+//!
+//! A [`Session`] is told what the proxy says ([`Session::receive`]), what is published ([`Session::publish`]) and
+//! that time passed ([`Session::wake`]); it answers with what to send. `now` is always the time since one fixed moment,
+//! by a clock that never jumps. The rules it keeps:
+//!
+//! - **Differences only.** A proxy that reconnects names the versions it has and gets what differs.
+//! - **Make before break**, per name: see [`gate`].
+//! - **Warming.** Envoy warms a changed cluster until its endpoints come, and does not ask for them: they are sent
+//!   again after every cluster, in the same turn.
+//! - **Answers.** Endpoints that do not exist are answered with a removal at once (Envoy would wait); a secret that
+//!   does not exist is never answered so (Envoy would open the listener without it).
+//! - **Rejections.** A rejection names a response. The resources of a rejected batch go again one by one; the
+//!   offender is not sent again in that version, and the proxy keeps its last good one.
+//! - **Slow proxies.** At most [`WINDOW`] responses of a kind and one version of a name are on their way; what
+//!   changes meanwhile is sent once, in its newest version.
+//! - **Shares** ([`Kind::Runtime`]) live as long as their TTL: they are kept alive by empty heartbeats, and only
+//!   while somebody vouches for them.
+
+mod gate;
+mod rejection;
+mod response;
+mod shares;
+mod subscription;
+
+#[cfg(test)]
+mod conversations;
+#[cfg(test)]
+mod rules;
+
+pub use rejection::{DETAIL_MAX, Quarantine, Rejection, WITNESSES, tidy};
+pub use response::Response;
+pub use shares::shares_of;
+
+use crate::catalog::{Catalog, Change, Key, Kind, Resource, Scope, Version};
+use airlane_core::id::{InstanceId, Namespace};
+use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
+use gate::{Decision, Gate, Subscriptions, View};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+use subscription::{Due, InFlight, Subscription};
+
+/// Responses of one kind that may wait for the proxy's answer.
+pub const WINDOW: usize = 4;
+
+/// The longest name a proxy may subscribe to, in bytes.
+pub const NAME_BYTES_MAX: usize = 1024;
+
+/// How many names of one kind a proxy may subscribe to or claim to have.
+pub const NAMES_MAX: usize = 16_384;
+
+/// A heartbeat is sent after this part of a TTL, the whole resource again after twice this part.
+const HEARTBEATS_PER_TTL: u32 = 4;
+
+/// What is published, as far as all proxies share it.
+#[derive(Clone, Debug, Default)]
+pub struct Published {
+    /// The resources.
+    pub catalog: Arc<Catalog>,
+    /// What of them is withheld from everybody.
+    pub quarantine: Arc<Quarantine>,
+    /// Whether somebody who may decide rollouts vouches for the shares now. While nobody does, shares are neither
+    /// sent nor kept alive, and expire inside the proxies.
+    pub shares_live: bool,
+}
+
+/// What a session wants done.
+#[derive(Debug, Default)]
+pub struct Reaction {
+    /// To be sent in this order.
+    pub responses: Vec<Arc<Response>>,
+    /// What the proxy refused.
+    pub rejections: Vec<Rejection>,
+    /// Messages or parts of them that meant nothing: an unknown type, a nonce that is not awaited.
+    pub ignored: u32,
+}
+
+/// Why a conversation ends: the proxy asked for what no Envoy asks for.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Refused {
+    /// A name longer than [`NAME_BYTES_MAX`].
+    #[error("a resource name of {bytes} bytes: at most {NAME_BYTES_MAX} are served")]
+    NameTooLong {
+        /// Its length.
+        bytes: usize,
+    },
+    /// More names than [`NAMES_MAX`].
+    #[error("more than {NAMES_MAX} resource names of one type")]
+    TooManyNames,
+}
+
+/// The shares a proxy acknowledged.
+#[derive(Clone, Debug)]
+pub struct AckedShares {
+    /// The layer; [`shares_of`] reads it.
+    pub resource: Arc<Resource>,
+    /// Until when (on the clock of `now`) the proxy certainly uses it: later it may have expired there.
+    pub certain_until: Duration,
+}
+
+/// The conversation on one stream.
+#[derive(Debug)]
+pub struct Session {
+    scopes: [Scope; 3],
+    subscriptions: Subscriptions,
+    /// Refused by this proxy: the last refused version of each.
+    rejected: BTreeMap<Key, Version>,
+    last_nonce: u64,
+    seen_epoch: u64,
+    acked_epoch: Option<u64>,
+}
+
+impl Session {
+    /// A conversation that has not begun, with a proxy whose identity was proven. `epoch` is the one published.
+    pub fn new(proxy: &InstanceId, namespace: &Namespace, epoch: u64) -> Session {
+        Session {
+            scopes: [Scope::Everyone, Scope::Namespace(namespace.clone()), Scope::Proxy(proxy.clone())],
+            subscriptions: Subscriptions::new(),
+            rejected: BTreeMap::new(),
+            last_nonce: 0,
+            seen_epoch: epoch,
+            acked_epoch: None,
+        }
+    }
+
+    /// The highest epoch of which the proxy has accepted or refused everything it sees; `None` until it has
+    /// answered its first clusters and listeners and everything it asked for with them.
+    pub fn acked_epoch(&self) -> Option<u64> {
+        self.acked_epoch
+    }
+
+    /// The epoch of the last publication this session was told.
+    pub fn seen_epoch(&self) -> u64 {
+        self.seen_epoch
+    }
+
+    /// The shares the proxy acknowledged last, unless they were taken away.
+    pub fn acked_shares(&self) -> Option<AckedShares> {
+        let shares = self.subscriptions.get(&Kind::Runtime)?;
+        let resource = shares.held.iter().next()?;
+        let certain_until = *shares.alive_at.get(&resource.key.name)? + resource.ttl?;
+        Some(AckedShares { resource: resource.clone(), certain_until })
+    }
+
+    /// The proxy said something. `published` is of the epoch that the session was told last.
+    ///
+    /// # Errors
+    /// [`Refused`] if the conversation must end.
+    pub fn receive(
+        &mut self,
+        request: &DeltaDiscoveryRequest,
+        published: &Published,
+        now: Duration,
+    ) -> Result<Reaction, Refused> {
+        debug_assert_eq!(published.catalog.epoch, self.seen_epoch, "changes in between would be lost");
+        let mut reaction = Reaction::default();
+        let Some(kind) = Kind::of(&request.type_url) else {
+            reaction.ignored += 1;
+            return Ok(reaction);
+        };
+        check_names(request)?;
+        if !request.response_nonce.is_empty() {
+            self.answered(kind, request, &mut reaction);
+        }
+        self.subscribe(kind, request, published, &mut reaction)?;
+        self.advance(published, now, &mut reaction);
+        Ok(reaction)
+    }
+
+    /// Something was published: `changes` lead from the epoch that the session was told last to `published`. Without
+    /// a change, something is withheld since.
+    pub fn publish<'a>(
+        &mut self,
+        published: &Published,
+        changes: impl IntoIterator<Item = &'a Change>,
+        now: Duration,
+    ) -> Reaction {
+        for change in changes {
+            for key in self.scopes.iter().filter_map(|scope| change.keys.get(scope)).flatten() {
+                if let Some(subscription) = self.subscriptions.get_mut(&key.kind)
+                    && subscription.wants(&key.name)
+                {
+                    subscription.mark(key.name.clone(), Due::since(change.epoch));
+                }
+            }
+        }
+        self.seen_epoch = self.seen_epoch.max(published.catalog.epoch);
+        let mut reaction = Reaction::default();
+        self.advance(published, now, &mut reaction);
+        reaction
+    }
+
+    /// Publications were missed: everything the proxy sees is compared with what it has.
+    pub fn resync(&mut self, published: &Published, now: Duration) -> Reaction {
+        let since = self.seen_epoch + 1;
+        self.seen_epoch = self.seen_epoch.max(published.catalog.epoch);
+        let view = View::new(published, &self.scopes, &self.rejected);
+        for (kind, subscription) in &mut self.subscriptions {
+            let seen = view.all(*kind).filter(|resource| subscription.wants(&resource.key.name));
+            let held = subscription.held.iter();
+            let in_flight = subscription.in_flight.iter().flat_map(|flight| &flight.response.resources);
+            let known = held.chain(in_flight).chain(seen).map(|resource| resource.key.name.clone());
+            for name in known.collect::<Vec<_>>() {
+                subscription.mark(name, Due::since(since));
+            }
+        }
+        let mut reaction = Reaction::default();
+        self.advance(published, now, &mut reaction);
+        reaction
+    }
+
+    /// When [`Session::wake`] must be called if nothing happens before.
+    pub fn next_wake(&self) -> Option<Duration> {
+        let shares = self.subscriptions.get(&Kind::Runtime)?;
+        if !shares.in_flight.is_empty() {
+            return None;
+        }
+        let beat_at = |resource: &Arc<Resource>| {
+            Some(*shares.alive_at.get(&resource.key.name)? + resource.ttl? / HEARTBEATS_PER_TTL)
+        };
+        shares.held.iter().filter_map(beat_at).min()
+    }
+
+    /// Time passed, or the shares are vouched for again: keeps the shares alive.
+    pub fn wake(&mut self, published: &Published, now: Duration) -> Reaction {
+        let mut reaction = Reaction::default();
+        if published.shares_live
+            && let Some(shares) = self.subscriptions.get_mut(&Kind::Runtime)
+            && shares.in_flight.is_empty()
+        {
+            let view = View::new(published, &self.scopes, &self.rejected);
+            let mut beating = Vec::new();
+            for resource in shares.held.iter() {
+                let name = &resource.key.name;
+                let (Some(alive_at), Some(ttl)) = (shares.alive_at.get(name), resource.ttl) else { continue };
+                let silent = now.saturating_sub(*alive_at);
+                let current = view.get(Kind::Runtime, name).is_some_and(|r| r.version == resource.version);
+                if current && silent >= ttl / HEARTBEATS_PER_TTL {
+                    // A heartbeat for a layer that has expired is an error to Envoy: well before, all is sent.
+                    beating.push((resource.clone(), silent < 2 * ttl / HEARTBEATS_PER_TTL));
+                }
+            }
+            let (beats, resends): (Vec<_>, Vec<_>) = beating.into_iter().partition(|(_, short)| *short);
+            for (resource, _) in resends {
+                shares.mark(resource.key.name.clone(), Due::again(u64::MAX));
+            }
+            if !beats.is_empty() {
+                let resources = beats.into_iter().map(|(resource, _)| resource).collect();
+                self.send(
+                    Kind::Runtime,
+                    Content { heartbeat: true, resources, ..Content::default() },
+                    now,
+                    &mut reaction,
+                );
+            }
+        }
+        self.advance(published, now, &mut reaction);
+        reaction
+    }
+
+    /// The proxy accepted or refused a response.
+    fn answered(&mut self, kind: Kind, request: &DeltaDiscoveryRequest, reaction: &mut Reaction) {
+        let nonce = request.response_nonce.parse().ok();
+        let subscription = self.subscriptions.get_mut(&kind);
+        let Some((subscription, nonce)) = subscription.zip(nonce) else {
+            reaction.ignored += 1;
+            return;
+        };
+        let Some(flight) = subscription.take_in_flight(nonce) else {
+            reaction.ignored += 1;
+            return;
+        };
+        subscription.heard = true;
+        let Some(error) = &request.error_detail else {
+            subscription.accepted(&flight);
+            return;
+        };
+        if flight.response.heartbeat {
+            // It expired there: the whole layer goes again.
+            for resource in &flight.response.resources {
+                subscription.held.remove(&resource.key.name);
+                subscription.mark(resource.key.name.clone(), Due::again(flight.since));
+            }
+            return;
+        }
+        match flight.response.resources.as_slice() {
+            // Nothing about a removal can be wrong, and there is nothing better to send: it counts as done.
+            [] => subscription.accepted(&flight),
+            [offender] => {
+                subscription.refused(offender);
+                self.rejected.insert(offender.key.clone(), offender.version);
+                reaction.rejections.push(Rejection::of(offender, &error.message));
+            }
+            _ => subscription.doubted(&flight),
+        }
+    }
+
+    /// The names the proxy asks for, no longer asks for, and says it has.
+    fn subscribe(
+        &mut self,
+        kind: Kind,
+        request: &DeltaDiscoveryRequest,
+        published: &Published,
+        reaction: &mut Reaction,
+    ) -> Result<(), Refused> {
+        // What a proxy asks for anew is not what an epoch it has acknowledged was about.
+        let since = self.acked_epoch.map_or(0, |epoch| epoch + 1);
+        let view = View::new(published, &self.scopes, &self.rejected);
+        let first = !self.subscriptions.contains_key(&kind);
+        let has_wildcard = matches!(kind, Kind::Cluster | Kind::Listener | Kind::VirtualHost);
+        let subscription = self.subscriptions.entry(kind).or_insert_with(|| Subscription::new(kind, false));
+
+        let star = |names: &[String]| names.iter().any(|name| name == "*");
+        let all =
+            star(&request.resource_names_subscribe) || (first && request.resource_names_subscribe.is_empty());
+        reaction.ignored += u32::from(star(&request.resource_names_subscribe) && !has_wildcard);
+        let named = request.resource_names_subscribe.iter().filter(|name| *name != "*");
+        let mut asked = Vec::new();
+        for name in named {
+            let name = Arc::from(name.as_str());
+            // The catalog's own copy of the name, so that a thousand proxies share it.
+            let name = view.get(kind, &name).map_or(name, |resource| resource.key.name.clone());
+            subscription.names.insert(name.clone());
+            asked.push(name);
+        }
+        if subscription.names.len() > NAMES_MAX {
+            return Err(Refused::TooManyNames);
+        }
+        if all && has_wildcard && !subscription.wildcard {
+            subscription.wildcard = true;
+            subscription.answered = false;
+            for resource in view.all(kind) {
+                subscription.mark(resource.key.name.clone(), Due::since(since));
+            }
+        }
+
+        let claims: HashMap<&str, Option<Version>> = if first {
+            request
+                .initial_resource_versions
+                .iter()
+                .map(|(name, v)| (name.as_str(), v.parse().ok()))
+                .collect()
+        } else {
+            HashMap::new()
+        };
+        for (name, version) in &claims {
+            if !subscription.wants(name) {
+                continue;
+            }
+            let name = Arc::from(*name);
+            match view.get(kind, &name) {
+                // A layer with a TTL may expire before anybody keeps it alive here: it goes again.
+                Some(resource) if Some(resource.version) == *version && resource.ttl.is_none() => {
+                    subscription.held.insert(resource.clone());
+                }
+                _ => {
+                    subscription.doubt.insert(name.clone(), None);
+                    subscription.mark(name, Due::since(since));
+                }
+            }
+        }
+        for name in &asked {
+            if !claims.contains_key(&**name) {
+                subscription.mark(name.clone(), Due::again(since));
+            }
+        }
+
+        for name in &request.resource_names_unsubscribe {
+            if name == "*" {
+                subscription.wildcard = false;
+                let Subscription { held, due, doubt, names, .. } = subscription;
+                held.retain(|resource| names.contains(&resource.key.name));
+                due.retain(|name, _| names.contains(name));
+                doubt.retain(|name, _| names.contains(name));
+            } else if let Some(name) = subscription.names.take(name.as_str()) {
+                subscription.forget(&name);
+                if subscription.wildcard {
+                    // The proxy dropped what the wildcard still covers.
+                    subscription.mark(name, Due::again(since));
+                }
+            }
+        }
+
+        // Envoy makes a new subscription to virtual hosts for a new route configuration, without a new request.
+        let route_asked = kind == Kind::Routes && asked.iter().any(|name| !claims.contains_key(&**name));
+        if route_asked && let Some(hosts) = self.subscriptions.get_mut(&Kind::VirtualHost) {
+            for name in hosts.held.iter().map(|host| host.key.name.clone()).collect::<Vec<_>>() {
+                hosts.mark(name, Due::again(since));
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what may be sent.
+    fn advance(&mut self, published: &Published, now: Duration, reaction: &mut Reaction) {
+        for kind in Kind::ALL {
+            self.send_due(kind, published, now, reaction);
+        }
+        // What refers goes before what is referred to.
+        let removing = [
+            Kind::VirtualHost,
+            Kind::Listener,
+            Kind::Routes,
+            Kind::Cluster,
+            Kind::Endpoints,
+            Kind::Secret,
+            Kind::Runtime,
+        ];
+        for kind in removing {
+            self.remove_due(kind, published, now, reaction);
+        }
+        self.count_epoch();
+    }
+
+    fn send_due(&mut self, kind: Kind, published: &Published, now: Duration, reaction: &mut Reaction) {
+        let Some(subscription) = self.subscriptions.get(&kind) else { return };
+        let endpoints_in_flight = self.subscriptions.get(&Kind::Endpoints).map_or(0, |e| e.in_flight.len());
+        let mut room = WINDOW.saturating_sub(subscription.in_flight.len());
+        match kind {
+            // Clusters bring their endpoints along, whatever is on its way: those must not pile up either.
+            Kind::Cluster if endpoints_in_flight >= 2 * WINDOW => room = 0,
+            Kind::Endpoints if reaction.responses.iter().any(|r| r.kind == Kind::Cluster) => {
+                room = room.max(1);
+            }
+            _ => {}
+        }
+        if room == 0 {
+            return;
+        }
+
+        let gate = Gate::new(&self.subscriptions, View::new(published, &self.scopes, &self.rejected));
+        let mut batch = Content::default();
+        let mut alone = Vec::new();
+        let mut settled = Vec::new();
+        let mut parked = Vec::new();
+        for (name, due) in &subscription.due {
+            match gate.decide(subscription, name, *due) {
+                Decision::Settled => settled.push(name.clone()),
+                Decision::Park => parked.push((name.clone(), true)),
+                Decision::Wait => parked.push((name.clone(), false)),
+                Decision::Send(resource) if due.alone => {
+                    alone.push(Content { since: due.since, resources: vec![resource], ..Content::default() });
+                }
+                Decision::Send(resource) => {
+                    batch.since = batch.since.min(due.since);
+                    batch.resources.push(resource);
+                }
+                Decision::Remove | Decision::Decline => {}
+            }
+        }
+        let first_answer = subscription.wildcard && !subscription.answered;
+        if let Some(subscription) = self.subscriptions.get_mut(&kind) {
+            for name in settled {
+                subscription.due.remove(&name);
+            }
+            for (name, parked) in parked {
+                subscription.due.entry(name).and_modify(|due| due.parked = parked);
+            }
+        }
+        let batch = (first_answer || !batch.resources.is_empty()).then_some(batch);
+        for content in batch.into_iter().chain(alone).take(room) {
+            self.send(kind, content, now, reaction);
+        }
+    }
+
+    fn remove_due(&mut self, kind: Kind, published: &Published, now: Duration, reaction: &mut Reaction) {
+        let Some(subscription) = self.subscriptions.get(&kind) else { return };
+        if subscription.in_flight.len() >= WINDOW {
+            return;
+        }
+        let gate = Gate::new(&self.subscriptions, View::new(published, &self.scopes, &self.rejected));
+        let mut content = Content::default();
+        for (name, due) in &subscription.due {
+            match gate.decide(subscription, name, *due) {
+                Decision::Remove => content.removed.push(name.clone()),
+                Decision::Decline => content.declined.push(name.clone()),
+                _ => continue,
+            }
+            content.since = content.since.min(due.since);
+        }
+        if !content.removed.is_empty() || !content.declined.is_empty() {
+            self.send(kind, content, now, reaction);
+        }
+    }
+
+    fn send(&mut self, kind: Kind, content: Content, now: Duration, reaction: &mut Reaction) {
+        let Content { since, mut resources, mut removed, declined, heartbeat } = content;
+        let Some(subscription) = self.subscriptions.get_mut(&kind) else { return };
+        for name in resources.iter().map(|resource| &resource.key.name).chain(&removed) {
+            if !heartbeat {
+                subscription.due.remove(name);
+            }
+        }
+        for name in &declined {
+            subscription
+                .due
+                .entry(name.clone())
+                .and_modify(|due| *due = Due { parked: true, ..Due::since(due.since) });
+        }
+        removed.extend(declined);
+        // Within a kind, scopes are disjoint in names but each is sorted on its own.
+        resources.sort_by(|a, b| a.key.name.cmp(&b.key.name));
+        removed.sort();
+        self.last_nonce += 1;
+        let response = Arc::new(Response { kind, nonce: self.last_nonce, resources, removed, heartbeat });
+        subscription.answered = true;
+        subscription.in_flight.push_back(InFlight { response: response.clone(), since, sent_at: now });
+        if kind == Kind::Cluster
+            && let Some(endpoints) = self.subscriptions.get_mut(&Kind::Endpoints)
+        {
+            for cluster in &response.resources {
+                let name = &cluster.key.name;
+                if endpoints.wants(name) {
+                    endpoints.mark(name.clone(), Due::again(since));
+                }
+            }
+        }
+        reaction.responses.push(response);
+    }
+
+    fn count_epoch(&mut self) {
+        let heard = |kind| self.subscriptions.get(&kind).is_some_and(|subscription| subscription.heard);
+        if !heard(Kind::Cluster) || !heard(Kind::Listener) {
+            return;
+        }
+        let waiting = self.subscriptions.values().filter_map(Subscription::waiting_since).min();
+        let reached = match waiting {
+            None => Some(self.seen_epoch),
+            Some(since) => since.checked_sub(1).map(|epoch| epoch.min(self.seen_epoch)),
+        };
+        self.acked_epoch = self.acked_epoch.max(reached);
+    }
+}
+
+/// What a response is made of.
+struct Content {
+    /// The first epoch that waits for the answer; `u64::MAX`: none.
+    since: u64,
+    resources: Vec<Arc<Resource>>,
+    removed: Vec<Arc<str>>,
+    /// Answered as removed, but still to be sent.
+    declined: Vec<Arc<str>>,
+    heartbeat: bool,
+}
+
+impl Default for Content {
+    fn default() -> Content {
+        Content {
+            since: u64::MAX,
+            resources: Vec::new(),
+            removed: Vec::new(),
+            declined: Vec::new(),
+            heartbeat: false,
+        }
+    }
+}
+
+fn check_names(request: &DeltaDiscoveryRequest) -> Result<(), Refused> {
+    let lists = [&request.resource_names_subscribe, &request.resource_names_unsubscribe];
+    let claimed = &request.initial_resource_versions;
+    if lists.iter().any(|list| list.len() > NAMES_MAX) || claimed.len() > NAMES_MAX {
+        return Err(Refused::TooManyNames);
+    }
+    let longest = lists.into_iter().flatten().chain(claimed.keys()).map(String::len).max();
+    match longest {
+        Some(bytes) if bytes > NAME_BYTES_MAX => Err(Refused::NameTooLong { bytes }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,1 @@
+//! Each rule of the conversation on its own.
