@@ -3,6 +3,6 @@
 mod ca;
 mod clock;
 mod private_file;
-mod serve;
 mod tls;
+mod xds;
 fn main() {}

@@ -1,0 +1,8 @@
+//! Serving Envoys: publication of the catalog, one conversation for each connected proxy, and what they answered.
+//!
+//! The conversation itself is decided by [`airlane_envoy::delta::Session`]; here are the streams and the timers.
+
+mod publisher;
+mod stream;
+
+pub(crate) use publisher::{Acks, ProxyState, Publisher, Refusal, Refusals, Shares};

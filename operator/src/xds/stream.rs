@@ -1,0 +1,242 @@
+//! One stream of one proxy.
+
+use super::publisher::{Connection, Publication, Publisher};
+use crate::tls::Peer;
+use airlane_envoy::delta::{Reaction, Refused, Response, Session};
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+    aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer},
+};
+use futures::stream::Pending;
+use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Status, Streaming};
+
+/// A proxy that says nothing for this long after it opened a stream loses it.
+const FIRST_WORD_WITHIN: Duration = Duration::from_secs(10);
+
+/// A proxy that reads nothing for this long while something waits for it loses its stream; when it comes back it
+/// gets the differences. Longer than the pauses a proxy should survive.
+const READ_WITHIN: Duration = Duration::from_secs(60);
+
+/// Responses that are encoded ahead of a proxy's reading.
+const ENCODED_AHEAD: usize = 2;
+
+/// The largest message a proxy may send, in bytes: its node description is about 60 KB, and a request names at most
+/// all its resources.
+const REQUEST_BYTES_MAX: usize = 4 << 20;
+
+/// Why a stream ended. The text goes to the proxy.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("the same instance opened another stream")]
+    Replaced,
+    #[error("the control plane is shutting down")]
+    ShuttingDown,
+    #[error("the node's id is not the instance in its certificate")]
+    NotItself,
+    #[error("no request within {} s of opening the stream", FIRST_WORD_WITHIN.as_secs())]
+    Silent,
+    #[error("nothing was read for {} s", READ_WITHIN.as_secs())]
+    NotReading,
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error("the proxy left")]
+    Left,
+    #[error("the stream broke")]
+    Broken(#[source] Status),
+}
+
+impl From<&Ended> for Status {
+    fn from(ended: &Ended) -> Status {
+        let text = ended.to_string();
+        match ended {
+            Ended::Replaced => Status::aborted(text),
+            Ended::ShuttingDown => Status::unavailable(text),
+            Ended::NotItself => Status::permission_denied(text),
+            Ended::Silent | Ended::NotReading => Status::deadline_exceeded(text),
+            Ended::Refused(_) => Status::invalid_argument(text),
+            Ended::Left | Ended::Broken(_) => Status::cancelled(text),
+        }
+    }
+}
+
+/// The aggregated discovery service.
+#[derive(Debug)]
+pub(crate) struct Ads {
+    publisher: Publisher,
+    shutdown: CancellationToken,
+}
+
+impl Publisher {
+    /// The gRPC service. Its streams end when `shutdown` is cancelled; a server does not stop before they do.
+    pub(crate) fn service(&self, shutdown: CancellationToken) -> AggregatedDiscoveryServiceServer<Ads> {
+        AggregatedDiscoveryServiceServer::new(Ads { publisher: self.clone(), shutdown })
+            .max_decoding_message_size(REQUEST_BYTES_MAX)
+    }
+}
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Ads {
+    type StreamAggregatedResourcesStream = Pending<Result<DiscoveryResponse, Status>>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        _: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<tonic::Response<Self::StreamAggregatedResourcesStream>, Status> {
+        Err(Status::unimplemented("only delta xDS is served: set api_type to DELTA_GRPC"))
+    }
+
+    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<tonic::Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let peer =
+            peer.ok_or_else(|| Status::unauthenticated("a client certificate of this mesh is required"))?;
+        let (encoded, responses) = mpsc::channel(ENCODED_AHEAD);
+        let stream = Stream {
+            session: Session::new(&peer.instance, &peer.identity.namespace, 0),
+            publications: self.publisher.publications(),
+            vouched: self.publisher.vouched_until(),
+            connection: self.publisher.connect(peer.clone()),
+            publisher: self.publisher.clone(),
+            shutdown: self.shutdown.clone(),
+            peer,
+            requests: request.into_inner(),
+            outgoing: VecDeque::new(),
+            encoded,
+        };
+        tokio::spawn(stream.run());
+        Ok(tonic::Response::new(ReceiverStream::new(responses)))
+    }
+}
+
+struct Stream {
+    publisher: Publisher,
+    connection: Arc<Connection>,
+    peer: Peer,
+    shutdown: CancellationToken,
+    session: Session,
+    requests: Streaming<DeltaDiscoveryRequest>,
+    publications: watch::Receiver<Option<Arc<Publication>>>,
+    vouched: watch::Receiver<Duration>,
+    /// What the session wants sent; as long as its windows allow.
+    outgoing: VecDeque<Arc<Response>>,
+    encoded: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+}
+
+impl Stream {
+    async fn run(mut self) {
+        let encoded = self.encoded.clone();
+        let ended = tokio::select! {
+            () = encoded.closed() => Ended::Left,
+            () = self.shutdown.clone().cancelled_owned() => Ended::ShuttingDown,
+            () = self.connection.replaced.clone().cancelled_owned() => Ended::Replaced,
+            ended = self.converse() => ended,
+        };
+        tracing::debug!(proxy = %self.peer.instance, %ended, "a stream ended");
+        self.publisher.disconnect(&self.connection);
+        // A proxy that does not read gets no farewell: closing the channel ends its stream all the same.
+        let _ = self.encoded.try_send(Err(Status::from(&ended)));
+    }
+
+    async fn converse(&mut self) -> Ended {
+        let Err(ended) = self.exchange().await;
+        ended
+    }
+
+    async fn exchange(&mut self) -> Result<Infallible, Ended> {
+        let first = tokio::time::timeout(FIRST_WORD_WITHIN, self.requests.message());
+        let first = received(first.await.map_err(|_| Ended::Silent)?)?;
+        if first.node.as_ref().map(|node| node.id.as_str()) != Some(self.peer.instance.as_str()) {
+            return Err(Ended::NotItself);
+        }
+        // Nothing is known before the first publication, and nothing is not an answer: proxies keep what they have.
+        let mut publication = self.next_publication().await?;
+        self.session =
+            Session::new(&self.peer.instance, &self.peer.identity.namespace, publication.catalog.epoch);
+        self.receive(&first, &publication)?;
+
+        let encoded = self.encoded.clone();
+        let patience = tokio::time::sleep(READ_WITHIN);
+        tokio::pin!(patience);
+        loop {
+            let wake_in = self.session.next_wake().map(|at| at.saturating_sub(self.publisher.uptime()));
+            tokio::select! {
+                biased;
+                permit = encoded.reserve(), if !self.outgoing.is_empty() => {
+                    let permit = permit.map_err(|_| Ended::Left)?;
+                    if let Some(response) = self.outgoing.pop_front() {
+                        permit.send(Ok(response.to_wire()));
+                    }
+                    patience.set(tokio::time::sleep(READ_WITHIN));
+                }
+                request = self.requests.message() => {
+                    self.receive(&received(request)?, &publication)?;
+                    if self.outgoing.is_empty() {
+                        patience.set(tokio::time::sleep(READ_WITHIN));
+                    }
+                }
+                next = self.publications.changed() => {
+                    next.map_err(|_| Ended::ShuttingDown)?;
+                    publication = self.next_publication().await?;
+                    self.follow(&publication);
+                }
+                changed = self.vouched.changed() => {
+                    changed.map_err(|_| Ended::ShuttingDown)?;
+                    self.wake(&publication);
+                }
+                () = tokio::time::sleep(wake_in.unwrap_or_default()), if wake_in.is_some() => {
+                    self.wake(&publication);
+                }
+                () = &mut patience, if !self.outgoing.is_empty() => return Err(Ended::NotReading),
+            }
+        }
+    }
+
+    async fn next_publication(&mut self) -> Result<Arc<Publication>, Ended> {
+        let publication = self.publications.wait_for(Option::is_some).await;
+        publication.ok().and_then(|publication| publication.clone()).ok_or(Ended::ShuttingDown)
+    }
+
+    fn receive(&mut self, request: &DeltaDiscoveryRequest, publication: &Publication) -> Result<(), Ended> {
+        let published = self.publisher.published(publication);
+        let reaction = self.session.receive(request, &published, self.publisher.uptime())?;
+        self.react(reaction);
+        Ok(())
+    }
+
+    fn follow(&mut self, publication: &Publication) {
+        let published = self.publisher.published(publication);
+        let now = self.publisher.uptime();
+        let reaction = match publication.since(self.session.seen_epoch()) {
+            Some(changes) => self.session.publish(&published, changes, now),
+            None => self.session.resync(&published, now),
+        };
+        self.react(reaction);
+    }
+
+    fn wake(&mut self, publication: &Publication) {
+        let published = self.publisher.published(publication);
+        let reaction = self.session.wake(&published, self.publisher.uptime());
+        self.react(reaction);
+    }
+
+    fn react(&mut self, reaction: Reaction) {
+        let Reaction { responses, rejections, ignored } = reaction;
+        self.outgoing.extend(responses);
+        if ignored > 0 {
+            tracing::debug!(proxy = %self.peer.instance, ignored, "a request meant nothing");
+        }
+        self.publisher.note(&self.connection, &self.session, rejections);
+    }
+}
+
+fn received(message: Result<Option<DeltaDiscoveryRequest>, Status>) -> Result<DeltaDiscoveryRequest, Ended> {
+    message.map_err(Ended::Broken)?.ok_or(Ended::Left)
+}
