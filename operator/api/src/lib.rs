@@ -1,1 +1,29 @@
-//! Placeholder.
+//! The resources users write: their Kubernetes shapes, how files of them are read, and what they mean.
+//!
+//! [`mesh_policy`], [`canary`] and [`service`] are the shapes, the one source of the schemas. [`read_file`] takes a
+//! text through three stages: YAML to a tree that knows its lines, the tree against the schema, the typed shape to a
+//! value of core. Nothing here does IO.
+
+#[expect(unreachable_pub, reason = "KubeSchema copies its structs into functions")]
+#[expect(clippy::duplicated_attributes, reason = "every print column has its type")]
+pub mod canary;
+#[expect(unreachable_pub, reason = "KubeSchema copies its structs into functions")]
+#[expect(clippy::duplicated_attributes, reason = "every print column has its type")]
+pub mod mesh_policy;
+pub mod quantity;
+#[expect(unreachable_pub, reason = "KubeSchema copies its structs into functions")]
+pub mod service;
+pub mod status;
+
+mod field;
+mod kind;
+mod meaning;
+mod read;
+mod schema;
+mod yaml;
+
+pub use read::{
+    DEFAULT_NAMESPACE, FILE_BYTES_MAX, FileError, Object, Parsed, Refused, Value, merge, read_file,
+};
+pub use schema::NotYet;
+pub use yaml::Location;

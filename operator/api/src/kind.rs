@@ -1,0 +1,167 @@
+//! The kinds of objects a file may hold.
+
+use crate::{
+    canary::Canary,
+    field::{FieldPath, Finding},
+    mesh_policy::MeshPolicy,
+    quantity::{NameText, NamespaceText},
+    schema,
+    service::ServiceSpec,
+    yaml::Node,
+};
+use airlane_core::id::ObjectKind;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps,
+};
+use kube::CustomResourceExt;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use std::{collections::BTreeMap, sync::LazyLock};
+
+/// What Kubernetes writes into `metadata` by itself: it is in every object printed by kubectl and says nothing here.
+pub(crate) const SERVER_SET: [&str; 11] = [
+    "creationTimestamp",
+    "deletionGracePeriodSeconds",
+    "deletionTimestamp",
+    "finalizers",
+    "generateName",
+    "generation",
+    "managedFields",
+    "ownerReferences",
+    "resourceVersion",
+    "selfLink",
+    "uid",
+];
+
+/// A kind of object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    MeshPolicy,
+    Canary,
+    Service,
+}
+
+impl From<Kind> for ObjectKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::MeshPolicy => ObjectKind::MeshPolicy,
+            Kind::Canary => ObjectKind::Canary,
+            Kind::Service => ObjectKind::Service,
+        }
+    }
+}
+
+/// The metadata an author writes.
+#[derive(JsonSchema, Deserialize)]
+pub(crate) struct Metadata {
+    /// The object's name.
+    pub(crate) name: NameText,
+    /// Its namespace.
+    pub(crate) namespace: Option<NamespaceText>,
+    /// Marks for people and tools.
+    #[serde(default)]
+    #[expect(dead_code, reason = "known and allowed; nothing here reads them")]
+    labels: BTreeMap<String, String>,
+    /// Notes for people and tools; `airlane.dev/promote`, `/abort` and `/retry` are verbs on a Canary.
+    #[serde(default)]
+    pub(crate) annotations: BTreeMap<String, String>,
+}
+
+/// The schemas of whole documents, by kind.
+struct Schemas {
+    mesh_policy: JSONSchemaProps,
+    canary: JSONSchemaProps,
+    service: JSONSchemaProps,
+}
+
+static SCHEMAS: LazyLock<Schemas> = LazyLock::new(|| Schemas {
+    mesh_policy: document(spec_of(MeshPolicy::crd())),
+    canary: document(spec_of(Canary::crd())),
+    service: document(structural::<ServiceSpec>()),
+});
+
+impl Kind {
+    const ALL: [Kind; 3] = [Kind::MeshPolicy, Kind::Canary, Kind::Service];
+
+    fn api_version(self) -> &'static str {
+        match self {
+            Kind::MeshPolicy | Kind::Canary => "airlane.dev/v1alpha1",
+            Kind::Service => "v1",
+        }
+    }
+
+    /// The kind a document says it has.
+    pub(crate) fn of(root: &Node) -> Result<Kind, Finding> {
+        let find = |path: &str, message: String, mend: String| {
+            let path = FieldPath::of(path);
+            Finding { at: Some(path.locate(root)), path, message, mend }
+        };
+        let field = |name: &str, example: &str| {
+            let value = root.get(name).and_then(Node::text).filter(|text| !text.is_empty());
+            value.ok_or_else(|| find(name, "is missing".into(), format!("add {name}: {example}")))
+        };
+        let kind = field("kind", "MeshPolicy")?;
+        let Some(known) = Kind::ALL.into_iter().find(|known| format!("{known:?}") == kind) else {
+            let names = Kind::ALL.map(|known| format!("{known:?}"));
+            let (_, mend) = schema::unknown(kind, names.iter().map(String::as_str));
+            return Err(find("kind", format!("there is no kind {kind:?} here"), mend));
+        };
+        let api_version = field("apiVersion", known.api_version())?;
+        if api_version != known.api_version() {
+            let mend = format!("write {}", known.api_version());
+            return Err(find("apiVersion", format!("{api_version:?} has no {kind}"), mend));
+        }
+        Ok(known)
+    }
+
+    /// The schema of a whole document.
+    pub(crate) fn schema(self) -> &'static JSONSchemaProps {
+        match self {
+            Kind::MeshPolicy => &SCHEMAS.mesh_policy,
+            Kind::Canary => &SCHEMAS.canary,
+            Kind::Service => &SCHEMAS.service,
+        }
+    }
+
+    /// What happens without a field that is not supported yet.
+    pub(crate) fn without(self, path: &FieldPath) -> &'static str {
+        match (self, path.to_string().as_str()) {
+            (Kind::MeshPolicy, "spec.access") => "nobody is refused by it",
+            (Kind::MeshPolicy, "spec.rateLimits") => "nothing is limited by it",
+            (Kind::Canary, "spec.match" | "spec.gates") => "the canary is held as long as this is here",
+            (Kind::Canary, path) if path.starts_with("spec.objectives") => "it is not judged",
+            (Kind::Service, _) => "without Kubernetes it has no effect",
+            _ => "it has no effect",
+        }
+    }
+}
+
+#[expect(
+    clippy::expect_used,
+    reason = "kube's derive always writes one version with a schema; any test would fail"
+)]
+fn spec_of(crd: CustomResourceDefinition) -> JSONSchemaProps {
+    let version = crd.spec.versions.into_iter().next();
+    let schema = version.and_then(|version| version.schema).and_then(|schema| schema.open_api_v3_schema);
+    let spec =
+        schema.and_then(|schema| schema.properties).and_then(|mut properties| properties.remove("spec"));
+    spec.expect("a custom resource has a schema with a spec")
+}
+
+#[expect(clippy::expect_used, reason = "depends on the type alone; any test would fail")]
+fn structural<T: JsonSchema>() -> JSONSchemaProps {
+    schema::of::<T>().expect("the type has a structural schema")
+}
+
+/// The schema of a document with this spec.
+fn document(spec: JSONSchemaProps) -> JSONSchemaProps {
+    let text = || JSONSchemaProps { type_: Some("string".into()), ..Default::default() };
+    let properties =
+        [("apiVersion", text()), ("kind", text()), ("metadata", structural::<Metadata>()), ("spec", spec)];
+    JSONSchemaProps {
+        type_: Some("object".into()),
+        required: Some(vec!["metadata".into(), "spec".into()]),
+        properties: Some(properties.into_iter().map(|(name, schema)| (name.into(), schema)).collect()),
+        ..Default::default()
+    }
+}

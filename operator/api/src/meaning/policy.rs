@@ -1,0 +1,171 @@
+//! What a `MeshPolicy` means.
+
+use super::Remarks;
+use crate::{field::FieldPath, mesh_policy as shape};
+use airlane_core::{
+    id::{Name, Namespace, ObjectId, ServiceId},
+    policy::{
+        CallsSpec, CircuitBreakerSpec, ConnectionSpec, LoadBalancing, MtlsSpec, Policy, RetriesSpec, Target,
+        TimeoutsSpec,
+    },
+};
+
+/// The policy, if nothing in it must be refused. `system_namespace` is where a policy without target is about the
+/// whole mesh.
+pub(crate) fn policy(
+    id: &ObjectId,
+    spec: &shape::MeshPolicySpec,
+    system_namespace: &Namespace,
+    remarks: &mut Remarks,
+) -> Policy {
+    if let Some(target) = &spec.target_ref {
+        check_target(target, spec, remarks);
+    }
+    if let Some((base, max)) = backoff(spec).filter(|(base, max)| base > max) {
+        let path = FieldPath::of("spec.retries.backoff.max");
+        remarks.refuse(path, format!("{max} is shorter than base, {base}"), "let max be at least base");
+    }
+    Policy {
+        id: id.clone(),
+        generation: 0,
+        age_rank: 0,
+        target: target(&id.namespace, spec.target_ref.as_ref(), system_namespace),
+        calls: calls(spec, remarks),
+        mtls: spec.mtls.as_ref().map(|mtls| MtlsSpec {
+            mode: mtls.mode.map(Into::into),
+            floor: mtls.floor,
+            ports: mtls.ports.iter().map(|port| (port.port, port.mode.into())).collect(),
+        }),
+    }
+}
+
+/// What a policy of this namespace with this `targetRef` is about.
+pub(crate) fn target(
+    namespace: &Namespace,
+    target: Option<&shape::TargetRef>,
+    system_namespace: &Namespace,
+) -> Target {
+    let Some(shape::TargetRef { kind, name, port }) = target else {
+        return if namespace == system_namespace {
+            Target::Mesh
+        } else {
+            Target::Namespace(namespace.clone())
+        };
+    };
+    let (namespace, name): (Namespace, Name) = (namespace.clone(), name.0.clone());
+    match kind {
+        shape::TargetKind::Service => Target::Service { service: ServiceId { namespace, name }, port: *port },
+        shape::TargetKind::ServiceAccount => Target::ServiceAccount { namespace, name },
+        shape::TargetKind::Deployment | shape::TargetKind::StatefulSet | shape::TargetKind::DaemonSet => {
+            Target::Workload { namespace, name }
+        }
+    }
+}
+
+fn check_target(target: &shape::TargetRef, spec: &shape::MeshPolicySpec, remarks: &mut Remarks) {
+    let kind = target.kind;
+    if spec.mtls.as_ref().is_some_and(|mtls| mtls.floor == Some(true)) {
+        let mend = "remove floor, or write it in a policy without targetRef";
+        let message = format!("a floor is for a namespace or the mesh, not for one {kind:?}");
+        remarks.refuse(FieldPath::of("spec.mtls.floor"), message, mend);
+    }
+    if kind == shape::TargetKind::Service {
+        return;
+    }
+    if target.port.is_some() {
+        let message = format!("a {kind:?} has no ports to choose from");
+        remarks.refuse(FieldPath::of("spec.targetRef.port"), message, "remove it, or target the Service");
+    }
+    let calls = [
+        ("loadBalancing", spec.load_balancing.is_some()),
+        ("timeouts", spec.timeouts.is_some()),
+        ("retries", spec.retries.is_some()),
+        ("circuitBreaker", spec.circuit_breaker.is_some()),
+        ("connection", spec.connection.is_some()),
+    ];
+    for (section, _) in calls.into_iter().filter(|(_, present)| *present) {
+        let message = format!("{section} belongs to the Service that is called, not to a {kind:?}");
+        let mend = format!("put {section} into a policy whose targetRef is the Service");
+        remarks.refuse(FieldPath::of("spec").key(section), message, mend);
+    }
+}
+
+fn backoff(spec: &shape::MeshPolicySpec) -> Option<(crate::quantity::Duration, crate::quantity::Duration)> {
+    let backoff = spec.retries.as_ref()?.backoff.as_ref()?;
+    backoff.base.zip(backoff.max)
+}
+
+fn calls(spec: &shape::MeshPolicySpec, remarks: &mut Remarks) -> CallsSpec {
+    CallsSpec {
+        timeouts: spec.timeouts.as_ref().map(timeouts).unwrap_or_default(),
+        retries: spec.retries.as_ref().map(retries).unwrap_or_default(),
+        circuit_breaker: spec.circuit_breaker.as_ref().map(circuit_breaker).unwrap_or_default(),
+        load_balancing: spec.load_balancing.as_ref().and_then(|section| load_balancing(section, remarks)),
+        connection: spec.connection.as_ref().map(connection).unwrap_or_default(),
+    }
+}
+
+fn timeouts(section: &shape::Timeouts) -> TimeoutsSpec {
+    TimeoutsSpec {
+        request: section.request.map(|duration| duration.0),
+        stream_idle: section.stream_idle.map(|duration| duration.0),
+        connection_idle: section.connection_idle.map(|duration| duration.0),
+        connect: section.connect.map(|duration| duration.0),
+    }
+}
+
+fn retries(section: &shape::Retries) -> RetriesSpec {
+    let backoff = section.backoff.clone().unwrap_or_default();
+    let budget = section.budget.clone().unwrap_or_default();
+    RetriesSpec {
+        attempts: section.attempts,
+        per_try_timeout: section.per_try_timeout.map(|duration| duration.0),
+        retry_on: section.retry_on.as_ref().map(|conditions| conditions.iter().map(|c| c.0).collect()),
+        backoff_base: backoff.base.map(|duration| duration.0),
+        backoff_max: backoff.max.map(|duration| duration.0),
+        budget_percent: budget.percent,
+        budget_min_concurrent: budget.min_concurrent,
+        methods: section.methods.as_ref().map(|methods| methods.iter().map(|m| m.0.clone()).collect()),
+    }
+}
+
+fn circuit_breaker(section: &shape::CircuitBreaker) -> CircuitBreakerSpec {
+    let limits = section.limits.clone().unwrap_or_default();
+    let outliers = section.outlier_detection.clone().unwrap_or_default();
+    let when_open = section.when_open.clone().unwrap_or_default();
+    CircuitBreakerSpec {
+        max_connections: limits.max_connections,
+        max_pending_requests: limits.max_pending_requests,
+        max_requests: limits.max_requests,
+        max_retries: limits.max_retries,
+        max_requests_per_connection: limits.max_requests_per_connection,
+        consecutive_5xx: outliers.consecutive_5xx,
+        consecutive_gateway_errors: outliers.consecutive_gateway_errors,
+        interval: outliers.interval.map(|duration| duration.0),
+        base_ejection_time: outliers.base_ejection_time.map(|duration| duration.0),
+        max_ejection_percent: outliers.max_ejection_percent,
+        when_open_body: when_open.body,
+        when_open_retry_after: when_open.retry_after.map(|duration| duration.0),
+    }
+}
+
+fn load_balancing(section: &shape::LoadBalancing, remarks: &mut Remarks) -> Option<LoadBalancing> {
+    match section.policy? {
+        shape::LoadBalancingPolicy::RoundRobin => Some(LoadBalancing::RoundRobin),
+        shape::LoadBalancingPolicy::LeastRequest => Some(LoadBalancing::LeastRequest),
+        shape::LoadBalancingPolicy::Random => Some(LoadBalancing::Random),
+        policy @ (shape::LoadBalancingPolicy::RingHash | shape::LoadBalancingPolicy::Maglev) => {
+            let path = FieldPath::of("spec.loadBalancing.policy");
+            remarks
+                .not_yet(&path, &format!("{policy:?} is not used; write RoundRobin, LeastRequest or Random"));
+            None
+        }
+    }
+}
+
+fn connection(section: &shape::Connection) -> ConnectionSpec {
+    ConnectionSpec {
+        http2: section.http2.map(Into::into),
+        max_age: section.max_age.map(|duration| duration.0),
+    }
+}

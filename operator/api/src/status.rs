@@ -1,0 +1,62 @@
+//! What every status has in common.
+
+use airlane_core::problem::Problem;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// One thing that is so, or not, or not known. Without a transition time: times live in metrics and the dashboard,
+/// so that a status is written only when something changed.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// What.
+    #[serde(rename = "type")]
+    #[schemars(length(max = 63))]
+    pub type_: String,
+    /// "True", "False" or "Unknown".
+    pub status: ConditionStatus,
+    /// Why, for machines.
+    #[schemars(length(max = 63))]
+    pub reason: String,
+    /// Why, for people.
+    #[serde(default)]
+    #[schemars(length(max = 4096))]
+    pub message: String,
+    /// The generation it speaks of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+}
+
+/// Whether it is so.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "Kubernetes' own three values")]
+pub enum ConditionStatus {
+    True,
+    False,
+    Unknown,
+}
+
+/// A [`Problem`] without its subject, which is the object it is written on.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct FieldProblem {
+    /// The field's path, empty for the whole object.
+    #[serde(default)]
+    #[schemars(length(max = 512))]
+    pub field: String,
+    /// The kind of problem, for machines.
+    #[schemars(length(max = 63))]
+    pub reason: String,
+    /// What is wrong and what to do.
+    #[schemars(length(max = 4096))]
+    pub message: String,
+}
+
+impl From<&Problem> for FieldProblem {
+    fn from(problem: &Problem) -> Self {
+        FieldProblem {
+            field: problem.field.clone(),
+            reason: problem.reason.to_string(),
+            message: problem.message.clone(),
+        }
+    }
+}

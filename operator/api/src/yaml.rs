@@ -1,0 +1,429 @@
+//! YAML text → documents whose every node knows its line.
+//!
+//! The only module that knows the YAML parser. Scalars keep their text: whether `yes` is a word or a truth is
+//! decided where the field's type is known, so YAML 1.1's surprises cannot happen here.
+
+use serde_saphyr::granit_parser::{Event, Marker, Parser, ScalarStyle, Tag, options};
+use std::collections::HashMap;
+
+/// The most nodes of one document, aliases expanded: what bounds a "billion laughs".
+const NODES_MAX: usize = 50_000;
+/// The deepest nesting, aliases expanded.
+const DEPTH_MAX: usize = 64;
+
+/// A place in a file, both from 1.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Location {
+    /// The line.
+    pub line: usize,
+    /// The column, in characters.
+    pub column: usize,
+}
+
+impl Location {
+    /// The first character of a file.
+    pub const START: Location = Location { line: 1, column: 1 };
+}
+
+/// A node and where it stands.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub(crate) at: Location,
+    pub(crate) value: Value,
+}
+
+/// What a node holds.
+#[derive(Clone, Debug)]
+pub(crate) enum Value {
+    /// `plain`: written without quotes, so that it may also be a number, a truth or nothing.
+    Scalar {
+        text: String,
+        plain: bool,
+    },
+    List(Vec<Node>),
+    /// In the author's order; keys are unique.
+    Map(Vec<Entry>),
+}
+
+/// One `key: value`.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) key: String,
+    pub(crate) key_at: Location,
+    pub(crate) value: Node,
+}
+
+impl Node {
+    /// The value of a key, if this is a map that has it.
+    pub(crate) fn get(&self, key: &str) -> Option<&Node> {
+        match &self.value {
+            Value::Map(entries) => entries.iter().find(|entry| entry.key == key).map(|entry| &entry.value),
+            _ => None,
+        }
+    }
+
+    /// The value of a key, to be changed.
+    pub(crate) fn get_mut(&mut self, key: &str) -> Option<&mut Node> {
+        match &mut self.value {
+            Value::Map(entries) => {
+                entries.iter_mut().find(|entry| entry.key == key).map(|entry| &mut entry.value)
+            }
+            _ => None,
+        }
+    }
+
+    /// Forgets a key.
+    pub(crate) fn remove(&mut self, key: &str) {
+        if let Value::Map(entries) = &mut self.value {
+            entries.retain(|entry| entry.key != key);
+        }
+    }
+
+    /// The text of a scalar.
+    pub(crate) fn text(&self) -> Option<&str> {
+        match &self.value {
+            Value::Scalar { text, .. } => Some(text),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing is written here (`null` of the YAML 1.2 core schema).
+    pub(crate) fn is_null(&self) -> bool {
+        matches!(&self.value, Value::Scalar { text, plain: true } if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"))
+    }
+
+    fn height(&self) -> usize {
+        match &self.value {
+            Value::Scalar { .. } => 1,
+            Value::List(items) => 1 + items.iter().map(Node::height).max().unwrap_or(0),
+            Value::Map(entries) => 1 + entries.iter().map(|entry| entry.value.height()).max().unwrap_or(0),
+        }
+    }
+
+    fn size(&self) -> usize {
+        match &self.value {
+            Value::Scalar { .. } => 1,
+            Value::List(items) => 1 + items.iter().map(Node::size).sum::<usize>(),
+            Value::Map(entries) => 1 + entries.iter().map(|entry| entry.value.size()).sum::<usize>(),
+        }
+    }
+}
+
+/// What is wrong with the text of a document, and the mend.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct SyntaxError {
+    pub(crate) at: Location,
+    pub(crate) message: String,
+    pub(crate) mend: String,
+}
+
+/// One document of a file.
+pub(crate) struct Document {
+    /// The tree, or `None` if nothing can be made of the text. An empty document is a null scalar.
+    pub(crate) root: Option<Node>,
+    /// What is wrong. A document with a root may still have some (a key given twice).
+    pub(crate) errors: Vec<SyntaxError>,
+}
+
+/// The documents of a text. A document that cannot be read does not hide the next one: a line that starts with
+/// `---` is a document's start wherever it stands (YAML 1.2.2, 9.1.2), so documents are cut before they are parsed.
+pub(crate) fn documents(text: &str) -> Vec<Document> {
+    chunks(text).into_iter().map(|(lines_before, chunk)| document(chunk, lines_before)).collect()
+}
+
+/// The texts of the documents, each with the number of lines before it.
+fn chunks(text: &str) -> Vec<(usize, &str)> {
+    let mut chunks = Vec::new();
+    let (mut start, mut start_line, mut offset) = (0, 0, 0);
+    let mut has_content = false;
+    for (number, line) in text.split_inclusive('\n').enumerate() {
+        let is_marker = line
+            .strip_prefix("---")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        if is_marker && has_content {
+            chunks.push((start_line, &text[start..offset]));
+        }
+        if is_marker {
+            (start, start_line, has_content) = (offset, number, true);
+        } else if !line.trim().is_empty() && !line.starts_with(['#', '%']) {
+            has_content = true;
+        }
+        offset += line.len();
+    }
+    if has_content {
+        chunks.push((start_line, &text[start..]));
+    }
+    chunks
+}
+
+fn document(chunk: &str, lines_before: usize) -> Document {
+    let options = options! {
+        emit_comments: false,
+        flow_nesting_limit: DEPTH_MAX,
+        block_nesting_limit: DEPTH_MAX,
+    };
+    let mut builder = Builder {
+        parser: Parser::new_from_str_with_options(chunk, options),
+        lines_before,
+        anchors: HashMap::new(),
+        nodes: 0,
+        errors: Vec::new(),
+    };
+    let root = match builder.document() {
+        Ok(root) => Some(root),
+        Err(fatal) => {
+            builder.errors.push(fatal);
+            None
+        }
+    };
+    Document { root, errors: builder.errors }
+}
+
+struct Builder<'t> {
+    parser: Parser<'t, serde_saphyr::granit_parser::StrInput<'t>>,
+    lines_before: usize,
+    anchors: HashMap<usize, Node>,
+    nodes: usize,
+    errors: Vec<SyntaxError>,
+}
+
+impl<'t> Builder<'t> {
+    fn location(&self, marker: &Marker) -> Location {
+        Location { line: self.lines_before + marker.line().max(1), column: marker.col() + 1 }
+    }
+
+    fn next(&mut self) -> Result<(Event<'t>, Location), SyntaxError> {
+        match self.parser.next_event() {
+            Some(Ok((event, span))) => Ok((event, self.location(&span.start))),
+            Some(Err(error)) => Err(SyntaxError {
+                at: self.location(error.marker()),
+                message: format!("this is not YAML: {}", error.info()),
+                mend: "check the indentation, quotes and brackets here and on the line above".into(),
+            }),
+            None => Ok((Event::StreamEnd, Location { line: self.lines_before + 1, column: 1 })),
+        }
+    }
+
+    fn document(&mut self) -> Result<Node, SyntaxError> {
+        loop {
+            let (event, at) = self.next()?;
+            match event {
+                Event::StreamStart | Event::DocumentStart(..) => {}
+                Event::StreamEnd | Event::DocumentEnd => {
+                    return Ok(Node { at, value: Value::Scalar { text: String::new(), plain: true } });
+                }
+                event => {
+                    let root = self.node(event, at, 1)?;
+                    self.end()?;
+                    return Ok(root);
+                }
+            }
+        }
+    }
+
+    /// What follows the root: nothing, or text that `...` cut off.
+    fn end(&mut self) -> Result<(), SyntaxError> {
+        loop {
+            let (event, at) = self.next()?;
+            match event {
+                Event::StreamEnd => return Ok(()),
+                Event::DocumentEnd | Event::DocumentStart(..) => {}
+                _ => {
+                    return Err(SyntaxError {
+                        at,
+                        message: "a second document starts here".into(),
+                        mend: "put a line `---` before it".into(),
+                    });
+                }
+            }
+        }
+    }
+
+    fn node(&mut self, event: Event<'t>, at: Location, depth: usize) -> Result<Node, SyntaxError> {
+        self.spend(1, depth, at)?;
+        let (anchor, value) = match event {
+            Event::Scalar(text, style, anchor, tag) => {
+                let forced_text = self.tag(tag.as_deref(), at) == Some("str");
+                let plain = style == ScalarStyle::Plain && !forced_text;
+                (anchor, Value::Scalar { text: text.into_owned(), plain })
+            }
+            Event::SequenceStart(_, anchor, tag) => {
+                self.tag(tag.as_deref(), at);
+                (anchor, self.list(depth)?)
+            }
+            Event::MappingStart(_, anchor, tag) => {
+                self.tag(tag.as_deref(), at);
+                (anchor, self.map(depth)?)
+            }
+            Event::Alias(id) => {
+                let Some(node) = self.anchors.get(&id).cloned() else {
+                    return Err(SyntaxError {
+                        at,
+                        message: "this alias is inside what it names".into(),
+                        mend: "write the value out".into(),
+                    });
+                };
+                self.spend(node.size(), depth + node.height(), at)?;
+                return Ok(node);
+            }
+            _ => {
+                return Err(SyntaxError {
+                    at,
+                    message: "a value was expected here".into(),
+                    mend: "write one".into(),
+                });
+            }
+        };
+        let node = Node { at, value };
+        if anchor != 0 {
+            self.anchors.insert(anchor, node.clone());
+        }
+        Ok(node)
+    }
+
+    fn list(&mut self, depth: usize) -> Result<Value, SyntaxError> {
+        let mut items = Vec::new();
+        loop {
+            match self.next()? {
+                (Event::SequenceEnd, _) => return Ok(Value::List(items)),
+                (event, at) => items.push(self.node(event, at, depth + 1)?),
+            }
+        }
+    }
+
+    fn map(&mut self, depth: usize) -> Result<Value, SyntaxError> {
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut lines: HashMap<String, usize> = HashMap::new();
+        loop {
+            let (event, key_at) = match self.next()? {
+                (Event::MappingEnd, _) => return Ok(Value::Map(entries)),
+                key => key,
+            };
+            let Value::Scalar { text: key, .. } = self.node(event, key_at, depth + 1)?.value else {
+                return Err(SyntaxError {
+                    at: key_at,
+                    message: "a field's name must be a word".into(),
+                    mend: "put text with { or [ in quotes".into(),
+                });
+            };
+            let (event, at) = self.next()?;
+            let value = self.node(event, at, depth + 1)?;
+            match lines.get(&key) {
+                Some(line) => self.errors.push(SyntaxError {
+                    at: key_at,
+                    message: format!("{key:?} is given twice, first on line {line}"),
+                    mend: "keep one of the two".into(),
+                }),
+                None => {
+                    lines.insert(key.clone(), key_at.line);
+                    entries.push(Entry { key, key_at, value });
+                }
+            }
+        }
+    }
+
+    /// The tag's name in YAML's core schema. Other tags ask for types we do not have.
+    fn tag<'a>(&mut self, tag: Option<&'a Tag>, at: Location) -> Option<&'a str> {
+        let tag = tag?;
+        let core = tag.core_suffix();
+        if core.is_none() {
+            self.errors.push(SyntaxError {
+                at,
+                message: format!("the tag {} means nothing here", tag.original()),
+                mend: "remove it".into(),
+            });
+        }
+        core
+    }
+
+    fn spend(&mut self, nodes: usize, depth: usize, at: Location) -> Result<(), SyntaxError> {
+        self.nodes += nodes;
+        if self.nodes > NODES_MAX {
+            return Err(SyntaxError {
+                at,
+                message: format!("the document has more than {NODES_MAX} values, aliases expanded"),
+                mend: "split it, and use fewer aliases".into(),
+            });
+        }
+        if depth > DEPTH_MAX {
+            return Err(SyntaxError {
+                at,
+                message: format!("the document is nested more than {DEPTH_MAX} deep"),
+                mend: "flatten it".into(),
+            });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A short text of a tree: scalars as written with `'` around quoted ones, `@line` after keys.
+    fn show(node: &Node) -> String {
+        match &node.value {
+            Value::Scalar { text, plain: true } => text.clone(),
+            Value::Scalar { text, plain: false } => format!("'{text}'"),
+            Value::List(items) => format!("[{}]", items.iter().map(show).collect::<Vec<_>>().join(" ")),
+            Value::Map(entries) => {
+                let entries =
+                    entries.iter().map(|e| format!("{}@{}={}", e.key, e.key_at.line, show(&e.value)));
+                format!("{{{}}}", entries.collect::<Vec<_>>().join(" "))
+            }
+        }
+    }
+
+    fn check(text: &str, expected: &[&str]) {
+        let shown: Vec<String> = documents(text)
+            .iter()
+            .map(|document| {
+                let errors =
+                    document.errors.iter().map(|e| format!("!{}:{} {}", e.at.line, e.at.column, e.message));
+                document.root.iter().map(show).chain(errors).collect::<Vec<_>>().join(" ")
+            })
+            .collect();
+        assert_eq!(shown, expected, "{text}");
+    }
+
+    #[test]
+    fn nodes_know_their_lines_across_documents() {
+        check("a: 1\nb:\n  - x\n  - 'y'\n", &["{a@1=1 b@2=[x 'y']}"]);
+        check("# head\n---\na: 1\n---\n\nb: 2\n", &["{a@3=1}", "{b@6=2}"]);
+        check("a: 1\r\n---\r\nb: 2\r\n", &["{a@1=1}", "{b@3=2}"]);
+        check("--- {a: 1}\n--- # nothing\n---\nb: 2", &["{a@1=1}", "~", "{b@4=2}"]);
+        check("%YAML 1.2\n---\na: 1\n", &["{a@3=1}"]);
+        check("", &[]);
+        check("# only a remark\n", &[]);
+        check("{\"a\": [true, null]}", &["{a@1=[true null]}"]);
+    }
+
+    #[test]
+    fn words_stay_words() {
+        check("on: yes\nn: 0o17\nv: !!str 5\n", &["{on@1=yes n@2=0o17 v@3='5'}"]);
+    }
+
+    #[test]
+    fn a_broken_document_does_not_hide_the_next() {
+        check("a: [1\n---\nb: 2\n", &["!1:4 this is not YAML: unclosed bracket '['", "{b@3=2}"]);
+        check("a: 1\na: 2\n---\nb: 2\n", &["{a@1=1} !2:1 \"a\" is given twice, first on line 1", "{b@4=2}"]);
+        check("a: 1\n...\nb: 2\n", &["!3:1 a second document starts here"]);
+        check("a: !secret x\n", &["{a@1=x} !1:12 the tag !secret means nothing here"]);
+    }
+
+    #[test]
+    fn aliases_are_expanded_within_bounds() {
+        check("a: &x [1, 2]\nb: *x\n", &["{a@1=[1 2] b@2=[1 2]}"]);
+        check("a: &x [*x]\n", &["!1:8 this alias is inside what it names"]);
+        let laughs = (1..12).fold("a0: &a0 [x, x, x, x, x, x]\n".to_string(), |text, i| {
+            text + &format!("a{i}: &a{i} [{}]\n", vec![format!("*a{}", i - 1); 6].join(", "))
+        });
+        let document = documents(&laughs).remove(0);
+        assert!(document.root.is_none());
+        assert!(document.errors[0].message.contains("more than 50000 values"), "{:?}", document.errors);
+        let deep = (1..40).fold("a0: &a0 [x]\n".to_string(), |text, i| {
+            text + &format!("a{i}: &a{i} [[[[*a{}]]]]\n", i - 1)
+        });
+        assert!(documents(&deep)[0].errors[0].message.contains("nested more than 64"));
+    }
+}
