@@ -40,8 +40,21 @@ pub struct Service {
     pub ports: Vec<Port>,
 }
 
+impl Service {
+    /// Its ports by number. Of a number declared twice the smallest declaration counts, so that the order in which
+    /// they were written does not matter.
+    pub fn by_number(&self) -> BTreeMap<u16, &Port> {
+        let mut ports: BTreeMap<u16, &Port> = BTreeMap::new();
+        for port in &self.ports {
+            let counts = ports.entry(port.number).or_insert(port);
+            *counts = port.min(counts);
+        }
+        ports
+    }
+}
+
 /// One port of a service.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Port {
     /// What callers name.
     pub number: u16,

@@ -70,7 +70,7 @@ pub fn effective(world: &World, service: &ServiceId) -> Option<Effective> {
     if doors.is_empty() {
         doors.push(index.door_alone(declared));
     }
-    let ports = declared.ports.iter().map(|port| {
+    let ports = declared.by_number().into_values().map(|port| {
         let mut rows: Vec<Row> = Vec::new();
         for door in &doors {
             let ruling = door.ruling(port.target);

@@ -133,11 +133,12 @@ impl Found<'_> {
     fn unknown_ports(&mut self, index: &Index<'_>, mtls: &MtlsSpec) {
         let Target::Service { service, .. } = &self.policy.target else { return };
         let Some(declared) = index.world.services.get(service) else { return };
+        let declared = declared.by_number();
         for (said, _) in &mtls.ports {
-            if declared.ports.iter().any(|port| port.target == *said) {
+            if declared.values().any(|port| port.target == *said) {
                 continue;
             }
-            let message = match declared.ports.iter().find(|port| port.number == *said) {
+            let message = match declared.get(said) {
                 Some(port) => format!(
                     "{said} is the port callers name; a door stands before the application: say {}",
                     port.target

@@ -20,6 +20,11 @@ mod policies;
 mod routing;
 mod split;
 
+#[cfg(test)]
+mod laws;
+#[cfg(test)]
+mod worlds;
+
 pub use effective::{Effective, Origin, Row, effective};
 pub use memo::Memo;
 

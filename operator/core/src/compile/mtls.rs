@@ -56,8 +56,8 @@ impl Words {
             self.services.iter().map(|(service, policies)| of_service(service, policies, app_port, base));
         let found = own.into_iter().chain(services).reduce(stricter).unwrap_or(base);
         match self.floor(app_port) {
-            Some(floor) => stricter(found, floor),
-            None => found,
+            Some(floor) if floor.mode > found.mode => floor,
+            _ => found,
         }
     }
 
@@ -77,8 +77,12 @@ pub(super) fn mode_at(mtls: &MtlsSpec, app_port: u16) -> Option<MtlsMode> {
     own.or(mtls.mode)
 }
 
+/// The stricter of two words. Of equal ones the first object in order gets the credit, and any object before the
+/// default, so that the answer does not depend on who was asked first.
 fn stricter<'a>(one: Ruling<'a>, other: Ruling<'a>) -> Ruling<'a> {
-    if other.mode > one.mode { other } else { one }
+    let credit = |ruling: &Ruling<'a>| (ruling.by.is_none(), ruling.by);
+    let better = other.mode.cmp(&one.mode).then_with(|| credit(&one).cmp(&credit(&other)));
+    if better.is_gt() { other } else { one }
 }
 
 fn strictest<'a>(policies: impl IntoIterator<Item = &'a Arc<Policy>>, app_port: u16) -> Option<Ruling<'a>> {
@@ -101,7 +105,8 @@ fn of_service<'a>(
             .filter(move |policy| matches!(&policy.target, Target::Service { port, .. } if *port == wanted))
     };
     let whole = strictest(about(None), app_port).unwrap_or(base);
-    let ports = service.ports.iter().filter(|port| port.target == app_port);
+    let ports = service.by_number();
+    let ports = ports.values().filter(|port| port.target == app_port);
     ports
         .map(|port| strictest(about(Some(port.number)), app_port).unwrap_or(whole))
         .reduce(stricter)

@@ -6,10 +6,7 @@ use crate::{
     policy::{CallsSpec, Policy, Target},
     world::{Service, World},
 };
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 /// The policies of every target.
 pub(super) struct Policies<'w> {
@@ -56,15 +53,12 @@ impl<'w> Policies<'w> {
         let winner =
             |target| self.calls.get(&target).and_then(|of| of.first()).map(|policy| Arc::clone(policy));
         let of_service = |port| Target::Service { service: service.id.clone(), port };
-        let numbers: BTreeSet<u16> = service.ports.iter().map(|port| port.number).collect();
+        let numbers = service.by_number().into_keys();
         Ladder {
             mesh: winner(Target::Mesh),
             namespace: winner(Target::Namespace(service.id.namespace.clone())),
             service: winner(of_service(None)),
-            ports: numbers
-                .into_iter()
-                .filter_map(|number| Some((number, winner(of_service(Some(number)))?)))
-                .collect(),
+            ports: numbers.filter_map(|number| Some((number, winner(of_service(Some(number)))?))).collect(),
         }
     }
 
@@ -101,8 +95,8 @@ impl<'w> Policies<'w> {
 
     fn of_service(&self, service: &Service) -> Vec<Arc<Policy>> {
         let target = |port| Target::Service { service: service.id.clone(), port };
-        let numbers: BTreeSet<u16> = service.ports.iter().map(|port| port.number).collect();
-        let targets = numbers.into_iter().map(Some).chain([None]).map(target);
+        let numbers = service.by_number().into_keys();
+        let targets = numbers.map(Some).chain([None]).map(target);
         targets
             .flat_map(|target| self.about_door(&target).iter().copied().cloned().collect::<Vec<_>>())
             .collect()

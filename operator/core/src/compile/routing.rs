@@ -47,7 +47,8 @@ pub(super) struct Decided {
 /// Decides about a service. What comes out equal to `before` keeps its pointer.
 pub(super) fn decide(inputs: &Inputs, before: Option<&Decided>) -> Decided {
     let mut decided = Decided::default();
-    let ports = declared_ports(&inputs.service, &mut decided.problems);
+    let ports = inputs.service.by_number();
+    check_numbers(&inputs.service, &ports, &mut decided.problems);
     let default_port =
         if ports.contains_key(&HTTP_PORT) { Some(HTTP_PORT) } else { ports.keys().next().copied() };
     for port in ports.into_values() {
@@ -64,22 +65,12 @@ pub(super) fn decide(inputs: &Inputs, before: Option<&Decided>) -> Decided {
     decided
 }
 
-/// The ports by number. Of a number declared twice the smallest declaration counts, so that the order in which they
-/// are written does not matter.
-fn declared_ports<'a>(service: &'a Service, problems: &mut Vec<Problem>) -> BTreeMap<u16, &'a Port> {
-    let mut ports: BTreeMap<u16, &Port> = BTreeMap::new();
-    for port in &service.ports {
-        let first = ports.entry(port.number).or_insert(port);
-        if *first == port {
-            continue;
-        }
-        if (port.target, port.protocol) < (first.target, first.protocol) {
-            *first = port;
-        }
+/// Ports that share a number with another one.
+fn check_numbers(service: &Service, ports: &BTreeMap<u16, &Port>, problems: &mut Vec<Problem>) {
+    for port in service.ports.iter().filter(|port| ports.get(&port.number) != Some(port)) {
         let message = format!("port {} is declared twice: give each port its own number", port.number);
         problems.push(problem_of(service, message));
     }
-    ports
 }
 
 fn problem_of(service: &Service, message: String) -> Problem {
