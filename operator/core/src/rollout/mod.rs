@@ -1,4 +1,46 @@
 //! A canary's plan, its memory and its next step.
+//!
+//! # Transitions
+//!
+//! The first row that applies decides. *Ready* counts endpoints that may be called; *acknowledged* means that every proxy
+//! runs the shares of this progress. Pause and resume (asked or by `suspend`) change whether it is paused, whatever else
+//! applies.
+//!
+//! | from | when | to | canary's share | fail-safe share |
+//! |---|---|---|---|---|
+//! | any | the plan names another canary | Idle, all memory anew | 0 | 0 |
+//! | RolledBack | retry | Idle, all memory anew | 0 | 0 |
+//! | RolledBack | else | – | 0 | 0 |
+//! | RollingBack | acknowledged | RolledBack | 0 | 0 |
+//! | any other | abort | RollingBack | 0 | 0 |
+//! | Succeeded | else | – | all | all |
+//! | Promoting | breached, stable ready | RollingBack | 0 | 0 |
+//! | Promoting | acknowledged | Succeeded | all | all |
+//! | Idle to Paused | promote, canary ready | Promoting | all | all |
+//! | Progressing, Holding, Paused | breached, stable ready | RollingBack | 0 | 0 |
+//! | Progressing, Holding, Paused | no canary ready | Holding (or Paused) | 0 | 0 |
+//! | Progressing, Holding, Paused | breached, no stable ready | Holding (or Paused) | – | – |
+//! | Idle | no canary or no stable ready, or paused | – | 0 | 0 |
+//! | Idle | else | Progressing | step 0's | 0 |
+//! | Progressing, Holding | paused | Paused | step's | certified |
+//! | Progressing to Paused | no stable ready, not the last step | Holding (or Paused) | step's | certified |
+//! | Progressing, Holding | healthy, acknowledged, `at_least` over, a step left | Progressing | next step's | this step's |
+//! | Progressing, Holding | the same, no step left | Promoting | all | all |
+//! | Progressing, Holding, Paused | not paused, unknown for a reason that lasts | Holding | step's | certified |
+//! | Progressing, Holding, Paused | else, not paused | Progressing | step's | certified |
+//!
+//! So [`Verdict::Unknown`](crate::slo::Verdict) never advances, only a healthy one does; a certified share is in the routes before a larger
+//! one is tried, and stays when nobody keeps the current one alive. A rollback moves traffic first, waits until
+//! every proxy acknowledged, and then is one. It needs a stable endpoint to go back to, unless a person asks for it.
+//! If the ladder of a running plan is edited, the rollout goes on from the highest step not above its share.
+
+mod because;
+mod step;
+
+pub use {
+    because::{Because, Refusal},
+    step::{Acknowledged, Facts, Step, objectives, step},
+};
 
 use crate::{
     id::{ObjectId, Revision, ServiceId},
@@ -116,8 +158,14 @@ pub struct Progress {
     pub share: u32,
     /// The canary's share in the routes, which holds when nobody keeps the current one alive.
     pub fail_safe_share: u32,
+    /// The largest share certified so far; the fail-safe share is this one or, without a canary endpoint, 0.
+    pub certified_share: u32,
     /// When the phase or the share changed last.
     pub since_at: Timestamp,
+    /// When the step was entered: what `at_least` counts from.
+    pub step_at: Timestamp,
+    /// A person asked for a pause; only a resume ends it. (`suspend` in the plan pauses as well.)
+    pub pause_asked: bool,
     /// Why it is here: one sentence with its numbers.
     pub because: String,
     /// What is missing while holding.
@@ -126,6 +174,30 @@ pub struct Progress {
     pub judge: crate::slo::Wealth,
     /// The last transitions, newest last, at most 20.
     pub history: Vec<Transition>,
+}
+
+impl Progress {
+    /// How many transitions are kept.
+    pub const HISTORY: usize = 20;
+
+    /// What a rollout begins with: nothing on the canary.
+    pub fn new(plan: &Rollout, now: Timestamp) -> Self {
+        Self {
+            phase: Phase::Idle,
+            canary: plan.canary.clone(),
+            step: 0,
+            share: 0,
+            fail_safe_share: 0,
+            certified_share: 0,
+            since_at: now,
+            step_at: now,
+            pause_asked: false,
+            because: Because::NoCanaryEndpoint.to_string(),
+            needs: None,
+            judge: crate::slo::Wealth::new(now),
+            history: Vec::new(),
+        }
+    }
 }
 
 /// One transition, as it is told to people.
