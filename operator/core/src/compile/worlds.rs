@@ -112,10 +112,13 @@ pub(crate) fn progress(phase: Phase, share: u32, fail_safe_share: u32) -> Progre
         step: 0,
         share,
         fail_safe_share,
+        certified_share: fail_safe_share,
         since_at: jiff::Timestamp::UNIX_EPOCH,
+        step_at: jiff::Timestamp::UNIX_EPOCH,
+        pause_asked: false,
         because: String::new(),
         needs: None,
-        judge: crate::slo::Wealth {},
+        judge: crate::slo::Wealth::new(jiff::Timestamp::UNIX_EPOCH),
         history: Vec::new(),
     }
 }
