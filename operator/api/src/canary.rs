@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 #[kube(
     group = "airlane.dev",
     version = "v1alpha1",
+    doc = "A release of a service that proves itself step by step.",
     kind = "Canary",
     plural = "canaries",
     shortname = "aln-canary",

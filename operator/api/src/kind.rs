@@ -2,6 +2,7 @@
 
 use crate::{
     canary::Canary,
+    crds,
     field::{FieldPath, Finding},
     mesh_policy::MeshPolicy,
     quantity::{NameText, NamespaceText},
@@ -10,9 +11,7 @@ use crate::{
     yaml::Node,
 };
 use airlane_core::id::ObjectKind;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceDefinition, JSONSchemaProps,
-};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSONSchemaProps;
 use kube::CustomResourceExt;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -59,12 +58,10 @@ pub(crate) struct Metadata {
     /// Its namespace.
     pub(crate) namespace: Option<NamespaceText>,
     /// Marks for people and tools.
-    #[serde(default)]
     #[expect(dead_code, reason = "known and allowed; nothing here reads them")]
-    labels: BTreeMap<String, String>,
+    labels: Option<BTreeMap<String, String>>,
     /// Notes for people and tools; `airlane.dev/promote`, `/abort` and `/retry` are verbs on a Canary.
-    #[serde(default)]
-    pub(crate) annotations: BTreeMap<String, String>,
+    pub(crate) annotations: Option<BTreeMap<String, String>>,
 }
 
 /// The schemas of whole documents, by kind.
@@ -75,9 +72,13 @@ struct Schemas {
 }
 
 static SCHEMAS: LazyLock<Schemas> = LazyLock::new(|| Schemas {
-    mesh_policy: document(spec_of(MeshPolicy::crd())),
-    canary: document(spec_of(Canary::crd())),
-    service: document(structural::<ServiceSpec>()),
+    mesh_policy: document(custom::<MeshPolicy>()),
+    canary: document(custom::<Canary>()),
+    service: {
+        let mut spec = structural::<ServiceSpec>();
+        crds::strict(&mut spec);
+        document(spec)
+    },
 });
 
 impl Kind {
@@ -136,16 +137,9 @@ impl Kind {
     }
 }
 
-#[expect(
-    clippy::expect_used,
-    reason = "kube's derive always writes one version with a schema; any test would fail"
-)]
-fn spec_of(crd: CustomResourceDefinition) -> JSONSchemaProps {
-    let version = crd.spec.versions.into_iter().next();
-    let schema = version.and_then(|version| version.schema).and_then(|schema| schema.open_api_v3_schema);
-    let spec =
-        schema.and_then(|schema| schema.properties).and_then(|mut properties| properties.remove("spec"));
-    spec.expect("a custom resource has a schema with a spec")
+#[expect(clippy::expect_used, reason = "depends on the type alone; any test would fail")]
+fn custom<R: CustomResourceExt>() -> JSONSchemaProps {
+    crds::spec::<R>().expect("a custom resource has a schema with a spec")
 }
 
 #[expect(clippy::expect_used, reason = "depends on the type alone; any test would fail")]

@@ -15,6 +15,7 @@ pub mod quantity;
 pub mod service;
 pub mod status;
 
+mod crds;
 mod field;
 mod kind;
 mod meaning;
@@ -22,6 +23,7 @@ mod read;
 mod schema;
 mod yaml;
 
+pub use crds::crds;
 pub use read::{
     DEFAULT_NAMESPACE, FILE_BYTES_MAX, FileError, Object, Parsed, Refused, Value, merge, read_file,
 };

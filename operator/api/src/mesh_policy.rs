@@ -16,6 +16,7 @@ use std::borrow::Cow;
 #[kube(
     group = "airlane.dev",
     version = "v1alpha1",
+    doc = "How calls to a service are made and how a workload's door is kept.",
     kind = "MeshPolicy",
     plural = "meshpolicies",
     shortname = "mpol",

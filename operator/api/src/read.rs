@@ -221,7 +221,8 @@ impl Reader<'_> {
                 Some(Value::Policy(meaning::policy::policy(&id, &spec, self.system_namespace, &mut remarks)))
             }),
             Kind::Canary => typed(spec).map(|spec| {
-                meaning::rollout::canary(&id, &metadata.annotations, &spec, &mut remarks).map(Value::Canary)
+                meaning::rollout::canary(&id, metadata.annotations.as_ref(), &spec, &mut remarks)
+                    .map(Value::Canary)
             }),
             Kind::Service => {
                 typed(spec).map(|spec| Some(Value::Service(meaning::service::service(&id, &spec))))

@@ -83,6 +83,10 @@ impl Check {
 
     fn node(&mut self, schema: &JSONSchemaProps, node: &Node, path: &FieldPath) -> Option<Json> {
         match (schema.type_.as_deref(), &node.value) {
+            (Some(_), _) if node.is_null() => {
+                self.find(node.at, path, "has no value", format!("{}, or remove it", expectation(schema)));
+                None
+            }
             (None, _) => {
                 self.not_yet.push(path.clone());
                 Some(untyped(node))
@@ -136,10 +140,7 @@ impl Check {
                 self.find(*key_at, &path, message, mend);
                 continue;
             };
-            // `timeouts:` with nothing after it says nothing, as it does on Kubernetes.
-            if value.is_null() && property.type_.as_deref() != Some("string")
-                || value.is_null() && property.nullable == Some(true)
-            {
+            if value.is_null() && property.nullable == Some(true) {
                 continue;
             }
             if let Some(value) = self.node(property, value, &path) {
@@ -147,7 +148,7 @@ impl Check {
             }
         }
         for name in schema.required.iter().flatten() {
-            if node.get(name).is_none_or(Node::is_null) {
+            if node.get(name).is_none() {
                 let mend = properties.get(name).map(expectation).unwrap_or_default();
                 self.find(node.at, &path.key(name), "is missing", mend);
             }
@@ -193,9 +194,7 @@ impl Check {
         path: &FieldPath,
     ) -> bool {
         let findings = self.findings.len();
-        if node.is_null() {
-            self.find(node.at, path, "is empty", expectation(schema));
-        } else if let Some(choices) = &schema.enum_ {
+        if let Some(choices) = &schema.enum_ {
             if !choices.iter().any(|choice| choice.0 == text) {
                 self.find(node.at, path, format!("{text:?} is not one of its values"), expectation(schema));
             }

@@ -4,8 +4,9 @@ use airlane_core::problem::Problem;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// One thing that is so, or not, or not known. Without a transition time: times live in metrics and the dashboard,
-/// so that a status is written only when something changed.
+/// One thing that is so, or not, or not known.
+// Without a transition time: times live in metrics and the dashboard, so that a status is written only when something
+// changed.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
@@ -36,7 +37,7 @@ pub enum ConditionStatus {
     Unknown,
 }
 
-/// A [`Problem`] without its subject, which is the object it is written on.
+/// Something in the object that is not used.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct FieldProblem {
     /// The field's path, empty for the whole object.

@@ -25,7 +25,7 @@ const DEFAULT_WRONG_PROMOTION: f64 = 0.01;
 /// The canary; `None` if it cannot be run, for a reason that is among the remarks.
 pub(crate) fn canary(
     id: &ObjectId,
-    annotations: &BTreeMap<String, String>,
+    annotations: Option<&BTreeMap<String, String>>,
     spec: &shape::CanarySpec,
     remarks: &mut Remarks,
 ) -> Option<Canary> {
@@ -219,7 +219,8 @@ fn probability(name: &str, share: Option<Share>, remarks: &mut Remarks) -> Optio
 
 /// The verb asked for by annotation. Each names the revision it is about, so that an old one does not act on the
 /// next release; the careful one wins.
-fn asked(annotations: &BTreeMap<String, String>, canary: &Revision) -> Option<Asked> {
+fn asked(annotations: Option<&BTreeMap<String, String>>, canary: &Revision) -> Option<Asked> {
+    let annotations = annotations?;
     [("abort", Asked::Abort), ("retry", Asked::Retry), ("promote", Asked::Promote)]
         .into_iter()
         .find(|(verb, _)| {
