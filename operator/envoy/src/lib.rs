@@ -2,5 +2,7 @@
 //!
 //! Architecture invariant: nothing here performs IO. Only this crate knows Envoy's shapes.
 
+pub mod bootstrap;
 pub mod catalog;
 pub mod delta;
+pub mod lower;
