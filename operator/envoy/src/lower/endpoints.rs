@@ -1,0 +1,67 @@
+//! EDS: where a cluster's endpoints are.
+
+use super::{
+    Lowered,
+    cluster::accepts_mtls,
+    proto::{address, packed},
+};
+use crate::catalog::Kind;
+use airlane_core::{
+    id::ClusterName,
+    mesh::{Cluster, Endpoint},
+};
+use envoy_types::pb::{
+    envoy::config::{
+        core::v3::HealthStatus,
+        endpoint::v3::{
+            ClusterLoadAssignment, Endpoint as Host, LbEndpoint, LocalityLbEndpoints,
+            lb_endpoint::HostIdentifier,
+        },
+    },
+    google::protobuf::Any,
+};
+
+/// A cluster's endpoints.
+#[derive(Hash)]
+pub(super) struct Assignment<'a> {
+    cluster: &'a ClusterName,
+    endpoints: &'a [Endpoint],
+}
+
+impl<'a> Assignment<'a> {
+    pub(super) fn of(cluster: &'a Cluster) -> Self {
+        Self { cluster: &cluster.name, endpoints: &cluster.endpoints }
+    }
+}
+
+impl Lowered for Assignment<'_> {
+    const KIND: Kind = Kind::Endpoints;
+
+    fn name(&self) -> String {
+        self.cluster.to_string()
+    }
+
+    fn encode(&self) -> Any {
+        let lb_endpoints = self.endpoints.iter().map(|endpoint| {
+            let health = if endpoint.healthy { HealthStatus::Healthy } else { HealthStatus::Unhealthy };
+            LbEndpoint {
+                health_status: health as i32,
+                metadata: endpoint.mtls.then(accepts_mtls),
+                host_identifier: Some(HostIdentifier::Endpoint(Host {
+                    address: Some(address(endpoint.address)),
+                    hostname: endpoint.instance.to_string(),
+                    ..Default::default()
+                })),
+                ..Default::default()
+            }
+        });
+        packed(ClusterLoadAssignment {
+            cluster_name: self.name(),
+            endpoints: vec![LocalityLbEndpoints {
+                lb_endpoints: lb_endpoints.collect(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        })
+    }
+}

@@ -1,0 +1,344 @@
+//! VHDS: one virtual host for each destination, as the callers of one namespace see it.
+
+use super::{
+    Lowered,
+    cluster::TUNNEL,
+    proto::{duration, fields, matching, metadata, number, packed, text},
+    routes::{ROUTES, direct_response, unknown_name},
+};
+use crate::catalog::Kind;
+use airlane_core::{
+    id::{Name, Namespace, ServiceId, ServicePort},
+    mesh::{Destination, Repeatable, Retries, Route as To, ShortName, WhenOpen},
+    policy::{Millis, RetryOn},
+    world::Protocol,
+};
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            core::v3::Metadata,
+            route::v3::{
+                HeaderMatcher, RetryPolicy, Route, RouteAction, RouteMatch, VirtualHost, WeightedCluster,
+                header_matcher::HeaderMatchSpecifier,
+                retry_policy::{RetryBackOff, RetryHostPredicate, retry_host_predicate},
+                route::Action,
+                route_action::{
+                    ClusterSpecifier, MaxStreamDuration, UpgradeConfig, upgrade_config::ConnectConfig,
+                },
+                route_match::{ConnectMatcher, GrpcRouteMatchOptions, PathSpecifier},
+                weighted_cluster::ClusterWeight,
+            },
+        },
+        extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate,
+    },
+    google::protobuf::{Any, Duration},
+};
+use std::{collections::BTreeSet, sync::Arc};
+
+/// The private suffix of mesh names.
+pub(super) const SUFFIX: &str = "mesh";
+
+/// Where a route says, as metadata, what to answer when no endpoint can take the request.
+pub(super) const METADATA: &str = "airlane";
+/// The body of that answer.
+pub(super) const WHEN_OPEN: &str = "when_open";
+/// Its `retry-after`, in seconds.
+pub(super) const RETRY_AFTER: &str = "retry_after";
+
+/// A destination as the callers of one namespace see it.
+#[derive(Hash)]
+pub(super) struct Host<'a> {
+    caller: &'a Namespace,
+    port: &'a ServicePort,
+    default_port: bool,
+    short_name: ShortName,
+    protocol: Protocol,
+    route: &'a To,
+    request_timeout: Option<Millis>,
+    stream_idle_timeout: Millis,
+    retries: &'a Retries,
+    when_open: &'a Option<WhenOpen>,
+}
+
+impl<'a> Host<'a> {
+    pub(super) fn new(caller: &'a Namespace, destination: &'a Destination) -> Self {
+        Self {
+            caller,
+            port: &destination.port,
+            default_port: destination.default_port,
+            short_name: destination.short_name,
+            protocol: destination.protocol,
+            route: &destination.route,
+            request_timeout: destination.calls.request_timeout,
+            stream_idle_timeout: destination.calls.stream_idle_timeout,
+            retries: &destination.calls.retries,
+            when_open: &destination.calls.when_open,
+        }
+    }
+
+    fn domains(&self) -> Vec<String> {
+        let ServiceId { namespace, name } = &self.port.service;
+        let mut names = vec![format!("{name}.{namespace}.{SUFFIX}")];
+        // `pay.mesh` is the short name of a service, never a service `pay` of a namespace called `mesh`.
+        if namespace.as_str() != SUFFIX {
+            names.push(format!("{name}.{namespace}"));
+        }
+        if self.caller == namespace || self.short_name == ShortName::Everywhere {
+            names.extend([name.to_string(), format!("{name}.{SUFFIX}")]);
+        }
+        let port = self.port.port;
+        let bare =
+            self.default_port.then_some([None, Some(80)]).into_iter().flatten().filter(|p| *p != Some(port));
+        let ports: Vec<Option<u16>> = bare.chain([Some(port)]).collect();
+        let with = |name: &String, port: &Option<u16>| match port {
+            Some(port) => format!("{name}:{port}"),
+            None => name.clone(),
+        };
+        names.iter().flat_map(|name| ports.iter().map(|port| with(name, port)).collect::<Vec<_>>()).collect()
+    }
+
+    fn routes(&self) -> Vec<Route> {
+        let connect = RouteMatch {
+            path_specifier: Some(PathSpecifier::ConnectMatcher(ConnectMatcher {})),
+            ..Default::default()
+        };
+        if !self.protocol.is_http() {
+            let refusal = format!("{} speaks TCP: reach it by CONNECT", self.port);
+            return vec![
+                Route {
+                    name: "connect".to_owned(),
+                    r#match: Some(connect),
+                    metadata: Some(self.answers()),
+                    action: Some(Action::Route(RouteAction {
+                        upgrade_configs: connect_upgrade(),
+                        ..self.to(false, Some(retry_policy(self.retries, &self.retries.others_on)))
+                    })),
+                    ..Default::default()
+                },
+                Route {
+                    name: "not-connect".to_owned(),
+                    r#match: Some(anything()),
+                    action: Some(direct_response(
+                        400,
+                        fields([("error", text("protocol mismatch")), ("hint", text(refusal))]),
+                    )),
+                    ..Default::default()
+                },
+            ];
+        }
+        let tunnel = Route {
+            name: "connect".to_owned(),
+            r#match: Some(connect),
+            action: Some(Action::Route(RouteAction {
+                cluster_specifier: Some(ClusterSpecifier::Cluster(TUNNEL.to_owned())),
+                upgrade_configs: connect_upgrade(),
+                timeout: Some(Duration::default()),
+                idle_timeout: Some(duration(self.stream_idle_timeout)),
+                ..Default::default()
+            })),
+            ..Default::default()
+        };
+        let mut routes = vec![tunnel];
+        let mut add = |name: &str, matching: RouteMatch, grpc: bool, conditions: &BTreeSet<RetryOn>| {
+            routes.push(Route {
+                name: name.to_owned(),
+                r#match: Some(matching),
+                metadata: Some(self.answers()),
+                action: Some(Action::Route(self.to(grpc, Some(retry_policy(self.retries, conditions))))),
+                ..Default::default()
+            });
+        };
+        let grpc = RouteMatch { grpc: Some(GrpcRouteMatchOptions {}), ..anything() };
+        match &self.retries.repeatable {
+            Repeatable::All => {
+                add("grpc", grpc, true, &self.retries.repeatable_on);
+                add("all", anything(), false, &self.retries.repeatable_on);
+            }
+            Repeatable::Methods(methods) => {
+                add("grpc", grpc, true, &self.retries.others_on);
+                if !methods.is_empty() {
+                    add("repeatable", having_method(methods), false, &self.retries.repeatable_on);
+                }
+                add("others", anything(), false, &self.retries.others_on);
+            }
+        }
+        routes
+    }
+
+    /// To the destination's clusters. For gRPC the caller's `grpc-timeout` decides, the policy's limit caps it.
+    fn to(&self, grpc: bool, retry_policy: Option<RetryPolicy>) -> RouteAction {
+        let timeout = if grpc { None } else { self.request_timeout };
+        let (cluster_specifier, split) = match self.route {
+            To::To(cluster) => (ClusterSpecifier::Cluster(cluster.to_string()), false),
+            To::Split(split) => {
+                let clusters = split.fail_safe.iter().map(|(cluster, share)| ClusterWeight {
+                    name: cluster.to_string(),
+                    weight: Some(number(*share)),
+                    ..Default::default()
+                });
+                let weighted = WeightedCluster {
+                    clusters: clusters.collect(),
+                    runtime_key_prefix: split.runtime_prefix.clone(),
+                    ..Default::default()
+                };
+                (ClusterSpecifier::WeightedClusters(weighted), true)
+            }
+        };
+        RouteAction {
+            cluster_specifier: Some(cluster_specifier),
+            timeout: Some(timeout.map(duration).unwrap_or_default()),
+            max_stream_duration: grpc.then(|| MaxStreamDuration {
+                grpc_timeout_header_max: Some(self.request_timeout.map(duration).unwrap_or_default()),
+                ..Default::default()
+            }),
+            idle_timeout: Some(duration(self.stream_idle_timeout)),
+            retry_policy: retry_policy.map(|policy| RetryPolicy {
+                per_try_timeout: policy
+                    .per_try_timeout
+                    .filter(|_| !grpc || self.retries.repeatable == Repeatable::All),
+                // The coin is thrown again, so that a request that failed on the canary is saved by stable.
+                refresh_cluster_on_retry: split,
+                ..policy
+            }),
+            ..Default::default()
+        }
+    }
+
+    fn answers(&self) -> Metadata {
+        let fallback = || format!("no endpoint of {} can take the request now", self.port.service);
+        let body = self.when_open.as_ref().map_or_else(fallback, |answer| answer.body.clone());
+        let retry_after = self.when_open.as_ref().and_then(|answer| answer.retry_after_s);
+        let answers = [(WHEN_OPEN, text(body))];
+        let after = retry_after.map(|seconds| (RETRY_AFTER, text(seconds.to_string())));
+        metadata(METADATA, fields(answers.into_iter().chain(after)))
+    }
+}
+
+impl Lowered for Host<'_> {
+    const KIND: Kind = Kind::VirtualHost;
+
+    /// Envoy finds the route configuration by what stands before the last `/`.
+    fn name(&self) -> String {
+        let ServicePort { service, port } = self.port;
+        format!("{ROUTES}{}/{port}|{}|{}", self.caller, service.name, service.namespace)
+    }
+
+    fn clusters(&self) -> BTreeSet<Arc<str>> {
+        let mut clusters: BTreeSet<Arc<str>> = match self.route {
+            To::To(cluster) => [cluster.to_string().into()].into(),
+            To::Split(split) => {
+                split.fail_safe.iter().map(|(cluster, _)| cluster.to_string().into()).collect()
+            }
+        };
+        if self.protocol.is_http() {
+            clusters.insert(TUNNEL.into());
+        }
+        clusters
+    }
+
+    fn encode(&self) -> Any {
+        packed(VirtualHost {
+            name: self.name(),
+            domains: self.domains(),
+            routes: self.routes(),
+            // First attempts are told from later ones by this header.
+            include_request_attempt_count: true,
+            ..Default::default()
+        })
+    }
+}
+
+/// A short name that several namespaces know and the caller's does not.
+#[derive(Hash)]
+pub(super) struct Ambiguous<'a> {
+    pub(super) caller: &'a Namespace,
+    pub(super) name: &'a Name,
+    pub(super) candidates: &'a BTreeSet<ServiceId>,
+}
+
+impl Lowered for Ambiguous<'_> {
+    const KIND: Kind = Kind::VirtualHost;
+
+    fn name(&self) -> String {
+        format!("{ROUTES}{}/ambiguous|{}", self.caller, self.name)
+    }
+
+    fn encode(&self) -> Any {
+        let name = self.name;
+        let candidates: Vec<String> =
+            self.candidates.iter().map(|service| format!("{}.{}", service.name, service.namespace)).collect();
+        let hint = format!("say which one: {}", candidates.join(", "));
+        let answer = unknown_name("ambiguous service", &hint);
+        packed(VirtualHost {
+            name: Lowered::name(self),
+            domains: vec![
+                name.to_string(),
+                format!("{name}:*"),
+                format!("{name}.{SUFFIX}"),
+                format!("{name}.{SUFFIX}:*"),
+            ],
+            routes: answer.into(),
+            ..Default::default()
+        })
+    }
+}
+
+fn anything() -> RouteMatch {
+    RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".to_owned())), ..Default::default() }
+}
+
+fn having_method(methods: &BTreeSet<String>) -> RouteMatch {
+    // A method is any token (RFC 9110, 9.1), which may hold what means something in a regular expression.
+    let literal = |method: &String| -> String {
+        method
+            .chars()
+            .flat_map(|c| [(!c.is_ascii_alphanumeric()).then_some('\\'), Some(c)])
+            .flatten()
+            .collect()
+    };
+    let methods: Vec<String> = methods.iter().map(literal).collect();
+    let header = HeaderMatcher {
+        name: ":method".to_owned(),
+        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(matching(methods.join("|")))),
+        ..Default::default()
+    };
+    RouteMatch { headers: vec![header], ..anything() }
+}
+
+/// Envoy terminates the CONNECT and sends on what is inside.
+pub(super) fn connect_upgrade() -> Vec<UpgradeConfig> {
+    vec![UpgradeConfig {
+        upgrade_type: "CONNECT".to_owned(),
+        connect_config: Some(ConnectConfig::default()),
+        ..Default::default()
+    }]
+}
+
+fn retry_policy(retries: &Retries, conditions: &BTreeSet<RetryOn>) -> RetryPolicy {
+    let attempts = if conditions.is_empty() { 0 } else { retries.attempts };
+    let conditions: Vec<&str> = conditions
+        .iter()
+        .map(|condition| match condition {
+            RetryOn::GrpcUnavailable => "unavailable",
+            other => other.as_str(),
+        })
+        .collect();
+    RetryPolicy {
+        retry_on: conditions.join(","),
+        num_retries: Some(number(attempts)),
+        per_try_timeout: retries.per_try_timeout.map(duration),
+        retry_back_off: Some(RetryBackOff {
+            base_interval: Some(duration(retries.backoff_base)),
+            max_interval: Some(duration(retries.backoff_max)),
+        }),
+        retry_host_predicate: vec![RetryHostPredicate {
+            name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
+            config_type: Some(retry_host_predicate::ConfigType::TypedConfig(packed(
+                PreviousHostsPredicate {},
+            ))),
+        }],
+        // How often another host is looked for before the same one is taken again.
+        host_selection_retry_max_attempts: 5,
+        ..Default::default()
+    }
+}

@@ -1,0 +1,337 @@
+//! From a [`Mesh`] to Envoy's resources.
+//!
+//! A resource's version is a hash of what its encoding depends on, so that equal inputs have equal versions on
+//! every replica and after every restart; encoded bytes are not stable (protobuf maps), and are made only when the
+//! version is new.
+
+mod cluster;
+mod endpoints;
+mod host;
+mod listener;
+mod outside;
+mod proto;
+mod routes;
+mod shared;
+mod signals;
+mod tls;
+
+pub use signals::{ATTEMPT_COUNT, FIRST_ATTEMPTS};
+pub(crate) use {
+    shared::ROLLOUTS,
+    signals::OPERATOR,
+    tls::{AGENT, LEAF},
+};
+
+use crate::catalog::{Catalog, Change, Key, Kind, Resource, Scope, Version};
+use airlane_core::{
+    id::{InstanceId, Name, Namespace, ObjectId, ServiceId, ServicePort},
+    mesh::{Destination, Mesh, Proxy},
+};
+use envoy_types::pb::google::protobuf::Any;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    hash::{Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
+use xxhash_rust::xxh3::Xxh3Default;
+
+/// Raised whenever the same value is encoded differently than before, so that proxies get the difference.
+const LOWERING: u32 = 1;
+
+/// What is the same for every mesh.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// The roots to trust, PEM: all of them while a root is being replaced.
+    pub bundle_pem: String,
+    /// How long a proxy keeps the current shares without a sign of life, after which the routes' fail-safe shares hold.
+    pub fail_safe_after: Duration,
+}
+
+/// One resource before it is encoded. It holds what its encoding depends on, and nothing else: its hash is the version.
+trait Lowered: Hash {
+    const KIND: Kind;
+
+    fn name(&self) -> String;
+
+    fn encode(&self) -> Any;
+
+    /// The clusters it names.
+    fn clusters(&self) -> BTreeSet<Arc<str>> {
+        BTreeSet::new()
+    }
+
+    fn version(&self) -> Version {
+        let mut hasher = Xxh3Default::new();
+        (LOWERING, Self::KIND).hash(&mut hasher);
+        self.hash(&mut hasher);
+        Version(hasher.finish())
+    }
+}
+
+/// A part of the mesh that resources come from, and go with.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+enum Origin {
+    Everywhere,
+    Caller(Namespace),
+    Ambiguous(Name),
+    Destination(ServicePort),
+    Proxy(InstanceId),
+}
+
+/// Lowers one mesh after the other, doing only what changed.
+#[derive(Debug)]
+pub struct Lowerer {
+    settings: Settings,
+    lowered: Option<(Settings, Mesh)>,
+    catalog: Catalog,
+    /// What each origin had at the last lowering.
+    made: HashMap<Origin, BTreeSet<(Scope, Key)>>,
+}
+
+impl Lowerer {
+    /// A lowerer that has published nothing.
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, lowered: None, catalog: Catalog::default(), made: HashMap::new() }
+    }
+
+    /// Replaces the roots to trust; the next [`Self::lower`] publishes them.
+    pub fn trust(&mut self, bundle_pem: String) {
+        self.settings.bundle_pem = bundle_pem;
+    }
+
+    /// The mesh as resources, and what changed since the last call. The epoch is raised when something did.
+    ///
+    /// A part that is the same value as before (the same `Arc`, or an equal one) costs nothing more.
+    pub fn lower(&mut self, mesh: &Mesh) -> (Catalog, Change) {
+        let before = self.lowered.take();
+        let old = before.as_ref().map(|(_, mesh)| mesh);
+        let mut work = Work { catalog: &mut self.catalog, made: &mut self.made, change: BTreeMap::new() };
+
+        if before
+            .as_ref()
+            .is_none_or(|(settings, old)| *settings != self.settings || old.shares != mesh.shares)
+        {
+            work.everywhere(&self.settings, mesh);
+        }
+        let same_callers = old.is_some_and(|old| old.caller_namespaces == mesh.caller_namespaces);
+        let same_authority = old.is_some_and(|old| old.trust_domain == mesh.trust_domain);
+        if !same_callers {
+            for caller in
+                old.into_iter().flat_map(|old| old.caller_namespaces.difference(&mesh.caller_namespaces))
+            {
+                work.replace(Origin::Caller(caller.clone()), Made::default());
+            }
+            for caller in &mesh.caller_namespaces {
+                work.caller(caller);
+            }
+        }
+        for (port, destination) in
+            changed(old.map(|old| &old.destinations), &mesh.destinations, same_callers && same_authority)
+        {
+            work.destination(port, destination, mesh);
+        }
+        for (name, candidates) in changed(old.map(|old| &old.ambiguous), &mesh.ambiguous, same_callers) {
+            work.ambiguous(name, candidates, mesh);
+        }
+        let doors: BTreeSet<_> = changed(old.map(|old| &old.workloads), &mesh.workloads, true)
+            .map(|(workload, _)| workload)
+            .collect();
+        for (id, proxy) in changed(old.map(|old| &old.proxies), &mesh.proxies, same_authority) {
+            work.proxy(id, proxy, mesh);
+        }
+        for (id, proxy) in mesh.proxies.iter().filter(|(_, proxy)| doors.contains(&proxy.workload)) {
+            work.proxy(id, Some(proxy), mesh);
+        }
+
+        let keys = work.change;
+        if !keys.is_empty() {
+            self.catalog.epoch += 1;
+        }
+        self.lowered = Some((self.settings.clone(), mesh.clone()));
+        (self.catalog.clone(), Change { epoch: self.catalog.epoch, keys })
+    }
+}
+
+/// What differs between two maps of shared values: `None` for what is gone. Everything, unless `same_context`.
+fn changed<'a, K: Ord, V: PartialEq>(
+    old: Option<&'a BTreeMap<K, Arc<V>>>,
+    new: &'a BTreeMap<K, Arc<V>>,
+    same_context: bool,
+) -> impl Iterator<Item = (&'a K, Option<&'a Arc<V>>)> {
+    let gone =
+        old.into_iter().flatten().filter(|(key, _)| !new.contains_key(key)).map(|(key, _)| (key, None));
+    let is_same = move |key: &K, value: &Arc<V>| {
+        same_context
+            && old.and_then(|old| old.get(key)).is_some_and(|old| Arc::ptr_eq(old, value) || old == value)
+    };
+    let other =
+        new.iter().filter(move |(key, value)| !is_same(key, value)).map(|(key, value)| (key, Some(value)));
+    gone.chain(other)
+}
+
+/// The resources of one origin.
+#[derive(Default)]
+struct Made(Vec<Arc<Resource>>);
+
+/// A lowering under way.
+struct Work<'a> {
+    catalog: &'a mut Catalog,
+    made: &'a mut HashMap<Origin, BTreeSet<(Scope, Key)>>,
+    change: BTreeMap<Scope, BTreeSet<Key>>,
+}
+
+impl Work<'_> {
+    fn everywhere(&mut self, settings: &Settings, mesh: &Mesh) {
+        let nobody = Arc::default();
+        let mut made = Made::default();
+        let bundle = shared::Bundle { pem: &settings.bundle_pem };
+        self.add(&mut made, Scope::Everyone, &bundle, &nobody);
+        self.add(&mut made, Scope::Everyone, &cluster::Outside, &nobody);
+        self.add(&mut made, Scope::Everyone, &cluster::Tunnel, &nobody);
+        self.add(&mut made, Scope::Everyone, &shared::Rollouts { shares: &mesh.shares }, &nobody);
+        for resource in &mut made.0 {
+            let ttl = (resource.key.kind == Kind::Runtime).then_some(settings.fail_safe_after);
+            if resource.ttl != ttl {
+                Arc::make_mut(resource).ttl = ttl;
+            }
+        }
+        self.replace(Origin::Everywhere, made);
+    }
+
+    fn caller(&mut self, caller: &Namespace) {
+        let mut made = Made::default();
+        self.add(&mut made, Scope::Namespace(caller.clone()), &routes::Routes { caller }, &Arc::default());
+        self.replace(Origin::Caller(caller.clone()), made);
+    }
+
+    fn destination(&mut self, port: &ServicePort, destination: Option<&Arc<Destination>>, mesh: &Mesh) {
+        let mut made = Made::default();
+        if let Some(destination) = destination {
+            let shaped_by = Arc::new(destination.shaped_by.clone());
+            for cluster in &destination.clusters {
+                let lowered = cluster::DestinationCluster::new(
+                    cluster,
+                    destination.protocol,
+                    &destination.calls,
+                    &mesh.trust_domain,
+                );
+                self.add(&mut made, Scope::Everyone, &lowered, &shaped_by);
+                self.add(&mut made, Scope::Everyone, &endpoints::Assignment::of(cluster), &shaped_by);
+            }
+            for caller in &mesh.caller_namespaces {
+                let host = host::Host::new(caller, destination);
+                self.add(&mut made, Scope::Namespace(caller.clone()), &host, &shaped_by);
+            }
+        }
+        self.replace(Origin::Destination(port.clone()), made);
+    }
+
+    fn ambiguous(&mut self, name: &Name, candidates: Option<&Arc<BTreeSet<ServiceId>>>, mesh: &Mesh) {
+        let mut made = Made::default();
+        if let Some(candidates) = candidates {
+            let has_its_own =
+                |caller: &Namespace| candidates.iter().any(|service| service.namespace == *caller);
+            for caller in mesh.caller_namespaces.iter().filter(|caller| !has_its_own(caller)) {
+                let host = host::Ambiguous { caller, name, candidates };
+                self.add(&mut made, Scope::Namespace(caller.clone()), &host, &Arc::default());
+            }
+        }
+        self.replace(Origin::Ambiguous(name.clone()), made);
+    }
+
+    fn proxy(&mut self, id: &InstanceId, proxy: Option<&Arc<Proxy>>, mesh: &Mesh) {
+        let mut made = Made::default();
+        if let Some(proxy) = proxy {
+            let scope = || Scope::Proxy(id.clone());
+            let caller = &proxy.identity.namespace;
+            let inbound = mesh.workloads.get(&proxy.workload);
+            let shaped_by = Arc::new(inbound.map(|inbound| inbound.shaped_by.clone()).unwrap_or_default());
+            let doors =
+                proxy.inbound.iter().filter_map(|(at, port)| Some((at, port, inbound?.ports.get(port)?)));
+            for (at, port, door) in doors {
+                let application = cluster::Application { port: *port, protocol: door.protocol };
+                self.add(&mut made, scope(), &application, &shaped_by);
+                let listener = listener::Inbound {
+                    at: *at,
+                    port: *port,
+                    door: door.clone(),
+                    trust_domain: &mesh.trust_domain,
+                };
+                self.add(&mut made, scope(), &listener, &shaped_by);
+            }
+            if let Some(port) = proxy.outbound_port {
+                self.add(&mut made, scope(), &listener::Outbound { caller, port }, &Arc::default());
+                self.add(&mut made, scope(), &listener::Tunnelled { caller }, &Arc::default());
+            }
+        }
+        self.replace(Origin::Proxy(id.clone()), made);
+    }
+
+    /// Encodes a resource unless its version is already published.
+    fn add<L: Lowered>(
+        &mut self,
+        made: &mut Made,
+        scope: Scope,
+        lowered: &L,
+        shaped_by: &Arc<BTreeSet<ObjectId>>,
+    ) {
+        let key = Key { kind: L::KIND, name: lowered.name().into() };
+        let version = lowered.version();
+        let published = self.catalog.resources.get(&scope).and_then(|resources| resources.get(&key));
+        let resource = match published {
+            Some(resource) if resource.version == version && resource.shaped_by == *shaped_by => {
+                Arc::clone(resource)
+            }
+            // Another object shapes the same value: nothing to send.
+            Some(resource) if resource.version == version => {
+                Arc::new(Resource { shaped_by: Arc::clone(shaped_by), ..(**resource).clone() })
+            }
+            _ => Arc::new(Resource {
+                key,
+                scope,
+                version,
+                body: Arc::new(lowered.encode()),
+                ttl: None,
+                clusters: Arc::new(lowered.clusters()),
+                shaped_by: Arc::clone(shaped_by),
+            }),
+        };
+        made.0.push(resource);
+    }
+
+    /// Puts an origin's resources in the place of those it had.
+    fn replace(&mut self, origin: Origin, made: Made) {
+        let keys: BTreeSet<(Scope, Key)> =
+            made.0.iter().map(|resource| (resource.scope.clone(), resource.key.clone())).collect();
+        let had = self.made.remove(&origin).unwrap_or_default();
+        for (scope, key) in had.difference(&keys) {
+            if let Some(resources) = self.catalog.resources.get_mut(scope) {
+                Arc::make_mut(resources).remove(key);
+                if resources.is_empty() {
+                    self.catalog.resources.remove(scope);
+                }
+            }
+            self.change.entry(scope.clone()).or_default().insert(key.clone());
+        }
+        for resource in made.0 {
+            let resources = self.catalog.resources.entry(resource.scope.clone()).or_default();
+            let published = resources.get(&resource.key);
+            if published.is_some_and(|published| Arc::ptr_eq(published, &resource)) {
+                continue;
+            }
+            if published.is_none_or(|published| {
+                published.version != resource.version || published.ttl != resource.ttl
+            }) {
+                self.change.entry(resource.scope.clone()).or_default().insert(resource.key.clone());
+            }
+            Arc::make_mut(resources).insert(resource.key.clone(), resource);
+        }
+        if !keys.is_empty() {
+            self.made.insert(origin, keys);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
