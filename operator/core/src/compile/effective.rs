@@ -66,7 +66,8 @@ pub fn effective(world: &World, service: &ServiceId) -> Option<Effective> {
     let ladder = index.policies.ladder(declared);
     let workloads: BTreeSet<_> =
         index.instances_of(service).iter().map(|instance| &instance.workload).collect();
-    let mut doors: Vec<Words> = workloads.into_iter().map(|workload| index.door(workload).words).collect();
+    let mut doors: Vec<Words> =
+        workloads.into_iter().filter_map(|workload| Some(index.door(workload)?.words)).collect();
     if doors.is_empty() {
         doors.push(index.door_alone(declared));
     }

@@ -10,7 +10,7 @@ use crate::{
     world::{Instance, Service, World},
 };
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -20,7 +20,7 @@ pub(super) struct Index<'w> {
     pub(super) policies: Policies<'w>,
     pub(super) names: Names<'w>,
     by_service: HashMap<&'w ServiceId, Vec<&'w Arc<Instance>>>,
-    by_workload: BTreeMap<&'w WorkloadRevision, Vec<&'w Arc<Instance>>>,
+    by_workload: HashMap<&'w WorkloadRevision, Vec<&'w Arc<Instance>>>,
     governing: HashMap<ServiceId, Governing>,
     /// What finding them showed to be wrong.
     pub(super) problems: BTreeSet<Problem>,
@@ -42,7 +42,7 @@ impl<'w> Index<'w> {
             policies: Policies::of(world),
             names: Names::of(world),
             by_service,
-            by_workload: by_workload.into_iter().collect(),
+            by_workload,
             governing: split::governing(world, &mut problems),
             problems,
         }
@@ -53,23 +53,28 @@ impl<'w> Index<'w> {
         self.by_service.get(service).map_or(&[], Vec::as_slice)
     }
 
-    /// Every workload revision that runs, in order.
+    /// Every workload revision that runs, in no order.
     pub(super) fn workloads(&self) -> impl Iterator<Item = &'w WorkloadRevision> {
         self.by_workload.keys().copied()
     }
 
-    /// All the door of a workload's revision depends on.
-    pub(super) fn door(&self, workload: &WorkloadRevision) -> mtls::Inputs {
-        let instances = self.by_workload.get(workload).map_or(&[][..], Vec::as_slice);
+    /// The services that select an instance of a workload's revision.
+    pub(super) fn services_of(&self, workload: &WorkloadRevision) -> impl Iterator<Item = &'w ServiceId> {
+        self.by_workload.get(workload).into_iter().flatten().flat_map(|instance| &instance.services)
+    }
+
+    /// All the door of a workload's revision depends on; `None` if it has no instance.
+    pub(super) fn door(&self, workload: &WorkloadRevision) -> Option<mtls::Inputs> {
+        let instances = self.by_workload.get(workload)?;
         let accounts: BTreeSet<_> = instances.iter().map(|instance| &instance.service_account).collect();
         let ids: BTreeSet<_> = instances.iter().flat_map(|instance| &instance.services).collect();
         let services = ids.into_iter().filter_map(|id| self.world.services.get(id));
-        mtls::Inputs {
+        Some(mtls::Inputs {
             trust_domain: self.world.trust_domain.clone(),
             workload: workload.clone(),
             words: self.policies.words(&workload.namespace, Some(&workload.workload), accounts, services),
             instances: instances.iter().copied().cloned().collect(),
-        }
+        })
     }
 
     /// The words about the door of a workload that only this service selects.

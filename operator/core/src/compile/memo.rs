@@ -1,6 +1,6 @@
 //! Compiling again without deciding again.
 
-use super::{Compiled, index::Index, mistakes, mtls, routing};
+use super::{Compiled, index::Index, mistakes, mtls, routing, touched::Touched};
 use crate::{
     id::{Identity, InstanceId, Namespace, ServiceId, TrustDomain, WorkloadRevision},
     mesh::{Inbound, Mesh, Proxy},
@@ -8,18 +8,19 @@ use crate::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    mem,
     net::SocketAddr,
     sync::Arc,
 };
 
 /// What was decided last time, and from what.
 ///
-/// [`Memo::compile`] gives exactly what [`super::compile`] gives. A unit whose inputs are equal (by pointer, else by
-/// value) is not decided again, and a part of the mesh that comes out equal keeps its pointer: whoever lowers the mesh
-/// may compare pointers. A new world costs a walk over its objects and the units that changed.
+/// [`Memo::compile`] gives exactly what [`super::compile`] gives. Only units that the change can reach are looked at, and
+/// of those only the ones whose inputs differ are decided again; a part of the mesh that comes out equal keeps its
+/// pointer, so whoever lowers the mesh may compare pointers. A world is compared with the last one by the
+/// pointers of its objects: an object that did not change should be the same [`Arc`].
 #[derive(Debug, Default)]
 pub struct Memo {
+    before: Option<World>,
     doors: Kept<WorkloadRevision, mtls::Inputs, Arc<Inbound>>,
     services: Kept<ServiceId, routing::Inputs, routing::Decided>,
     proxies: Kept<InstanceId, (TrustDomain, Arc<Instance>), Arc<Proxy>>,
@@ -28,21 +29,12 @@ pub struct Memo {
 impl Memo {
     /// Decides what every proxy should know; see [`super::compile`].
     pub fn compile(&mut self, world: &World) -> Compiled {
-        let mut index = Index::of(world);
-        let mut problems = mem::take(&mut index.problems);
+        let touched = Touched::between(self.before.as_ref(), world);
+        self.before = Some(world.clone());
+        let index = Index::of(world);
+        self.renew(&index, touched);
+        let mut problems = index.problems.clone();
         mistakes::find(&index, &mut problems);
-
-        let doors = index.workloads().map(|workload| (workload.clone(), index.door(workload)));
-        self.doors.renew(doors, |inputs, before| keep(before, mtls::door(inputs)));
-        let door = |workload: &WorkloadRevision| self.doors.get(workload).cloned();
-        let services = world.services.iter().map(|(id, service)| (id.clone(), index.routing(service, door)));
-        self.services.renew(services, routing::decide);
-        let instances = world.instances.iter();
-        let proxies =
-            instances.map(|(id, instance)| (id.clone(), (world.trust_domain.clone(), Arc::clone(instance))));
-        self.proxies
-            .renew(proxies, |(trust_domain, instance), before| keep(before, proxy(trust_domain, instance)));
-
         let decided = || self.services.values();
         problems.extend(decided().flat_map(|decided| &decided.problems).cloned());
         let destinations = decided().flat_map(|decided| &decided.destinations);
@@ -57,6 +49,29 @@ impl Memo {
         };
         Compiled { mesh, problems: problems.into_iter().collect() }
     }
+
+    fn renew(&mut self, index: &Index<'_>, mut touched: Touched) {
+        let world = index.world;
+        for workload in touched.workloads {
+            let decide = |inputs: &_, before: Option<&Arc<Inbound>>| keep(before, mtls::door(inputs));
+            let before = self.doors.get(&workload).cloned();
+            self.doors.renew(&workload, index.door(&workload), decide);
+            if self.doors.get(&workload) != before.as_ref() {
+                touched.services.extend(index.services_of(&workload).cloned());
+            }
+        }
+        let door = |workload: &WorkloadRevision| self.doors.get(workload).cloned();
+        for id in touched.services {
+            let inputs = world.services.get(&id).map(|service| index.routing(service, door));
+            self.services.renew(&id, inputs, routing::decide);
+        }
+        for id in touched.instances {
+            let inputs = world.instances.get(&id).map(|it| (world.trust_domain.clone(), Arc::clone(it)));
+            self.proxies.renew(&id, inputs, |(trust_domain, instance), before| {
+                keep(before, proxy(trust_domain, instance))
+            });
+        }
+    }
 }
 
 /// Outputs by key, each with the inputs it was made from.
@@ -70,20 +85,23 @@ impl<K, I, O> Default for Kept<K, I, O> {
 }
 
 impl<K: Ord + Clone, I: PartialEq, O: Clone> Kept<K, I, O> {
-    /// Keeps what is wanted, in key order, and makes what is new or has other inputs, given what was there before.
-    fn renew(&mut self, wanted: impl Iterator<Item = (K, I)>, make: impl Fn(&I, Option<&O>) -> O) {
-        let mut before = mem::take(&mut self.0).into_iter().peekable();
-        let entries = wanted.map(|(key, inputs)| {
-            while before.next_if(|(kept, _)| *kept < key).is_some() {}
-            let kept = before.next_if(|(kept, _)| *kept == key);
-            let output = match kept {
-                Some((_, (same, output))) if same == inputs => output,
-                Some((_, (_, output))) => make(&inputs, Some(&output)),
-                None => make(&inputs, None),
-            };
-            (key, (inputs, output))
-        });
-        self.0 = entries.collect();
+    /// Makes one output again if its inputs differ, given what it was; without inputs it is gone.
+    fn renew(&mut self, key: &K, inputs: Option<I>, make: impl Fn(&I, Option<&O>) -> O) {
+        let Some(inputs) = inputs else {
+            self.0.remove(key);
+            return;
+        };
+        match self.0.get_mut(key) {
+            Some((same, _)) if *same == inputs => {}
+            Some(kept) => {
+                let output = make(&inputs, Some(&kept.1));
+                *kept = (inputs, output);
+            }
+            None => {
+                let output = make(&inputs, None);
+                self.0.insert(key.clone(), (inputs, output));
+            }
+        }
     }
 
     fn get(&self, key: &K) -> Option<&O> {

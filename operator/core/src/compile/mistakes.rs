@@ -1,6 +1,6 @@
 //! What users wrote and we cannot do, as far as it shows without merging.
 
-use super::{index::Index, mtls, policies::target_of};
+use super::{index::Index, mtls};
 use crate::{
     id::Namespace,
     policy::{
@@ -9,11 +9,16 @@ use crate::{
     },
     problem::{Problem, Reason},
 };
-use std::collections::{BTreeSet, HashSet};
+use std::{
+    cell::LazyCell,
+    collections::{BTreeSet, HashSet},
+    ops::Deref,
+};
 
 /// Finds the mistakes in every policy.
 pub(super) fn find(index: &Index<'_>, problems: &mut BTreeSet<Problem>) {
-    let running = Running::of(index);
+    // Policies of workloads are rare, and who runs is the longest list there is.
+    let running = LazyCell::new(|| Running::of(index));
     for policy in index.world.policies.values() {
         let mut found = Found { policy, problems };
         found.missing_target(index, &running);
@@ -21,8 +26,18 @@ pub(super) fn find(index: &Index<'_>, problems: &mut BTreeSet<Problem>) {
         if let Some(mtls) = &policy.mtls {
             found.idle_floor(mtls);
             found.unknown_ports(index, mtls);
-            found.below_floor(index, mtls);
-            found.weaker_than_a_sibling(index, mtls);
+        }
+    }
+    for floor in index.policies.floors() {
+        for policy in index.world.policies.values().filter(|policy| is_below(&policy.target, &floor.target)) {
+            Found { policy, problems }.below_floor(floor);
+        }
+    }
+    for siblings in index.policies.rivals_about_doors() {
+        for (policy, sibling) in
+            siblings.iter().flat_map(|one| siblings.iter().map(move |other| (one, other)))
+        {
+            Found { policy, problems }.weaker_than(sibling);
         }
     }
     for (winner, losers) in index.policies.rivals_about_calls() {
@@ -62,7 +77,7 @@ impl Found<'_> {
         self.problems.insert(Problem { subject, field, reason, message });
     }
 
-    fn missing_target(&mut self, index: &Index<'_>, running: &Running<'_>) {
+    fn missing_target<'w>(&mut self, index: &Index<'w>, running: &impl Deref<Target = Running<'w>>) {
         let none_runs = |kind, namespace: &Namespace, name: &str| {
             format!("no {kind} {namespace}/{name} runs: start it, or correct the name")
         };
@@ -149,43 +164,41 @@ impl Found<'_> {
         }
     }
 
-    fn below_floor(&mut self, index: &Index<'_>, mtls: &MtlsSpec) {
-        let namespace = match &self.policy.target {
-            Target::Mesh => return,
-            Target::Namespace(_) => None,
-            Target::Service { service, .. } => Some(&service.namespace),
-            Target::Workload { namespace, .. } | Target::ServiceAccount { namespace, .. } => Some(namespace),
-        };
-        let of_namespace = namespace.map(|namespace| Target::Namespace(namespace.clone()));
-        for above in [Some(Target::Mesh), of_namespace].into_iter().flatten() {
-            for floor in index.policies.about_door(&above).iter().filter(|policy| mtls::is_floor(policy)) {
-                for Weaker { field, said, held, port } in weaker(mtls, floor.mtls.as_ref()) {
-                    let message = format!(
-                        "{said} is weaker than the floor {held} of {}{port}: the floor holds; say {held} here, or ask \
-                         its owner to lower it",
-                        floor.id
-                    );
-                    self.add(field, Reason::BelowFloor, message);
-                }
-            }
+    fn below_floor(&mut self, floor: &Policy) {
+        for Weaker { field, said, held, port } in weaker(self.policy, floor) {
+            let message = format!(
+                "{said} is weaker than the floor {held} of {}{port}: the floor holds; say {held} here, or ask its \
+                 owner to lower it",
+                floor.id
+            );
+            self.add(field, Reason::BelowFloor, message);
         }
     }
 
-    fn weaker_than_a_sibling(&mut self, index: &Index<'_>, mtls: &MtlsSpec) {
-        let Policy { id, target, .. } = self.policy;
-        for sibling in index.policies.about_door(target).iter().filter(|sibling| sibling.id != *id) {
-            for Weaker { field, said, held, port } in weaker(mtls, sibling.mtls.as_ref()) {
-                let of = match target {
-                    Target::Service { service, port } => target_of(service, *port),
-                    _ => "the same target".to_owned(),
-                };
-                let message = format!(
-                    "{said} is weaker than {held}, which {} says for {of}{port}: the stricter holds; merge the two",
-                    sibling.id
-                );
-                self.add(field, Reason::Conflicted, message);
-            }
+    fn weaker_than(&mut self, sibling: &Policy) {
+        for Weaker { field, said, held, port } in weaker(self.policy, sibling) {
+            let message = format!(
+                "{said} is weaker than {held}, which {} says for the same target{port}: the stricter holds; merge the \
+                 two",
+                sibling.id
+            );
+            self.add(field, Reason::Conflicted, message);
         }
+    }
+}
+
+/// Whether a floor at `above` holds for a policy about `target`.
+fn is_below(target: &Target, above: &Target) -> bool {
+    let namespace = match target {
+        Target::Mesh => return false,
+        Target::Namespace(_) => return *above == Target::Mesh,
+        Target::Service { service, .. } => &service.namespace,
+        Target::Workload { namespace, .. } | Target::ServiceAccount { namespace, .. } => namespace,
+    };
+    match above {
+        Target::Mesh => true,
+        Target::Namespace(above) => above == namespace,
+        _ => false,
     }
 }
 
@@ -198,9 +211,9 @@ struct Weaker {
     port: String,
 }
 
-/// Where `mtls` is weaker than `other`.
-fn weaker(mtls: &MtlsSpec, other: Option<&MtlsSpec>) -> Vec<Weaker> {
-    let Some(other) = other else { return Vec::new() };
+/// Where one policy's door is weaker than another's.
+fn weaker(policy: &Policy, other: &Policy) -> Vec<Weaker> {
+    let (Some(mtls), Some(other)) = (&policy.mtls, &other.mtls) else { return Vec::new() };
     let compare = |field, said: Option<MtlsMode>, held: Option<MtlsMode>, port: Option<u16>| {
         let (said, held) = (said?, held?);
         let port = port.map_or_else(String::new, |port| format!(" on port {port}"));

@@ -19,6 +19,7 @@ mod names;
 mod policies;
 mod routing;
 mod split;
+mod touched;
 
 #[cfg(test)]
 mod laws;

@@ -1,8 +1,8 @@
 //! Which policies have a word about what.
 
-use super::mtls::Words;
+use super::mtls::{self, Words};
 use crate::{
-    id::{Name, Namespace, ServiceId},
+    id::{Name, Namespace},
     policy::{CallsSpec, Policy, Target},
     world::{Service, World},
 };
@@ -43,8 +43,20 @@ impl<'w> Policies<'w> {
         })
     }
 
+    /// Of each target with more than one policy about the door, all of them.
+    pub(super) fn rivals_about_doors(&self) -> impl Iterator<Item = &[&'w Arc<Policy>]> {
+        self.doors.values().filter(|same_target| same_target.len() > 1).map(Vec::as_slice)
+    }
+
+    /// The policies below which nobody may be weaker.
+    pub(super) fn floors(&self) -> impl Iterator<Item = &'w Arc<Policy>> {
+        let above = |target: &Target| matches!(target, Target::Mesh | Target::Namespace(_));
+        let levels = self.doors.iter().filter(move |(target, _)| above(target));
+        levels.flat_map(|(_, policies)| policies).copied().filter(|policy| mtls::is_floor(policy))
+    }
+
     /// Every policy of a target with a word about mTLS.
-    pub(super) fn about_door(&self, target: &Target) -> &[&'w Arc<Policy>] {
+    fn about_door(&self, target: &Target) -> &[&'w Arc<Policy>] {
         self.doors.get(target).map_or(&[], Vec::as_slice)
     }
 
@@ -120,13 +132,5 @@ impl Ladder {
             .into_iter()
             .flatten()
             .map(|policy| &**policy)
-    }
-}
-
-/// A service's id with one of its ports, as users write it.
-pub(super) fn target_of(service: &ServiceId, port: Option<u16>) -> String {
-    match port {
-        Some(port) => format!("port {port} of {service}"),
-        None => service.to_string(),
     }
 }
