@@ -10,7 +10,8 @@ use std::{fmt, str::FromStr};
 /// The DNS SAN of the operator's certificate, and the server name to ask for.
 pub const OPERATOR_DNS_NAME: &str = "airlane";
 
-const PREFIX: &str = "airlane1.";
+/// How every join string starts.
+pub const PREFIX: &str = "airlane1.";
 
 /// Longer texts are refused unread, in bytes.
 const LENGTH_MAX: usize = 4096;

@@ -1,0 +1,152 @@
+//! The command line.
+
+use crate::http;
+use clap::{Parser, Subcommand, ValueEnum};
+use std::{ffi::OsString, net::IpAddr};
+
+/// The variable that holds the join string. It is not handed on to the processes we start.
+pub(crate) const JOIN_VARIABLE: &str = "AIRLANE_JOIN";
+
+/// Runs an application in an Airlane mesh: registers it, runs Envoy beside it, keeps its certificate fresh, and
+/// takes it out of the mesh without losing a request.
+#[derive(Debug, Parser)]
+#[command(name = "airlane-sidecar", version)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Join the mesh and run the application
+    Run(Box<Run>),
+    /// Become another program that ends with its parent
+    #[command(name = crate::process::GUARD, hide = true)]
+    Guard {
+        /// The parent's process id
+        #[arg(long)]
+        parent: u32,
+        /// The program and its arguments
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
+}
+
+/// What to run, and as whom.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Run {
+    /// The service this application is an instance of
+    #[arg(long, value_parser = label)]
+    pub(crate) service: String,
+    /// The application's version: canaries tell versions apart
+    #[arg(long = "version", value_parser = label)]
+    pub(crate) revision: String,
+    /// A port the application listens on, on 127.0.0.1; give it once for each port
+    #[arg(long = "port", required = true, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) ports: Vec<u16>,
+    /// The namespace to join
+    #[arg(long, default_value = "default", value_parser = label)]
+    pub(crate) namespace: String,
+    /// What the application speaks on its ports
+    #[arg(long, value_enum, default_value_t = Protocol::Http)]
+    pub(crate) protocol: Protocol,
+    /// The address of this host that other proxies call
+    #[arg(long, default_value = "127.0.0.1")]
+    pub(crate) address: IpAddr,
+    /// The port for the application's own calls [default: 15001, or another if that is taken]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) outbound_port: Option<u16>,
+    /// A path that answers 2xx or 3xx when the application is well [default: the port takes connections]
+    #[arg(long, value_name = "PATH", value_parser = path)]
+    pub(crate) health: Option<String>,
+    /// Envoy's worker threads
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) concurrency: u32,
+    /// A join string, or a file that holds one [default: what `airlane up` left for its user]
+    #[arg(long, env = JOIN_VARIABLE, hide_env_values = true, value_name = "STRING|FILE")]
+    pub(crate) join: Option<OsString>,
+    /// The application; without one the agent serves an application that is started elsewhere
+    #[arg(last = true, value_name = "CMD")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// What an application speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Protocol {
+    /// HTTP/1.1
+    Http,
+    /// HTTP/2 without TLS
+    Http2,
+    /// gRPC
+    Grpc,
+    /// Anything else
+    Tcp,
+}
+
+impl Protocol {
+    /// Its name in [`airlane_wire::message::Port`].
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Http2 => "http2",
+            Self::Grpc => "grpc",
+            Self::Tcp => "tcp",
+        }
+    }
+
+    /// How to ask for its health path.
+    pub(crate) fn http_version(self) -> http::Version {
+        match self {
+            Self::Http | Self::Tcp => http::Version::Http1,
+            Self::Http2 | Self::Grpc => http::Version::Http2,
+        }
+    }
+}
+
+/// A DNS label (RFC 1123), as every name in the mesh.
+fn label(text: &str) -> Result<String, String> {
+    let bytes = text.as_bytes();
+    let inner = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-';
+    let ends_well = |b: Option<&u8>| b.is_some_and(|b| *b != b'-');
+    if bytes.len() <= 63 && bytes.iter().all(inner) && ends_well(bytes.first()) && ends_well(bytes.last()) {
+        Ok(text.into())
+    } else {
+        Err("use at most 63 lower-case letters, digits and '-', starting and ending with a letter or digit"
+            .into())
+    }
+}
+
+fn path(text: &str) -> Result<String, String> {
+    if text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && b != b'#') {
+        Ok(text.into())
+    } else {
+        Err("use a path that starts with '/', for instance /health".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(line: &str, expected_error: Option<&str>) {
+        let base = ["airlane-sidecar", "run", "--service", "pay", "--version", "v2"];
+        let parsed = Args::try_parse_from(base.into_iter().chain(line.split_ascii_whitespace()));
+        match (parsed, expected_error) {
+            (Ok(_), None) => {}
+            (Err(error), Some(expected)) => assert!(error.to_string().contains(expected), "{line}: {error}"),
+            (parsed, _) => panic!("{line}: {parsed:?}"),
+        }
+    }
+
+    #[test]
+    fn refuses_with_the_mend() {
+        check("--port 8080 -- ./pay --port 1", None);
+        check("--port 8080 --port 9090 --protocol grpc --address ::1", None);
+        check("", Some("--port"));
+        check("--port 0", Some("--port"));
+        check("--port 8080 --namespace Shop", Some("lower-case"));
+        check("--port 8080 --health health", Some("starts with '/'"));
+        check("--port 8080 --protocol udp", Some("[possible values: http, http2, grpc, tcp]"));
+        check("--port 8080 --address nowhere", Some("--address"));
+    }
+}

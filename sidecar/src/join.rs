@@ -1,0 +1,132 @@
+//! Where the join string comes from.
+
+use airlane_wire::join::{BadJoinString, JoinInfo, PREFIX};
+use std::{
+    env,
+    ffi::OsString,
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+/// Where to look for it. It is read again at every join: the operator may have been set up anew meanwhile.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// It was given.
+    Given(JoinInfo),
+    /// A file holds it.
+    File(PathBuf),
+}
+
+/// There is no join string.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoJoin {
+    /// Nothing was given, and there is no home to look in.
+    #[error("no join string: pass --join, or set AIRLANE_JOIN; `airlane token create` makes one")]
+    Unset,
+    /// What was given is none.
+    #[error("--join: {0}")]
+    Given(BadJoinString),
+    /// The file cannot be read.
+    #[error(
+        "no join string in {path}: start `airlane up` as this user, or pass --join with the output of `airlane token create`"
+    )]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// What the file holds is none.
+    #[error("{path}: {problem}")]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: BadJoinString,
+    },
+}
+
+impl Source {
+    /// What was given by flag or variable, else the file of `airlane up`.
+    pub(crate) fn of(given: Option<OsString>) -> Result<Self, NoJoin> {
+        match given.filter(|given| !given.is_empty()) {
+            Some(given) => match given.to_str().filter(|text| text.trim_start().starts_with(PREFIX)) {
+                Some(text) => text.parse().map(Self::Given).map_err(NoJoin::Given),
+                None => Ok(Self::File(given.into())),
+            },
+            None => left_by_operator(env::var_os("XDG_STATE_HOME"), env::var_os("HOME")).map(Self::File),
+        }
+    }
+
+    /// What it says now.
+    pub(crate) fn read(&self) -> Result<JoinInfo, NoJoin> {
+        match self {
+            Self::Given(info) => Ok(info.clone()),
+            Self::File(path) => read_file(path),
+        }
+    }
+}
+
+/// `$XDG_STATE_HOME/airlane/join`, by default `~/.local/state/airlane/join` (XDG Base Directory Specification).
+fn left_by_operator(state: Option<OsString>, home: Option<OsString>) -> Result<PathBuf, NoJoin> {
+    let set = |value: Option<OsString>| value.filter(|value| !value.is_empty()).map(PathBuf::from);
+    let state = set(state).or_else(|| Some(set(home)?.join(".local/state"))).ok_or(NoJoin::Unset)?;
+    Ok(state.join("airlane/join"))
+}
+
+fn read_file(path: &Path) -> Result<JoinInfo, NoJoin> {
+    let read = || Ok((fs::read_to_string(path)?, fs::metadata(path)?.permissions().mode()));
+    let (text, mode) = read().map_err(|source| NoJoin::Read { path: path.into(), source })?;
+    if mode & 0o077 != 0 {
+        tracing::warn!(path = %path.display(), "others can read the join string: chmod 600 it");
+    }
+    text.parse().map_err(|problem| NoJoin::Content { path: path.into(), problem })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info() -> JoinInfo {
+        JoinInfo {
+            address: "127.0.0.1:1".into(),
+            root_fingerprint: [1; 32],
+            trust_domain: "airlane.local".into(),
+            secret: "x".into(),
+        }
+    }
+
+    fn check(given: &str, expected: Result<(), &str>) {
+        let read = Source::of(Some(given.into())).and_then(|source| source.read());
+        match (read, expected) {
+            (Ok(read), Ok(())) => assert_eq!(read, info()),
+            (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{error}"),
+            (read, _) => panic!("{given}: {read:?}"),
+        }
+    }
+
+    #[test]
+    fn is_given_or_in_a_file() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("join");
+        let name = path.to_str().expect("UTF-8");
+        check(name, Err("start `airlane up`"));
+        fs::write(&path, format!("{}\n", info())).expect("written");
+        check(name, Ok(()));
+        fs::write(&path, "airlane1.x").expect("written");
+        check(name, Err("join: the join string is damaged"));
+        check(&info().to_string(), Ok(()));
+        check("airlane1.x", Err("--join: the join string is damaged"));
+    }
+
+    #[test]
+    fn is_looked_for_where_the_operator_leaves_it() {
+        let at = |state: Option<&str>, home: Option<&str>| {
+            left_by_operator(state.map(Into::into), home.map(Into::into)).ok()
+        };
+        assert_eq!(at(Some("/s"), Some("/h")), Some("/s/airlane/join".into()));
+        assert_eq!(at(Some(""), Some("/h")), Some("/h/.local/state/airlane/join".into()));
+        assert_eq!(at(None, None), None);
+    }
+}
