@@ -61,7 +61,9 @@ impl fmt::Display for FieldPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (position, segment) in self.0.iter().enumerate() {
             match segment {
-                Segment::Key(key) if key.contains(['.', '/']) => write!(f, "[{key:?}]")?,
+                Segment::Key(key) if !key.chars().all(|c| c.is_ascii_alphanumeric()) => {
+                    write!(f, "[{key:?}]")?;
+                }
                 Segment::Key(key) if position == 0 => write!(f, "{key}")?,
                 Segment::Key(key) => write!(f, ".{key}")?,
                 Segment::Index(index) => write!(f, "[{index}]")?,

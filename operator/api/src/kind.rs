@@ -130,7 +130,9 @@ impl Kind {
             (Kind::MeshPolicy, "spec.access") => "nobody is refused by it",
             (Kind::MeshPolicy, "spec.rateLimits") => "nothing is limited by it",
             (Kind::Canary, "spec.match" | "spec.gates") => "the canary is held as long as this is here",
-            (Kind::Canary, path) if path.starts_with("spec.objectives") => "it is not judged",
+            (Kind::Canary, path) if path.ends_with(".latency") || path.ends_with(".metric") => {
+                "it is not judged"
+            }
             (Kind::Service, _) => "without Kubernetes it has no effect",
             _ => "it has no effect",
         }

@@ -39,9 +39,6 @@ use std::borrow::Cow;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new(
-    "!has(self.targetRef) || !has(self.mtls) || !has(self.mtls.floor) || !self.mtls.floor"
-).message("a floor is for a namespace or the mesh: remove targetRef or floor").field_path(".mtls.floor"))]
 pub struct MeshPolicySpec {
     /// What the policy is about. Without it: the namespace, or in the system namespace the whole mesh.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -160,14 +160,8 @@ impl FromStr for Duration {
 }
 
 impl fmt::Display for Duration {
-    /// In the largest unit that is exact.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Millis(ms) = self.0;
-        let (unit, unit_ms) = [UNITS[0], UNITS[2], UNITS[3]]
-            .into_iter()
-            .find(|(_, unit_ms)| ms.is_multiple_of(*unit_ms))
-            .unwrap_or(UNITS[1]);
-        write!(f, "{}{unit}", ms / unit_ms)
+        self.0.fmt(f)
     }
 }
 

@@ -43,7 +43,7 @@ pub struct Object {
     pub id: ObjectId,
     /// What it means; `None` if nothing of it can be used yet, which its problems say.
     pub value: Option<Value>,
-    /// What in it is not used, and why.
+    /// What in it is not used, and why; in the order of the fields' names.
     pub problems: Vec<Problem>,
     /// The file it stands in, as given to [`read_file`].
     pub file: String,
@@ -73,10 +73,12 @@ pub enum Value {
     Service(Service),
 }
 
-/// An object that cannot be used.
+/// A document that cannot be used. An earlier good version of its object stays in force.
 #[derive(Debug, Clone)]
 pub struct Refused {
-    /// Which, if that much could be read.
+    /// The file, as given to [`read_file`].
+    pub file: String,
+    /// Which object, if that much could be read; if not, it may be any that the file held before.
     pub id: Option<ObjectId>,
     /// What it is about, if it is a policy and that much could be read.
     pub target: Option<Target>,
@@ -137,6 +139,7 @@ pub fn read_file(file: &str, text: &str, system_namespace: &Namespace) -> Parsed
     for document in yaml::documents(text.strip_prefix('\u{feff}').unwrap_or(text)) {
         Reader { file, system_namespace, parsed: &mut parsed }.document(document);
     }
+    parsed.errors.sort_by_key(|error| error.location);
     parsed
 }
 
@@ -174,43 +177,54 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn document(&mut self, document: Document) {
-        let syntax = document.errors;
-        for error in &syntax {
-            self.error(error.at, None, &FieldPath::root(), &error.message, &error.mend);
+        let Document { at, root, errors: syntax } = document;
+        let syntax = syntax.into_iter().map(|error| Finding {
+            at: Some(error.at),
+            path: FieldPath::root(),
+            message: error.message,
+            mend: error.mend,
+        });
+        let mut findings: Vec<Finding> = syntax.collect();
+        let Some(mut root) = root else {
+            return self.refuse(None, &findings, Unread { at, target: None, mtls: false });
+        };
+        if root.is_null() && findings.is_empty() {
+            return;
         }
-        let Some(mut root) = document.root.filter(|root| !root.is_null()) else { return };
         let kind = match Kind::of(&root) {
             Ok(kind) => kind,
             Err(finding) => {
-                let at = finding.at.unwrap_or(root.at);
-                self.error(at, None, &finding.path, &finding.message, &finding.mend);
-                return;
+                findings.push(finding);
+                return self.refuse(None, &findings, Unread { at, target: None, mtls: false });
             }
         };
         root.remove("status");
         if let Some(metadata) = root.get_mut("metadata") {
             SERVER_SET.iter().for_each(|key| metadata.remove(key));
         }
-        let checked = schema::check(kind.schema(), &root);
+        let mut checked = schema::check(kind.schema(), &root);
+        findings.append(&mut checked.findings);
         let metadata: Option<Metadata> = typed(&checked.json["metadata"]).ok();
-        let id = metadata.as_ref().and_then(|metadata| identity(kind, metadata, &checked));
-        let sound = checked.findings.is_empty() && syntax.is_empty();
-        let object = metadata.zip(id.clone()).filter(|_| sound);
-        match object.and_then(|(metadata, id)| self.object(kind, id, &metadata, &root, &checked)) {
-            Some(object) => self.parsed.objects.push(object),
-            None => self.refuse(kind, id, &root, &checked),
+        let id = metadata.as_ref().and_then(|metadata| identity(kind, metadata, &findings));
+        let known = metadata.zip(id.clone()).filter(|_| findings.is_empty());
+        match known.map(|(metadata, id)| self.object(kind, id, &metadata, &root, &checked)) {
+            Some(Ok(object)) => self.parsed.objects.push(object),
+            Some(Err(refusals)) => {
+                self.refuse(id.as_ref(), &refusals, self.unread(kind, id.as_ref(), &root, &checked));
+            }
+            None => self.refuse(id.as_ref(), &findings, self.unread(kind, id.as_ref(), &root, &checked)),
         }
     }
 
-    /// The object, unless its meaning has to be refused; then the errors are told.
+    /// The object, or why it has to be refused for what it means.
     fn object(
-        &mut self,
+        &self,
         kind: Kind,
         id: ObjectId,
         metadata: &Metadata,
         root: &Node,
         checked: &Checked,
-    ) -> Option<Object> {
+    ) -> Result<Object, Vec<Finding>> {
         let mut remarks = Remarks::on(id.clone());
         for path in &checked.not_yet {
             remarks.not_yet(path, kind.without(path));
@@ -232,11 +246,14 @@ impl Reader<'_> {
             remarks.findings.push(finding);
             None
         });
-        for finding in &remarks.findings {
-            let at = finding.path.locate(root);
-            self.error(at, Some(&id), &finding.path, &finding.message, &finding.mend);
+        if !remarks.findings.is_empty() {
+            for finding in &mut remarks.findings {
+                finding.at = Some(finding.path.locate(root));
+            }
+            return Err(remarks.findings);
         }
-        remarks.findings.is_empty().then(|| Object {
+        remarks.problems.sort();
+        Ok(Object {
             id,
             value,
             problems: remarks.problems,
@@ -246,48 +263,52 @@ impl Reader<'_> {
         })
     }
 
-    fn refuse(&mut self, kind: Kind, id: Option<ObjectId>, root: &Node, checked: &Checked) {
-        for finding in &checked.findings {
-            let at = finding.at.unwrap_or_else(|| finding.path.locate(root));
-            self.error(at, id.as_ref(), &finding.path, &finding.message, &finding.mend);
-        }
-        let spec = root.get("spec");
+    /// What must be known of a refused object so that its door can fail closed.
+    fn unread(&self, kind: Kind, id: Option<&ObjectId>, root: &Node, checked: &Checked) -> Unread {
+        let spec = root.get("spec").filter(|_| kind == Kind::MeshPolicy);
         let written = spec.and_then(|spec| spec.get("targetRef"));
         let target_ref = typed::<TargetRef>(&checked.json["spec"]["targetRef"]).ok();
-        let target =
-            id.as_ref().filter(|_| kind == Kind::MeshPolicy && (written.is_none() || target_ref.is_some()));
-        self.parsed.refused.push(Refused {
-            target: target
-                .map(|id| meaning::policy::target(&id.namespace, target_ref.as_ref(), self.system_namespace)),
-            mtls: kind == Kind::MeshPolicy && spec.is_some_and(|spec| spec.get("mtls").is_some()),
-            id,
-            location: root.at,
-        });
+        let about = id.filter(|_| spec.is_some() && (written.is_none() || target_ref.is_some()));
+        let target = |id: &ObjectId| {
+            meaning::policy::target(&id.namespace, target_ref.as_ref(), self.system_namespace)
+        };
+        Unread {
+            at: root.at,
+            target: about.map(target),
+            mtls: spec.is_some_and(|spec| spec.get("mtls").is_some()),
+        }
     }
 
-    fn error(
-        &mut self,
-        location: Location,
-        object: Option<&ObjectId>,
-        field: &FieldPath,
-        message: &str,
-        mend: &str,
-    ) {
-        self.parsed.errors.push(FileError {
+    fn refuse(&mut self, id: Option<&ObjectId>, findings: &[Finding], unread: Unread) {
+        self.parsed.errors.extend(findings.iter().map(|finding| FileError {
             file: self.file.into(),
-            location,
-            object: object.cloned(),
-            field: field.to_string(),
-            message: message.into(),
-            mend: mend.into(),
+            location: finding.at.unwrap_or(unread.at),
+            object: id.cloned(),
+            field: finding.path.to_string(),
+            message: finding.message.clone(),
+            mend: finding.mend.clone(),
+        }));
+        self.parsed.refused.push(Refused {
+            file: self.file.into(),
+            id: id.cloned(),
+            target: unread.target,
+            mtls: unread.mtls,
+            location: unread.at,
         });
     }
 }
 
+/// What of a refused object is still of use.
+struct Unread {
+    at: Location,
+    target: Option<Target>,
+    mtls: bool,
+}
+
 /// Which object a checked document is, if its name and namespace passed.
-fn identity(kind: Kind, metadata: &Metadata, checked: &Checked) -> Option<ObjectId> {
+fn identity(kind: Kind, metadata: &Metadata, findings: &[Finding]) -> Option<ObjectId> {
     let misnamed = FieldPath::of("metadata.namespace");
-    if checked.findings.iter().any(|finding| finding.path == misnamed) {
+    if findings.iter().any(|finding| finding.path == misnamed) {
         return None;
     }
     let namespace = match &metadata.namespace {

@@ -163,7 +163,7 @@ impl Check {
             return Json::Null;
         }
         if let Some(min) = bound(schema.min_items).filter(|min| items.len() < *min) {
-            self.find(node.at, path, "is empty", format!("write at least {min}, or leave the field out"));
+            self.find(node.at, path, "is empty", format!("write at least {min}"));
         }
         let item_schema = match &schema.items {
             Some(JSONSchemaPropsOrArray::Schema(item)) => Some(&**item),

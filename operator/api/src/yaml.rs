@@ -119,6 +119,8 @@ pub(crate) struct SyntaxError {
 
 /// One document of a file.
 pub(crate) struct Document {
+    /// Where it begins.
+    pub(crate) at: Location,
     /// The tree, or `None` if nothing can be made of the text. An empty document is a null scalar.
     pub(crate) root: Option<Node>,
     /// What is wrong. A document with a root may still have some (a key given twice).
@@ -176,7 +178,8 @@ fn document(chunk: &str, lines_before: usize) -> Document {
             None
         }
     };
-    Document { root, errors: builder.errors }
+    let start = Location { line: lines_before + 1, column: 1 };
+    Document { at: root.as_ref().map_or(start, |root| root.at), root, errors: builder.errors }
 }
 
 struct Builder<'t> {
@@ -329,7 +332,7 @@ impl<'t> Builder<'t> {
         if core.is_none() {
             self.errors.push(SyntaxError {
                 at,
-                message: format!("the tag {} means nothing here", tag.original()),
+                message: format!("the tag {:?} means nothing here", tag.original()),
                 mend: "remove it".into(),
             });
         }
@@ -408,7 +411,7 @@ mod tests {
         check("a: [1\n---\nb: 2\n", &["!1:4 this is not YAML: unclosed bracket '['", "{b@3=2}"]);
         check("a: 1\na: 2\n---\nb: 2\n", &["{a@1=1} !2:1 \"a\" is given twice, first on line 1", "{b@4=2}"]);
         check("a: 1\n...\nb: 2\n", &["!3:1 a second document starts here"]);
-        check("a: !secret x\n", &["{a@1=x} !1:12 the tag !secret means nothing here"]);
+        check("a: !secret x\n", &["{a@1=x} !1:12 the tag \"!secret\" means nothing here"]);
     }
 
     #[test]

@@ -18,12 +18,11 @@ pub(crate) fn policy(
     system_namespace: &Namespace,
     remarks: &mut Remarks,
 ) -> Policy {
-    if let Some(target) = &spec.target_ref {
-        check_target(target, spec, remarks);
-    }
-    if let Some((base, max)) = backoff(spec).filter(|(base, max)| base > max) {
-        let path = FieldPath::of("spec.retries.backoff.max");
-        remarks.refuse(path, format!("{max} is shorter than base, {base}"), "let max be at least base");
+    if let Some(target) = spec.target_ref.as_ref().filter(|target| target.kind != shape::TargetKind::Service)
+        && target.port.is_some()
+    {
+        let message = format!("a {:?} has no ports to choose from", target.kind);
+        remarks.refuse(FieldPath::of("spec.targetRef.port"), message, "remove it, or target the Service");
     }
     Policy {
         id: id.clone(),
@@ -60,39 +59,6 @@ pub(crate) fn target(
             Target::Workload { namespace, name }
         }
     }
-}
-
-fn check_target(target: &shape::TargetRef, spec: &shape::MeshPolicySpec, remarks: &mut Remarks) {
-    let kind = target.kind;
-    if spec.mtls.as_ref().is_some_and(|mtls| mtls.floor == Some(true)) {
-        let mend = "remove floor, or write it in a policy without targetRef";
-        let message = format!("a floor is for a namespace or the mesh, not for one {kind:?}");
-        remarks.refuse(FieldPath::of("spec.mtls.floor"), message, mend);
-    }
-    if kind == shape::TargetKind::Service {
-        return;
-    }
-    if target.port.is_some() {
-        let message = format!("a {kind:?} has no ports to choose from");
-        remarks.refuse(FieldPath::of("spec.targetRef.port"), message, "remove it, or target the Service");
-    }
-    let calls = [
-        ("loadBalancing", spec.load_balancing.is_some()),
-        ("timeouts", spec.timeouts.is_some()),
-        ("retries", spec.retries.is_some()),
-        ("circuitBreaker", spec.circuit_breaker.is_some()),
-        ("connection", spec.connection.is_some()),
-    ];
-    for (section, _) in calls.into_iter().filter(|(_, present)| *present) {
-        let message = format!("{section} belongs to the Service that is called, not to a {kind:?}");
-        let mend = format!("put {section} into a policy whose targetRef is the Service");
-        remarks.refuse(FieldPath::of("spec").key(section), message, mend);
-    }
-}
-
-fn backoff(spec: &shape::MeshPolicySpec) -> Option<(crate::quantity::Duration, crate::quantity::Duration)> {
-    let backoff = spec.retries.as_ref()?.backoff.as_ref()?;
-    backoff.base.zip(backoff.max)
 }
 
 fn calls(spec: &shape::MeshPolicySpec, remarks: &mut Remarks) -> CallsSpec {
