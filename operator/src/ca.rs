@@ -11,6 +11,7 @@ use airlane_core::{
     id::{Identity, InstanceId, TrustDomain},
     pki::{self, BACK_DATED, Certificate, Held, LONGEST_LEAF, Refusal},
 };
+use airlane_wire::join::{OPERATOR_DNS_NAME, operator_identity};
 use arc_swap::ArcSwap;
 use files::{INTERMEDIATE, Pair, ROOT, cert_pem};
 use jiff::{SignedDuration, Timestamp};
@@ -254,9 +255,11 @@ impl Ca {
         &self.root
     }
 
-    /// SHA-256 of the root's DER, in lower-case hex: what a join string pins.
-    pub(crate) fn root_fingerprint(&self) -> String {
-        hex(digest::digest(&digest::SHA256, &self.root).as_ref())
+    /// SHA-256 of the root's DER: what a join string pins.
+    pub(crate) fn root_fingerprint(&self) -> [u8; 32] {
+        let mut fingerprint = [0; 32];
+        fingerprint.copy_from_slice(digest::digest(&digest::SHA256, &self.root).as_ref());
+        fingerprint
     }
 
     /// The life of the intermediate.
@@ -292,7 +295,7 @@ impl Ca {
         // `admit` accepts P-256 alone, so that there is a key.
         let key = key.ok_or(Refusal::Key)?;
         let intermediate = self.intermediate.load();
-        let leaf = self.leaf(&intermediate, &key, identity, instance.as_str(), now)?;
+        let leaf = self.leaf(&intermediate, &key, identity.to_string(), instance.as_str(), now)?;
         Ok(Issued {
             chain_pem: cert_pem(&leaf.cert) + &cert_pem(&intermediate.cert),
             not_after: leaf.not_after,
@@ -305,10 +308,16 @@ impl Ca {
     ///
     /// # Errors
     /// If it cannot be made.
-    pub(crate) fn server_leaf(&self, identity: &Identity, now: Timestamp) -> Result<ServerLeaf, SignError> {
+    pub(crate) fn server_leaf(&self, now: Timestamp) -> Result<ServerLeaf, SignError> {
         let mut key = KeyPair::generate()?;
         let intermediate = self.intermediate.load();
-        let leaf = self.leaf(&intermediate, &key, identity, SERVER_NAME, now)?;
+        let leaf = self.leaf(
+            &intermediate,
+            &key,
+            operator_identity(self.trust_domain.as_str()),
+            OPERATOR_DNS_NAME,
+            now,
+        )?;
         let der = PrivatePkcs8KeyDer::from(key.serialize_der());
         key.zeroize();
         Ok(ServerLeaf {
@@ -322,7 +331,7 @@ impl Ca {
         &self,
         intermediate: &Intermediate,
         key: &impl PublicKeyData,
-        identity: &Identity,
+        uri: String,
         dns: &str,
         now: Timestamp,
     ) -> Result<Leaf, SignError> {
@@ -336,10 +345,8 @@ impl Ca {
         let text = hex(serial.as_ref());
         let mut params = params(not_after, serial, now);
         // SPIFFE puts the name into the URI SAN; an empty subject makes that extension critical.
-        params.subject_alt_names = vec![
-            SanType::URI(identity.to_string().try_into()?),
-            SanType::DnsName(dns.to_owned().try_into()?),
-        ];
+        params.subject_alt_names =
+            vec![SanType::URI(uri.try_into()?), SanType::DnsName(dns.to_owned().try_into()?)];
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages =
@@ -348,9 +355,6 @@ impl Ca {
         Ok(Leaf { cert: cert.into(), not_after, serial: text })
     }
 }
-
-/// The DNS SAN of the operator's own leaf.
-pub(crate) const SERVER_NAME: &str = "airlane";
 
 struct Leaf {
     cert: CertificateDer<'static>,

@@ -3,6 +3,7 @@
 mod ca;
 mod clock;
 mod private_file;
+mod serve;
 mod tls;
 mod xds;
 fn main() {}

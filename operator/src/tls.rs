@@ -1,13 +1,216 @@
-//! Who is at the other end of a connection.
+//! Who is on the other end: TLS for the operator's gRPC port, and the peer a client certificate names.
+//!
+//! A client certificate is optional here, because a workload that joins has none yet; [`crate::serve`] refuses every
+//! other call without one. One that is shown must be signed by our root and valid now, else there is no connection.
 
-use airlane_core::id::{Identity, InstanceId};
+use crate::{
+    ca::{Ca, CaError, ServerLeaf, SignError},
+    clock::Clock,
+};
+use airlane_core::{
+    id::{Identity, InstanceId, TrustDomain},
+    pki::{self, Certificate, Held},
+};
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
+use rustls::{
+    RootCertStore, ServerConfig,
+    crypto::CryptoProvider,
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier},
+    sign::CertifiedKey,
+    time_provider::TimeProvider,
+};
+use rustls_pki_types::{CertificateDer, UnixTime};
+use std::{sync::Arc, time::Duration};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use x509_parser::{
+    extensions::GeneralName,
+    prelude::{FromDer as _, X509Certificate},
+};
 
-/// The other end of a connection, as its verified leaf certificate names it; in the extensions of every request
-/// that came over mTLS.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The longest sleep between two looks at the operator's own certificates: the clock may jump.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// The operator's TLS could not be set up or renewed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TlsError {
+    /// No leaf for the operator.
+    #[error("cannot make the operator's own certificate")]
+    Leaf(#[from] SignError),
+    /// The intermediate was not renewed.
+    #[error("cannot renew the intermediate certificate")]
+    Intermediate(#[from] CaError),
+    /// The library refused the configuration.
+    #[error("cannot set up TLS")]
+    Configure(#[from] rustls::Error),
+    /// The library refused the root.
+    #[error("cannot set up the verification of client certificates")]
+    Verifier(#[from] rustls::server::VerifierBuilderError),
+}
+
+/// A workload's proxy or agent, as its client certificate names it.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Peer {
-    /// Who it is: the leaf's URI SAN.
-    pub(crate) identity: Identity,
-    /// Which copy: the leaf's DNS SAN.
-    pub(crate) instance: InstanceId,
+    /// Who it is: the URI SAN.
+    pub identity: Identity,
+    /// Which copy: the DNS SAN.
+    pub instance: InstanceId,
+    /// When its certificate ends, and its connections with it.
+    pub not_after: Timestamp,
+}
+
+impl Peer {
+    /// The peer of a certificate whose chain was verified: exactly one URI SAN, an identity of our trust domain in
+    /// canonical form, and exactly one DNS SAN, an instance's name.
+    pub(crate) fn of(cert: &CertificateDer<'_>, trust_domain: &TrustDomain) -> Option<Peer> {
+        let (_, cert) = X509Certificate::from_der(cert).ok()?;
+        let san = cert.subject_alternative_name().ok()??.value;
+        let (uri, dns) = match &san.general_names[..] {
+            [GeneralName::URI(uri), GeneralName::DNSName(dns)]
+            | [GeneralName::DNSName(dns), GeneralName::URI(uri)] => (uri, dns),
+            _ => return None,
+        };
+        let identity: Identity = uri.parse().ok()?;
+        let not_after = Timestamp::from_second(cert.validity().not_after.timestamp()).ok()?;
+        (identity.trust_domain == *trust_domain).then_some(Peer {
+            identity,
+            instance: InstanceId::parse(dns).ok()?,
+            not_after,
+        })
+    }
+
+    /// How long its certificate is still valid: the longest life of a stream.
+    pub(crate) fn remaining(&self, now: Timestamp) -> Duration {
+        self.not_after.duration_since(now).try_into().unwrap_or(Duration::ZERO)
+    }
+}
+
+/// TLS for the operator's gRPC port: 1.3 alone, its leaf replaceable while it serves. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct ServerTls {
+    ca: Arc<Ca>,
+    clock: Arc<dyn Clock>,
+    leaf: Arc<Leaf>,
+    config: Arc<ServerConfig>,
+}
+
+impl ServerTls {
+    /// TLS with a fresh leaf.
+    ///
+    /// # Errors
+    /// If there is no leaf, or the library refuses it.
+    pub(crate) fn new(ca: Arc<Ca>, clock: Arc<dyn Clock>) -> Result<ServerTls, TlsError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let leaf =
+            Arc::new(Leaf(ArcSwap::from_pointee(HeldKey::of(ca.server_leaf(clock.now())?, &provider)?)));
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.root().clone())?;
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .allow_unauthenticated()
+            .build()?;
+        let time = Arc::new(ClockTime(Arc::clone(&clock)));
+        let mut config = ServerConfig::builder_with_details(provider, time)
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_client_cert_verifier(verifier)
+            .with_cert_resolver(Arc::clone(&leaf) as Arc<dyn ResolvesServerCert>);
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        // A resumed session would bring back a client certificate without looking at it again.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(ServerTls { ca, clock, leaf, config: Arc::new(config) })
+    }
+
+    /// Accepts connections with this configuration.
+    pub(crate) fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(Arc::clone(&self.config))
+    }
+
+    /// The trust domain of the peers.
+    pub(crate) fn trust_domain(&self) -> &TrustDomain {
+        self.ca.trust_domain()
+    }
+
+    /// The clock by which certificates are judged.
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+
+    /// The lives of the certificates the operator holds for itself.
+    pub(crate) fn held(&self) -> [Held; 2] {
+        [self.ca.intermediate(), self.leaf.0.load().held]
+    }
+
+    /// Renews what is due now. New connections see the new leaf; open ones keep theirs.
+    ///
+    /// # Errors
+    /// At the first certificate that cannot be renewed; the old one stays in use.
+    pub(crate) fn renew_due(&self) -> Result<(), TlsError> {
+        let now = self.clock.now();
+        for renewal in pki::due(&self.held(), now) {
+            match renewal.certificate {
+                Certificate::Intermediate => self.ca.renew_intermediate(now)?,
+                Certificate::Server => {
+                    let leaf = self.ca.server_leaf(now)?;
+                    self.leaf.0.store(Arc::new(HeldKey::of(leaf, self.config.crypto_provider())?));
+                }
+            }
+            tracing::info!(certificate = ?renewal.certificate, because = ?renewal.because, "renewed");
+        }
+        Ok(())
+    }
+
+    /// Keeps the operator's own certificates valid until told to stop.
+    pub(crate) async fn keep_valid(self, shutdown: CancellationToken) {
+        loop {
+            if let Err(error) = self.renew_due() {
+                tracing::error!(error = &error as &dyn std::error::Error, "a certificate was not renewed");
+            }
+            let now = self.clock.now();
+            let wait = self.held().iter().map(Held::renew_at).min().map_or(LOOK_EVERY, |at| {
+                Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO)
+            });
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                // At least a second: a failed renewal must not spin.
+                () = tokio::time::sleep(wait.clamp(Duration::from_secs(1), LOOK_EVERY)) => {}
+            }
+        }
+    }
+}
+
+/// The operator's leaf in use.
+#[derive(Debug)]
+struct Leaf(ArcSwap<HeldKey>);
+
+#[derive(Debug)]
+struct HeldKey {
+    key: Arc<CertifiedKey>,
+    held: Held,
+}
+
+impl HeldKey {
+    fn of(leaf: ServerLeaf, provider: &CryptoProvider) -> Result<HeldKey, rustls::Error> {
+        Ok(HeldKey {
+            key: Arc::new(CertifiedKey::from_der(leaf.chain, leaf.key, provider)?),
+            held: leaf.held,
+        })
+    }
+}
+
+impl ResolvesServerCert for Leaf {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.load().key))
+    }
+}
+
+/// Our clock, for the library that verifies certificates.
+#[derive(Debug)]
+struct ClockTime(Arc<dyn Clock>);
+
+impl TimeProvider for ClockTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        let seconds = u64::try_from(self.0.now().as_second()).ok()?;
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
+    }
 }

@@ -200,7 +200,6 @@ fn the_authority_is_the_same_when_opened_again() {
     assert_eq!(again.root_fingerprint(), ca.root_fingerprint());
     assert_eq!(again.bundle_pem(), ca.bundle_pem());
     assert_eq!(again.intermediate(), ca.intermediate());
-    assert_eq!(ca.root_fingerprint().len(), 64);
 }
 
 #[test]
@@ -240,7 +239,7 @@ fn keys_are_private_and_in_their_files_alone() {
     }
     with_key.sort();
     assert_eq!(with_key, ["intermediate.key", "root.key"]);
-    let leaf = ca.server_leaf(&pay(), now()).expect("a leaf");
+    let leaf = ca.server_leaf(now()).expect("a leaf");
     for shown in [format!("{ca:?}"), format!("{:?}", leaf.key), ca.bundle_pem()] {
         assert!(!shown.contains("PRIVATE") && shown.len() < 2000, "{shown}");
     }

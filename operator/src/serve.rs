@@ -1,0 +1,228 @@
+//! The operator's gRPC port: accepts connections, and lets no call through without a credential.
+//!
+//! Every method of every service needs a client certificate, but for [`OPEN`]; the check stands before the routes,
+//! so that a service added later cannot forget it. A connection ends when its peer's certificate does.
+
+use crate::tls::{Peer, ServerTls};
+use airlane_core::id::InstanceId;
+use http::{Request, Response};
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Status, body::Body, service::Routes};
+use tower::ServiceExt as _;
+
+/// The only method that needs no certificate: it checks a token instead.
+const OPEN: &str = "/airlane.wire.v1.Operator/Join";
+
+/// Connections that the kernel completes for us: a thousand proxies reconnect at once when the operator returns, and
+/// the standard library's 128 would reset some of them.
+const BACKLOG: u32 = 4096;
+const CONNECTIONS_MAX: usize = 16_384;
+/// A proxy has one connection per cluster that names the operator (xDS, statistics, access logs), its agent another,
+/// and a restart doubles them for a moment.
+const CONNECTIONS_PER_INSTANCE_MAX: usize = 32;
+/// Connections without a certificate: workloads that are just joining, or anybody.
+const ANONYMOUS_MAX: usize = 256;
+const ANONYMOUS_LIFETIME: Duration = Duration::from_secs(30);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+const STREAMS_PER_CONNECTION_MAX: u32 = 128;
+const HEADERS_BYTES_MAX: u32 = 16 * 1024;
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long open calls may go on after they were told that the connection ends.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// Where a request comes from; in every request's extensions. A request with a certificate has a [`Peer`] there too.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Remote(pub SocketAddr);
+
+/// Listens, ready for many at once.
+///
+/// # Errors
+/// The operating system's answer.
+pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Serves the routes until told to stop, and returns when every connection has ended, [`GOODBYE`] later at most.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    tls: ServerTls,
+    routes: Routes,
+    shutdown: CancellationToken,
+) {
+    let port = Arc::new(Port {
+        tls,
+        routes: routes.prepare(),
+        shutdown: shutdown.clone(),
+        anonymous: Arc::new(Semaphore::new(ANONYMOUS_MAX)),
+        instances: Mutex::default(),
+    });
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let connections = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, remote) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Most often out of file descriptors: give connections time to end.
+                tracing::warn!(%error, "cannot accept a connection");
+                sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            tracing::warn!(%remote, "refused: {CONNECTIONS_MAX} connections are open");
+            continue;
+        };
+        let port = Arc::clone(&port);
+        connections.spawn(async move {
+            port.connection(stream, remote).await;
+            drop(place);
+        });
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+}
+
+/// What all connections share.
+struct Port {
+    tls: ServerTls,
+    routes: Routes,
+    shutdown: CancellationToken,
+    anonymous: Arc<Semaphore>,
+    /// Open connections of every instance that has one.
+    instances: Mutex<HashMap<InstanceId, usize>>,
+}
+
+/// A place among the connections of its kind; given back when dropped.
+enum Seat {
+    Anonymous { _permit: OwnedSemaphorePermit },
+    Instance { port: Arc<Port>, instance: InstanceId },
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if let Seat::Instance { port, instance } = self {
+            let mut instances = port.instances.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(open) = instances.get_mut(instance) {
+                *open -= 1;
+                if *open == 0 {
+                    instances.remove(instance);
+                }
+            }
+        }
+    }
+}
+
+impl Port {
+    async fn connection(self: Arc<Self>, stream: TcpStream, remote: SocketAddr) {
+        // Without it small messages wait for acknowledgements; failing is harmless.
+        let _ = stream.set_nodelay(true);
+        let handshake = timeout(HANDSHAKE_TIMEOUT, self.tls.acceptor().accept(stream));
+        let stream = tokio::select! {
+            () = self.shutdown.cancelled() => return,
+            result = handshake => match result {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => return tracing::debug!(%remote, %error, "TLS handshake failed"),
+                Err(_) => return tracing::debug!(%remote, "TLS handshake took too long"),
+            },
+        };
+        let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let peer = match leaf.map(|leaf| Peer::of(leaf, self.tls.trust_domain())) {
+            None => None,
+            Some(Some(peer)) => Some(peer),
+            Some(None) => return tracing::debug!(%remote, "refused: the certificate names no workload"),
+        };
+        let Some(_seat) = self.seat(peer.as_ref()) else {
+            return tracing::warn!(%remote, peer = ?peer.map(|p| p.instance), "refused: too many connections");
+        };
+        let lifetime =
+            peer.as_ref().map_or(ANONYMOUS_LIFETIME, |peer| peer.remaining(self.tls.clock().now()));
+        let shutdown = self.shutdown.clone();
+        let service = service_fn(move |request| {
+            let (port, peer) = (Arc::clone(&self), peer.clone());
+            async move { Ok::<_, Infallible>(port.call(request, peer, remote).await) }
+        });
+        let mut connection = pin!(
+            http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+                .max_header_list_size(HEADERS_BYTES_MAX)
+                .keep_alive_interval(KEEPALIVE_EVERY)
+                .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service)
+        );
+        let goodbye = tokio::select! {
+            _ = connection.as_mut() => return,
+            () = sleep(lifetime.saturating_sub(GOODBYE)) => lifetime.min(GOODBYE),
+            () = shutdown.cancelled() => GOODBYE,
+        };
+        connection.as_mut().graceful_shutdown();
+        // Whoever goes on after the goodbye is cut off when the connection is dropped.
+        let _ = timeout(goodbye, connection).await;
+    }
+
+    fn seat(self: &Arc<Self>, peer: Option<&Peer>) -> Option<Seat> {
+        let Some(peer) = peer else {
+            let permit = Arc::clone(&self.anonymous).try_acquire_owned().ok()?;
+            return Some(Seat::Anonymous { _permit: permit });
+        };
+        let mut instances = self.instances.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = instances.entry(peer.instance.clone()).or_default();
+        if *open >= CONNECTIONS_PER_INSTANCE_MAX {
+            return None;
+        }
+        *open += 1;
+        Some(Seat::Instance { port: Arc::clone(self), instance: peer.instance.clone() })
+    }
+
+    async fn call(
+        &self,
+        request: Request<Incoming>,
+        peer: Option<Peer>,
+        remote: SocketAddr,
+    ) -> Response<Body> {
+        let mut request = request.map(Body::new);
+        let now = self.tls.clock().now();
+        match peer.filter(|peer| !peer.remaining(now).is_zero()) {
+            Some(peer) => {
+                request.extensions_mut().insert(peer);
+            }
+            None if request.uri().path() == OPEN => {}
+            None => {
+                return Status::unauthenticated(
+                    "this needs a valid client certificate of the mesh: join first",
+                )
+                .into_http();
+            }
+        }
+        request.extensions_mut().insert(Remote(remote));
+        match self.routes.clone().oneshot(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! An example service with its sidecar, Envoy included.
+
+use crate::{
+    binary,
+    client::{self, Answer},
+    mesh::Mesh,
+    port,
+    process::{Process, end_descendants},
+    until::{SOON, until},
+};
+use serde_json::Value;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+/// What is to run.
+#[derive(Clone, Debug)]
+pub struct App {
+    service: String,
+    version: String,
+    namespace: String,
+    behaviour: Vec<String>,
+}
+
+impl App {
+    /// A service at version `v1` in the default namespace that answers at once and calls nobody.
+    pub fn new(service: &str) -> Self {
+        App {
+            service: service.to_owned(),
+            version: "v1".to_owned(),
+            namespace: "default".to_owned(),
+            behaviour: Vec::new(),
+        }
+    }
+
+    /// Its version.
+    #[must_use]
+    pub fn version(mut self, version: &str) -> Self {
+        version.clone_into(&mut self.version);
+        self
+    }
+
+    /// Its namespace.
+    #[must_use]
+    pub fn namespace(mut self, namespace: &str) -> Self {
+        namespace.clone_into(&mut self.namespace);
+        self
+    }
+
+    /// It calls `url` for every request it gets.
+    #[must_use]
+    pub fn calls(self, url: &str) -> Self {
+        self.with(&["--call", url])
+    }
+
+    /// It fails this share of its requests (`5%`), which ones is decided by `seed`.
+    #[must_use]
+    pub fn fails(self, share: &str, seed: u64) -> Self {
+        self.with(&["--fail", share, "--seed", &seed.to_string()])
+    }
+
+    /// It takes this long to answer.
+    #[must_use]
+    pub fn delay_ms(self, ms: u64) -> Self {
+        self.with(&["--delay", &format!("{ms}ms")])
+    }
+
+    fn with(mut self, arguments: &[&str]) -> Self {
+        self.behaviour.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        self
+    }
+}
+
+/// A running workload. Dropping it kills the sidecar and everything it started.
+pub struct Workload {
+    sidecar: Process,
+    app: App,
+    app_port: u16,
+    run_dir: PathBuf,
+    outbound: u16,
+    instance: String,
+}
+
+/// The sidecar keeps its sockets, keys and Envoy's files in the directory this variable names.
+const RUN_DIR: &str = "AIRLANE_RUN_DIR";
+
+impl Workload {
+    pub(crate) fn launch(app: App, number: usize, home: &Path, join: &Path) -> Self {
+        let name = format!("{}-{}-{number}", app.service, app.version);
+        let run_dir = home.join("run").join(number.to_string());
+        fs::create_dir(&run_dir).unwrap();
+        let app_port = port::free();
+        let mut command = Command::new(binary::sidecar());
+        command
+            .env(RUN_DIR, &run_dir)
+            .args([
+                "run",
+                "--service",
+                &app.service,
+                "--version",
+                &app.version,
+                "--namespace",
+                &app.namespace,
+            ])
+            .args(["--port", &app_port.to_string(), "--join"])
+            .arg(join)
+            .arg("--")
+            .arg(binary::airlane())
+            .args(["example-app", "--port", &app_port.to_string()])
+            .args(["--name", &app.service, "--version", &app.version])
+            .args(&app.behaviour);
+        let sidecar = Process::start(&name, command, &home.join("logs"));
+        Workload { sidecar, app, app_port, run_dir, outbound: 0, instance: String::new() }
+    }
+
+    /// Waits until the mesh says it may be called.
+    ///
+    /// # Panics
+    /// When that does not happen.
+    pub async fn healthy(&mut self, mesh: &Mesh) {
+        let what = format!("{} {} is healthy", self.app.service, self.app.version);
+        until(&what, SOON, async || {
+            if let Some(status) = self.sidecar.ended() {
+                panic!("the sidecar ended with {status}:\n{}", self.sidecar.log());
+            }
+            if self.outbound == 0 {
+                self.outbound = self.outbound_of_app().await?;
+            }
+            if self.instance.is_empty() {
+                self.instance = self.instance_of_envoy().await?;
+            }
+            let rows = mesh.get("endpoints").await?;
+            let row =
+                rows.iter().find(|row| row["instance"] == self.instance.as_str()).ok_or("not an endpoint")?;
+            if row["health"] == "Healthy" { Ok(()) } else { Err(row.to_string()) }
+        })
+        .await;
+    }
+
+    /// The proxy the application was handed.
+    async fn outbound_of_app(&self) -> Result<u16, String> {
+        let behaviour = self.behaviour().await?;
+        let proxy = behaviour["proxy"].as_str().ok_or("the application was handed no proxy")?;
+        proxy
+            .rsplit(':')
+            .next()
+            .and_then(|port| port.parse().ok())
+            .ok_or_else(|| format!("no port in {proxy}"))
+    }
+
+    async fn instance_of_envoy(&self) -> Result<String, String> {
+        let info = self.admin("/server_info").await?.json();
+        info["node"]["id"].as_str().map(str::to_owned).ok_or_else(|| info.to_string())
+    }
+
+    /// The port of the forward proxy for this workload's calls.
+    pub fn outbound(&self) -> u16 {
+        self.outbound
+    }
+
+    /// Its name in the mesh.
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// The port its application listens on.
+    pub fn app_port(&self) -> u16 {
+        self.app_port
+    }
+
+    /// Where the sidecar keeps its files.
+    pub fn run_dir(&self) -> &Path {
+        &self.run_dir
+    }
+
+    /// The sidecar's process, to send it signals.
+    pub fn sidecar(&mut self) -> &mut Process {
+        &mut self.sidecar
+    }
+
+    /// GET from Envoy's admin interface.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn admin(&self, path: &str) -> Result<Answer, String> {
+        client::get_unix(&self.run_dir.join("admin.sock"), path).await
+    }
+
+    /// A counter or gauge of Envoy; 0 while it does not exist.
+    ///
+    /// # Errors
+    /// When Envoy does not answer.
+    pub async fn stat(&self, name: &str) -> Result<u64, String> {
+        let stats = self.admin("/stats").await?.text();
+        let line = stats.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        Ok(line.and_then(|value| value.parse().ok()).unwrap_or(0))
+    }
+
+    /// How the application behaves, and what it has counted.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn behaviour(&self) -> Result<Value, String> {
+        let url = format!("http://127.0.0.1:{}/behaviour", self.app_port);
+        Ok(client::send("GET", &url, "").await?.json())
+    }
+
+    /// Makes the application behave otherwise: `{"fail": 0.05}`, `{"sick": true}`, `{"healthy": false}`.
+    ///
+    /// # Panics
+    /// When it does not take that.
+    pub async fn behave(&self, change: &Value) {
+        let url = format!("http://127.0.0.1:{}/behaviour", self.app_port);
+        let answer = client::send("POST", &url, &change.to_string()).await.unwrap();
+        assert_eq!(answer.status, 200, "{answer}");
+    }
+
+    /// SIGTERM, as by a service manager: drains, and ends with everything it started.
+    ///
+    /// # Panics
+    /// When it does not end, ends with an error, or leaves processes behind.
+    pub async fn stop(&mut self) {
+        const LONGEST_DRAIN: Duration = Duration::from_secs(60);
+        let status = self.sidecar.stop(LONGEST_DRAIN).await;
+        assert!(status.success(), "the sidecar ended with {status}:\n{}", self.sidecar.log());
+        let left = end_descendants(RUN_DIR, &self.run_dir.display().to_string());
+        assert!(left.is_empty(), "the sidecar left processes behind: {left:?}");
+    }
+}
+
+impl Drop for Workload {
+    fn drop(&mut self) {
+        self.sidecar.kill();
+        end_descendants(RUN_DIR, &self.run_dir.display().to_string());
+    }
+}
