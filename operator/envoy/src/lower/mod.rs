@@ -201,7 +201,9 @@ impl Work<'_> {
 
     fn caller(&mut self, caller: &Namespace) {
         let mut made = Made::default();
-        self.add(&mut made, Scope::Namespace(caller.clone()), &routes::Routes { caller }, &Arc::default());
+        let (scope, nobody) = (Scope::Namespace(caller.clone()), Arc::default());
+        self.add(&mut made, scope.clone(), &routes::Routes { caller }, &nobody);
+        self.add(&mut made, scope, &routes::Itself { caller }, &nobody);
         self.replace(Origin::Caller(caller.clone()), made);
     }
 

@@ -104,6 +104,40 @@ impl Lowered for Routes<'_> {
     }
 }
 
+/// The host that every caller namespace has: Envoy holds listeners back until a VHDS answer that has some host.
+#[derive(Hash)]
+pub(super) struct Itself<'a> {
+    pub(super) caller: &'a Namespace,
+}
+
+impl Lowered for Itself<'_> {
+    const KIND: Kind = Kind::VirtualHost;
+
+    fn name(&self) -> String {
+        format!("{ROUTES}{}/itself", self.caller)
+    }
+
+    fn encode(&self) -> Any {
+        packed(VirtualHost {
+            name: self.name(),
+            // No service can have this name.
+            domains: vec![format!("_.{SUFFIX}")],
+            routes: vec![Route {
+                r#match: Some(RouteMatch {
+                    path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
+                    ..Default::default()
+                }),
+                action: Some(direct_response(
+                    200,
+                    fields([("caller_namespace", text(self.caller.as_str()))]),
+                )),
+                ..Default::default()
+            }],
+            ..Default::default()
+        })
+    }
+}
+
 /// CONNECT has no path, so that everything is always two routes.
 fn either_way() -> [(&'static str, RouteMatch); 2] {
     [

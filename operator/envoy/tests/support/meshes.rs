@@ -1,0 +1,182 @@
+//! Meshes by hand: destinations and doors with the defaults of a mesh without policies.
+
+use airlane_core::{
+    id::{ClusterName, Identity, InstanceId, ServiceId, ServicePort, WorkloadRevision},
+    mesh::{
+        Calls, Cluster, Destination, Door, Endpoint, Inbound, Limits, Mesh, Outliers, Proxy, Repeatable,
+        Retries, Route, ShortName, Transport,
+    },
+    policy::{LoadBalancing, Millis, MtlsMode, RetryOn},
+    world::Protocol,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{SocketAddr, TcpListener},
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
+};
+
+pub fn empty() -> Mesh {
+    Mesh {
+        trust_domain: airlane_core::id::TrustDomain::parse("airlane.local").unwrap(),
+        destinations: BTreeMap::new(),
+        workloads: BTreeMap::new(),
+        proxies: BTreeMap::new(),
+        caller_namespaces: BTreeSet::new(),
+        ambiguous: BTreeMap::new(),
+        shares: BTreeMap::new(),
+    }
+}
+
+pub fn identity(namespace: &str, account: &str) -> Identity {
+    format!("spiffe://airlane.local/ns/{namespace}/sa/{account}").parse().unwrap()
+}
+
+pub fn service_port(namespace: &str, name: &str, port: u16) -> ServicePort {
+    ServicePort {
+        service: ServiceId { namespace: namespace.parse().unwrap(), name: name.parse().unwrap() },
+        port,
+    }
+}
+
+/// `SERVICE.shop` on port 80, everything by default.
+pub fn destination(
+    name: &str,
+    protocol: Protocol,
+    transport: Transport,
+    endpoints: Vec<Endpoint>,
+) -> Destination {
+    let port = service_port("shop", name, 80);
+    let cluster = ClusterName { port: port.clone(), revision: None };
+    Destination {
+        port,
+        default_port: true,
+        short_name: ShortName::Everywhere,
+        protocol,
+        clusters: vec![Cluster {
+            name: cluster.clone(),
+            identities: [identity("shop", name)].into(),
+            transport,
+            endpoints: Arc::new(endpoints),
+        }],
+        route: Route::To(cluster),
+        calls: calls(),
+        shaped_by: BTreeSet::new(),
+    }
+}
+
+pub fn calls() -> Calls {
+    Calls {
+        request_timeout: None,
+        stream_idle_timeout: Millis(300_000),
+        connection_idle_timeout: Millis(3_600_000),
+        connect_timeout: Millis(1_000),
+        retries: Retries {
+            repeatable: Repeatable::Methods(["GET", "HEAD", "PUT"].map(str::to_owned).into()),
+            repeatable_on: [RetryOn::ServerError, RetryOn::ConnectFailure].into(),
+            others_on: [RetryOn::ConnectFailure, RetryOn::RefusedStream, RetryOn::ResetBeforeRequest].into(),
+            attempts: 2,
+            per_try_timeout: None,
+            backoff_base: Millis(5),
+            backoff_max: Millis(50),
+            budget_percent: 20,
+            budget_min_concurrent: 3,
+        },
+        limits: Limits::default(),
+        outliers: Outliers {
+            consecutive_5xx: None,
+            consecutive_gateway_errors: None,
+            interval: Millis(10_000),
+            base_ejection_time: Millis(30_000),
+            max_ejection_percent: 50,
+        },
+        when_open: None,
+        load_balancing: LoadBalancing::LeastRequest,
+        max_connection_age: None,
+    }
+}
+
+pub fn endpoint(instance: &str, port: u16, mtls: bool) -> Endpoint {
+    Endpoint {
+        instance: instance.parse().unwrap(),
+        address: SocketAddr::from(([127, 0, 0, 1], port)),
+        mtls,
+        healthy: true,
+    }
+}
+
+pub trait Build {
+    fn with(self, destination: Destination) -> Self;
+    /// A proxy of `NAMESPACE/NAME` that only calls.
+    fn caller(self, instance: &str, namespace: &str, name: &str, port: u16) -> Self;
+    /// A proxy of `shop/NAME` with one door.
+    fn called(self, instance: &str, name: &str, mesh_port: u16, app_port: u16, door: Door) -> Self;
+}
+
+impl Build for Mesh {
+    fn with(mut self, destination: Destination) -> Self {
+        self.destinations.insert(destination.port.clone(), Arc::new(destination));
+        self
+    }
+
+    fn caller(mut self, instance: &str, namespace: &str, name: &str, port: u16) -> Self {
+        let id: InstanceId = instance.parse().unwrap();
+        self.caller_namespaces.insert(namespace.parse().unwrap());
+        let proxy = Proxy {
+            id: id.clone(),
+            identity: identity(namespace, name),
+            workload: workload(namespace, name),
+            inbound: BTreeMap::new(),
+            outbound_port: Some(port),
+        };
+        self.proxies.insert(id, Arc::new(proxy));
+        self
+    }
+
+    fn called(mut self, instance: &str, name: &str, mesh_port: u16, app_port: u16, door: Door) -> Self {
+        let id: InstanceId = instance.parse().unwrap();
+        let workload = workload("shop", name);
+        let inbound = Inbound {
+            workload: workload.clone(),
+            identity: identity("shop", name),
+            ports: [(app_port, door)].into(),
+            shaped_by: BTreeSet::new(),
+        };
+        let proxy = Proxy {
+            id: id.clone(),
+            identity: identity("shop", name),
+            workload: workload.clone(),
+            inbound: [(SocketAddr::from(([127, 0, 0, 1], mesh_port)), app_port)].into(),
+            outbound_port: None,
+        };
+        self.workloads.insert(workload, Arc::new(inbound));
+        self.proxies.insert(id, Arc::new(proxy));
+        self
+    }
+}
+
+pub fn door(mtls: MtlsMode, protocol: Protocol) -> Door {
+    Door { mtls, protocol }
+}
+
+fn workload(namespace: &str, name: &str) -> WorkloadRevision {
+    WorkloadRevision {
+        namespace: namespace.parse().unwrap(),
+        workload: name.parse().unwrap(),
+        revision: "v1".parse().unwrap(),
+    }
+}
+
+/// A port nobody listens on, and that nobody else of this process is given: below the ports the kernel hands out.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = u16::try_from(std::process::id() % 400).unwrap() * 25;
+    loop {
+        let port = 20_000 + (start + NEXT.fetch_add(1, Ordering::SeqCst)) % 10_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
