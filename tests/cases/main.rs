@@ -1,1 +1,19 @@
-//! Placeholder.
+//! Claims about the whole, each tried on real processes.
+//!
+//! | claim | case |
+//! |---|---|
+//! | two services talk, by every form of the name | [`calls`] |
+//! | nothing fails because of us | [`zero_loss`] |
+//! | a release is judged on evidence | [`rollout`] |
+//! | a mistake in a file is explained, and changes nothing | [`bad_yaml`] |
+//! | nobody gets in | [`refused`] |
+//! | keys stay where they are made | [`keys`] |
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test reports by failing")]
+
+mod bad_yaml;
+mod calls;
+mod keys;
+mod refused;
+mod rollout;
+mod zero_loss;

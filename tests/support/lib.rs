@@ -16,5 +16,6 @@ pub mod load;
 pub mod mesh;
 pub mod port;
 pub mod process;
+pub mod stranger;
 pub mod until;
 pub mod workload;

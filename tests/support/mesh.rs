@@ -56,7 +56,7 @@ impl Mesh {
         let operator = &mut self.operator;
         until("the operator says it is ready", SOON, async || match operator.ended() {
             Some(status) => panic!("the operator ended with {status}:\n{}", operator.log()),
-            None if operator.log().lines().any(|line| line == "ready") => Ok(()),
+            None if operator.log().lines().any(|line| line.starts_with("ready")) => Ok(()),
             None => Err("not yet".to_owned()),
         })
         .await;
@@ -147,27 +147,37 @@ impl Mesh {
         Err(format!("airlane {}: {}: {told}", arguments.join(" "), output.status))
     }
 
-    /// The rows of `airlane get WHAT -o json`.
+    /// The rows that `airlane get WHAT` shows, asked for as it does.
     ///
     /// # Errors
-    /// What the command says when it fails, as it does while the operator is away.
+    /// Why there is no answer, as while the operator is away.
     pub async fn get(&self, what: &str) -> Result<Vec<Value>, String> {
-        let text = self.try_ask(&["get", what, "-o", "json"]).await?;
-        serde_json::from_str(&text).map_err(|error| format!("airlane get {what}: {error} in {text}"))
+        let answer = client::get_unix(&self.state().join("airlane.sock"), &format!("/v1/{what}")).await?;
+        match answer.json() {
+            Value::Array(rows) => Ok(rows),
+            _ => Err(answer.to_string()),
+        }
     }
 
-    /// Waits until every proxy runs the present version of a policy (`NAMESPACE/NAME`).
-    pub async fn programmed(&self, policy: &str) {
+    /// The row of a policy (`NAMESPACE/NAME`) in `airlane get policies`.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub async fn policy(&self, name: &str) -> Result<Value, String> {
+        let rows = self.get("policies").await?;
+        rows.into_iter().find(|row| qualified(row) == name).ok_or_else(|| format!("no policy {name}"))
+    }
+
+    /// Saves a policy (`NAMESPACE/NAME`) and waits until every proxy runs it.
+    pub async fn program(&self, file: &str, policy: &str, yaml: &str) {
+        let before = self.policy(policy).await.map_or(Value::Null, |row| row["generation"].clone());
+        self.apply(file, yaml);
         until(&format!("{policy} is programmed"), SOON, async || {
-            let policies = self.get("policies").await?;
-            let row = policies.iter().find(|row| qualified(row) == policy).ok_or("no such policy")?;
+            let row = self.policy(policy).await?;
             let Value::Object(programmed) = &row["programmed"] else { return Err(row.to_string()) };
-            let all = programmed["targeted"].as_u64().is_some_and(|n| n > 0);
-            if all && programmed["targeted"] == programmed["acknowledged"] {
-                Ok(())
-            } else {
-                Err(row.to_string())
-            }
+            let known = row["generation"] != before;
+            let all = known && programmed["targeted"] == programmed["acknowledged"];
+            if all { Ok(()) } else { Err(row.to_string()) }
         })
         .await;
     }

@@ -79,23 +79,23 @@ pub struct Workload {
     sidecar: Process,
     app: App,
     app_port: u16,
-    run_dir: PathBuf,
+    runtime_dir: PathBuf,
     outbound: u16,
     instance: String,
 }
 
-/// The sidecar keeps its sockets, keys and Envoy's files in the directory this variable names.
-const RUN_DIR: &str = "AIRLANE_RUN_DIR";
+/// The sidecar makes its run folder, for its sockets and Envoy's files, in the folder this variable names.
+const RUNTIME_DIR: &str = "XDG_RUNTIME_DIR";
 
 impl Workload {
     pub(crate) fn launch(app: App, number: usize, home: &Path, join: &Path) -> Self {
         let name = format!("{}-{}-{number}", app.service, app.version);
-        let run_dir = home.join("run").join(number.to_string());
-        fs::create_dir(&run_dir).unwrap();
+        let runtime_dir = home.join("run").join(number.to_string());
+        fs::create_dir(&runtime_dir).unwrap();
         let app_port = port::free();
         let mut command = Command::new(binary::sidecar());
         command
-            .env(RUN_DIR, &run_dir)
+            .env(RUNTIME_DIR, &runtime_dir)
             .args([
                 "run",
                 "--service",
@@ -105,7 +105,7 @@ impl Workload {
                 "--namespace",
                 &app.namespace,
             ])
-            .args(["--port", &app_port.to_string(), "--join"])
+            .args(["--port", &app_port.to_string(), "--health", "/healthz", "--join"])
             .arg(join)
             .arg("--")
             .arg(binary::airlane())
@@ -113,7 +113,7 @@ impl Workload {
             .args(["--name", &app.service, "--version", &app.version])
             .args(&app.behaviour);
         let sidecar = Process::start(&name, command, &home.join("logs"));
-        Workload { sidecar, app, app_port, run_dir, outbound: 0, instance: String::new() }
+        Workload { sidecar, app, app_port, runtime_dir, outbound: 0, instance: String::new() }
     }
 
     /// Waits until the mesh says it may be called.
@@ -171,9 +171,9 @@ impl Workload {
         self.app_port
     }
 
-    /// Where the sidecar keeps its files.
-    pub fn run_dir(&self) -> &Path {
-        &self.run_dir
+    /// Where the sidecar makes its run folder.
+    pub fn runtime_dir(&self) -> &Path {
+        &self.runtime_dir
     }
 
     /// The sidecar's process, to send it signals.
@@ -186,7 +186,9 @@ impl Workload {
     /// # Errors
     /// When there is no answer.
     pub async fn admin(&self, path: &str) -> Result<Answer, String> {
-        client::get_unix(&self.run_dir.join("admin.sock"), path).await
+        let runs = fs::read_dir(&self.runtime_dir).map_err(|error| error.to_string())?;
+        let run = runs.flatten().next().ok_or("the sidecar has no run folder")?;
+        client::get_unix(&run.path().join("admin.sock"), path).await
     }
 
     /// A counter or gauge of Envoy; 0 while it does not exist.
@@ -226,7 +228,7 @@ impl Workload {
         const LONGEST_DRAIN: Duration = Duration::from_secs(60);
         let status = self.sidecar.stop(LONGEST_DRAIN).await;
         assert!(status.success(), "the sidecar ended with {status}:\n{}", self.sidecar.log());
-        let left = end_descendants(RUN_DIR, &self.run_dir.display().to_string());
+        let left = end_descendants(RUNTIME_DIR, &self.runtime_dir.display().to_string());
         assert!(left.is_empty(), "the sidecar left processes behind: {left:?}");
     }
 }
@@ -234,6 +236,6 @@ impl Workload {
 impl Drop for Workload {
     fn drop(&mut self) {
         self.sidecar.kill();
-        end_descendants(RUN_DIR, &self.run_dir.display().to_string());
+        end_descendants(RUNTIME_DIR, &self.runtime_dir.display().to_string());
     }
 }
