@@ -3,7 +3,9 @@
 mod ca;
 mod clock;
 mod private_file;
+mod registry;
 mod serve;
+mod store;
 mod tls;
 mod xds;
 fn main() {}

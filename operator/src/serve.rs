@@ -226,3 +226,6 @@ impl Port {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;
