@@ -1,0 +1,231 @@
+//! Registered instances: who is here, published to whoever watches and remembered across restarts.
+
+mod roster;
+
+use crate::{
+    clock::Clock,
+    store::{Store, StoreError},
+    tls::Peer,
+};
+use airlane_core::{id::InstanceId, world::Instance};
+use ring::rand::{SecureRandom as _, SystemRandom};
+pub(crate) use roster::{App, Beat, Heartbeats, Instances, Member, Outlier, Registration, Turned};
+use roster::{Changes, Roster};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::{MissedTickBehavior, interval, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+/// How often silence is looked for.
+const TICK: Duration = Duration::from_millis(500);
+/// From a failed write to the next try.
+const RETRY: Duration = Duration::from_secs(1);
+/// The longest that a join waits to be remembered: a sick disk must not keep workloads out.
+const REMEMBER: Duration = Duration::from_secs(1);
+/// Who is registered. Shared by the wire server, which feeds it, and the control loop, which watches it.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    clock: Arc<dyn Clock>,
+    store: Store,
+    roster: Mutex<Roster>,
+    instances: watch::Sender<Instances>,
+    /// There is something to write.
+    dirty: Notify,
+    /// [`Roster::edits`] at the last finished write.
+    written: watch::Sender<u64>,
+}
+
+impl Registry {
+    /// The registry as it was when the operator stopped. Its instances are published at once; those that are gone
+    /// stay for the time that silence is forgiven.
+    ///
+    /// # Errors
+    /// If the registrations cannot be read.
+    pub(crate) async fn restore(
+        store: Store,
+        heartbeats: Heartbeats,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Registry, StoreError> {
+        let roster = Roster::restore(heartbeats, store.registrations().await?, clock.uptime());
+        Ok(Registry {
+            instances: watch::Sender::new(Arc::clone(roster.instances())),
+            roster: Mutex::new(roster),
+            clock,
+            store,
+            dirty: Notify::new(),
+            written: watch::Sender::new(0),
+        })
+    }
+
+    /// The instances, now and whenever one of them changes.
+    pub(crate) fn watch(&self) -> watch::Receiver<Instances> {
+        self.instances.subscribe()
+    }
+
+    /// Lets an instance in and waits until a restart would know it, or the disk has had its chance. The given id is
+    /// replaced.
+    ///
+    /// # Errors
+    /// If its name or a port of it belongs to somebody else.
+    pub(crate) async fn join(
+        &self,
+        instance: Instance,
+        had: Option<InstanceId>,
+    ) -> Result<Arc<Instance>, Turned> {
+        let mut written = self.written.subscribe();
+        let joined_at = self.clock.now();
+        let (joined, edits) = self.change(|roster, now| {
+            let joined = roster.join(instance, had, joined_at, now, self.seed());
+            (joined, roster.edits())
+        });
+        let joined = joined?;
+        let remembered = written.wait_for(|written| *written >= edits);
+        if timeout(REMEMBER, remembered).await.is_err() {
+            tracing::warn!(instance = %joined.id, "let in, but not remembered yet");
+        }
+        Ok(joined)
+    }
+
+    /// Takes a sign of life. `None`: the operator does not know the peer. `Some(true)`: it should renew its
+    /// certificate.
+    pub(crate) fn heartbeat(&self, peer: &Peer, beat: Beat) -> Option<bool> {
+        self.change(|roster, now| roster.heartbeat(&peer.instance, &peer.identity, beat, now))
+    }
+
+    /// The instance that the peer is, if it is registered with the identity that the peer proved.
+    pub(crate) fn instance_of(&self, peer: &Peer) -> Option<Arc<Instance>> {
+        self.look(|roster| {
+            roster
+                .member(&peer.instance, &peer.identity)
+                .map(|member| Arc::clone(&member.registration.instance))
+        })
+    }
+
+    /// The instance's own proxy has acknowledged its listeners. Said again after the instance joined again.
+    pub(crate) fn mark_proxy_ready(&self, instance: &InstanceId) {
+        self.change(|roster, _| roster.mark_proxy_ready(instance));
+    }
+
+    /// The peer is about to stop.
+    pub(crate) fn drain(&self, peer: &Peer) {
+        if self.instance_of(peer).is_some() {
+            self.change(|roster, _| roster.drain(&peer.instance));
+        }
+    }
+
+    /// The peer has stopped.
+    pub(crate) fn leave(&self, peer: &Peer) {
+        if self.instance_of(peer).is_some() {
+            self.change(|roster, _| roster.leave(&peer.instance));
+        }
+    }
+
+    /// Asks an instance, or all of them, to renew their certificates with their next signs of life.
+    pub(crate) fn ask_renewal(&self, of: Option<&InstanceId>) {
+        self.change(|roster, _| roster.ask_renewal(of));
+    }
+
+    /// The instance has a new certificate.
+    pub(crate) fn renewed(&self, instance: &InstanceId) {
+        self.change(|roster, _| roster.renewed(instance));
+    }
+
+    /// Everybody, with what their sidecars last said.
+    pub(crate) fn members(&self) -> Vec<Member> {
+        self.look(|roster| roster.members().cloned().collect())
+    }
+
+    /// Looks for silence and writes changes until told to stop, and then what is left to write.
+    pub(crate) async fn run(&self, shutdown: CancellationToken) {
+        tokio::join!(self.look_for_silence(&shutdown), self.write_changes(&shutdown));
+    }
+
+    async fn look_for_silence(&self, shutdown: &CancellationToken) {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+            for instance in self.change(Roster::tick) {
+                tracing::info!(%instance, "forgotten: no sign of life");
+            }
+        }
+    }
+
+    async fn write_changes(&self, shutdown: &CancellationToken) {
+        loop {
+            let stopping = tokio::select! {
+                () = shutdown.cancelled() => true,
+                () = self.dirty.notified() => false,
+            };
+            if let Err(error) = self.write().await {
+                tracing::error!(error = &error as &dyn std::error::Error, "registrations were not written");
+                tokio::select! {
+                    () = shutdown.cancelled() => {}
+                    () = sleep(RETRY) => self.dirty.notify_one(),
+                }
+            }
+            if stopping {
+                return;
+            }
+        }
+    }
+
+    async fn write(&self) -> Result<(), StoreError> {
+        // One at a time, so that the last change of an instance is written last.
+        let changes = self.locked(Roster::take_changes);
+        let Changes { saved, forgotten, edits } = &changes;
+        let written = self.store.write_registrations(saved, forgotten).await;
+        match written {
+            Ok(()) => self.written.send_modify(|written| *written = *edits),
+            Err(_) => self.locked(|roster| roster.retry(changes)),
+        }
+        written
+    }
+
+    /// Where to begin to look for a free name: it need not be a secret, only not be used again soon.
+    fn seed(&self) -> u32 {
+        let mut bytes = [0; 4];
+        match SystemRandom::new().fill(&mut bytes) {
+            Ok(()) => u32::from_ne_bytes(bytes),
+            Err(_) => self.clock.now().subsec_nanosecond().unsigned_abs(),
+        }
+    }
+
+    fn locked<T>(&self, f: impl FnOnce(&mut Roster) -> T) -> T {
+        f(&mut self.roster.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn look<T>(&self, f: impl FnOnce(&Roster) -> T) -> T {
+        self.locked(|roster| f(roster))
+    }
+
+    fn change<T>(&self, f: impl FnOnce(&mut Roster, Duration) -> T) -> T {
+        let now = self.clock.uptime();
+        self.locked(|roster| {
+            let result = f(roster, now);
+            // Inside the lock: watchers see changes in their order.
+            self.instances.send_if_modified(|published| {
+                let changed = !Arc::ptr_eq(published, roster.instances());
+                if changed {
+                    *published = Arc::clone(roster.instances());
+                }
+                changed
+            });
+            if roster.is_dirty() {
+                self.dirty.notify_one();
+            }
+            result
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,471 @@
+//! Who is registered, decided without IO: time comes in as uptime, what to publish and to remember goes out.
+
+use airlane_core::{
+    id::{Identity, InstanceId},
+    world::{Health, Instance},
+};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+/// Outlier events kept of each instance; the oldest go first.
+const OUTLIERS_KEPT: usize = 256;
+/// Texts of sidecars are cut to this many characters.
+const TEXT_MAX: usize = 256;
+
+/// How often sidecars give a sign of life, and how long they may be silent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Heartbeats {
+    /// From one to the next.
+    pub every: Duration,
+    /// Silence after which an instance is forgotten.
+    pub expire_after: Duration,
+}
+
+impl Default for Heartbeats {
+    fn default() -> Self {
+        Heartbeats { every: Duration::from_secs(1), expire_after: Duration::from_secs(5) }
+    }
+}
+
+/// How the application of an instance is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) enum App {
+    /// It has not answered yet.
+    #[default]
+    Starting,
+    /// It answers.
+    Healthy,
+    /// It answered once and does not any more.
+    Unhealthy,
+}
+
+/// What is remembered of an instance across restarts.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Registration {
+    /// The instance as it is published.
+    pub instance: Arc<Instance>,
+    /// How its application is.
+    pub app: App,
+    /// Whether its own proxy has acknowledged its listeners.
+    pub proxy_ready: bool,
+    /// Whether it is leaving.
+    pub draining: bool,
+    /// When it joined.
+    pub joined_at: Timestamp,
+}
+
+impl Registration {
+    /// A registration whose instance has the health that follows from the rest.
+    pub(crate) fn new(
+        instance: Arc<Instance>,
+        app: App,
+        proxy_ready: bool,
+        draining: bool,
+        joined_at: Timestamp,
+    ) -> Registration {
+        let mut registration = Registration { instance, app, proxy_ready, draining, joined_at };
+        registration.settle();
+        registration
+    }
+
+    /// Gives the instance the health that follows from the rest.
+    fn settle(&mut self) {
+        let health = self.health();
+        if self.instance.health != health {
+            Arc::make_mut(&mut self.instance).health = health;
+        }
+    }
+
+    fn health(&self) -> Health {
+        match (self.draining, self.proxy_ready, self.app) {
+            (true, _, _) => Health::Draining,
+            (_, false, _) | (_, _, App::Starting) => Health::Starting,
+            (_, _, App::Healthy) => Health::Healthy,
+            (_, _, App::Unhealthy) => Health::Unhealthy,
+        }
+    }
+
+    fn is_of(&self, identity: &Identity) -> bool {
+        self.instance.workload.namespace == identity.namespace
+            && self.instance.service_account == identity.service_account
+    }
+}
+
+/// An endpoint that an instance's proxy left out or took back.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Outlier {
+    /// The cluster's name.
+    pub cluster: String,
+    /// The endpoint's address and port.
+    pub upstream: String,
+    /// Left out, or taken back.
+    pub ejected: bool,
+    /// Envoy's reason.
+    pub reason: String,
+    /// How often it was left out so far.
+    pub ejections: u32,
+    /// When, by the proxy's clock.
+    pub at: Timestamp,
+}
+
+/// A registered instance with what its sidecar last said.
+#[derive(Clone, Debug)]
+pub(crate) struct Member {
+    /// What is remembered of it.
+    pub registration: Registration,
+    /// Why its application is not healthy.
+    pub reason: String,
+    /// Whether its application can be reached past its proxy.
+    pub app_reachable: bool,
+    /// What its proxy left out and took back, oldest first.
+    pub outliers: VecDeque<Outlier>,
+    /// The uptime at its last sign of life.
+    pub seen_at: Duration,
+    renew_asked: bool,
+}
+
+impl Member {
+    fn new(registration: Registration, seen_at: Duration) -> Member {
+        Member {
+            registration,
+            reason: String::new(),
+            app_reachable: false,
+            outliers: VecDeque::new(),
+            seen_at,
+            renew_asked: false,
+        }
+    }
+}
+
+/// A sign of life.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub(crate) struct Beat {
+    /// How the application is.
+    pub app: App,
+    /// Why it is not healthy.
+    pub reason: String,
+    /// What the proxy left out and took back since the last one.
+    pub outliers: Vec<Outlier>,
+    /// Whether the application can be reached past the proxy.
+    pub app_reachable: bool,
+}
+
+/// Why a workload was not let in.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub(crate) enum Turned {
+    /// The name it had before is not one that its service and revision could have had.
+    #[error("the instance name does not belong to this service and revision; join without one")]
+    NotYours,
+    /// The name it had before is in use.
+    #[error("the instance name is in use; join without one")]
+    NameTaken,
+    /// A port it listens on belongs to another workload.
+    #[error("port {port} of this address belongs to another workload; listen on another one")]
+    PortTaken {
+        /// The proxy's port.
+        port: u16,
+    },
+}
+
+/// What changed since the last look.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub(crate) struct Changes {
+    /// To remember.
+    pub saved: Vec<Registration>,
+    /// To forget.
+    pub forgotten: Vec<InstanceId>,
+    /// [`Roster::edits`] at this moment.
+    pub edits: u64,
+}
+
+/// The instances as the world sees them.
+pub(crate) type Instances = Arc<BTreeMap<InstanceId, Arc<Instance>>>;
+
+/// Everybody who is registered.
+#[derive(Debug)]
+pub(crate) struct Roster {
+    heartbeats: Heartbeats,
+    members: BTreeMap<InstanceId, Member>,
+    ticked_at: Duration,
+    /// Registrations that differ from what is remembered, gone ones included.
+    dirty: BTreeSet<InstanceId>,
+    /// Counts what was added to `dirty`.
+    edits: u64,
+    published: Instances,
+}
+
+impl Roster {
+    /// The roster as it was remembered. Everybody counts as seen now: their silence was ours.
+    pub(crate) fn restore(heartbeats: Heartbeats, registrations: Vec<Registration>, now: Duration) -> Roster {
+        let members: BTreeMap<_, _> =
+            registrations.into_iter().map(|r| (r.instance.id.clone(), Member::new(r, now))).collect();
+        let mut roster = Roster {
+            heartbeats,
+            members,
+            ticked_at: now,
+            dirty: BTreeSet::new(),
+            edits: 0,
+            published: Instances::default(),
+        };
+        roster.publish();
+        roster
+    }
+
+    /// Lets an instance in, under the name it had before or a new one, with a suffix that `seed` begins with. The
+    /// given id is replaced.
+    ///
+    /// # Errors
+    /// If the name or a port belongs to somebody else who is alive.
+    pub(crate) fn join(
+        &mut self,
+        mut instance: Instance,
+        had: Option<InstanceId>,
+        joined_at: Timestamp,
+        now: Duration,
+        seed: u32,
+    ) -> Result<Arc<Instance>, Turned> {
+        let stem = stem(&instance);
+        match had {
+            Some(id) if !belongs(&id, &stem) => return Err(Turned::NotYours),
+            Some(id) => {
+                if let Some(member) = self.members.get(&id)
+                    && !self.may_replace(member, &instance, now)
+                {
+                    return Err(Turned::NameTaken);
+                }
+                instance.id = id;
+            }
+            None => {
+                let free = (seed..=u32::MAX)
+                    .chain(0..seed)
+                    .filter_map(|seed| InstanceId::parse(&format!("{stem}-{}", suffix(seed))).ok())
+                    .find(|id| !self.members.contains_key(id));
+                instance.id = free.ok_or(Turned::NameTaken)?;
+            }
+        }
+        let mut replaced = Vec::new();
+        for (id, member) in &self.members {
+            let other = &*member.registration.instance;
+            let same = |port: &u16| other.ports.iter().any(|p| p.mesh == *port);
+            let Some(port) = instance.ports.iter().map(|p| p.mesh).find(same) else { continue };
+            if other.address != instance.address || other.id == instance.id {
+                continue;
+            }
+            if !self.may_replace(member, &instance, now) {
+                return Err(Turned::PortTaken { port });
+            }
+            replaced.push(id.clone());
+        }
+        replaced.iter().for_each(|id| self.forget(id));
+        let registration = Registration::new(Arc::new(instance), App::Starting, false, false, joined_at);
+        let instance = Arc::clone(&registration.instance);
+        self.note(instance.id.clone());
+        self.members.insert(instance.id.clone(), Member::new(registration, now));
+        self.publish();
+        Ok(instance)
+    }
+
+    /// Whether a newcomer takes the place of a member: one that is the same to its callers, or has stopped talking.
+    fn may_replace(&self, member: &Member, newcomer: &Instance, now: Duration) -> bool {
+        let old = &*member.registration.instance;
+        let same_workload = old.workload.namespace == newcomer.workload.namespace
+            && old.service_account == newcomer.service_account;
+        let same_place = old.address == newcomer.address
+            && old.ports.iter().any(|p| newcomer.ports.iter().any(|q| q.mesh == p.mesh));
+        let silent = now.saturating_sub(member.seen_at) > self.heartbeats.every * 5 / 2;
+        silent || (same_workload && same_place)
+    }
+
+    /// The member of this name, if it has this identity.
+    pub(crate) fn member(&self, id: &InstanceId, identity: &Identity) -> Option<&Member> {
+        self.members.get(id).filter(|member| member.registration.is_of(identity))
+    }
+
+    /// Everybody.
+    pub(crate) fn members(&self) -> impl Iterator<Item = &Member> {
+        self.members.values()
+    }
+
+    /// Takes a sign of life. `None`: nobody of this name and identity is registered. `Some(true)`: they should renew
+    /// their certificate.
+    pub(crate) fn heartbeat(
+        &mut self,
+        id: &InstanceId,
+        identity: &Identity,
+        beat: Beat,
+        now: Duration,
+    ) -> Option<bool> {
+        let member = self.members.get_mut(id).filter(|member| member.registration.is_of(identity))?;
+        member.seen_at = now;
+        member.reason = cut(&beat.reason);
+        member.app_reachable = beat.app_reachable;
+        member.outliers.extend(beat.outliers.into_iter().map(|outlier| Outlier {
+            cluster: cut(&outlier.cluster),
+            upstream: cut(&outlier.upstream),
+            reason: cut(&outlier.reason),
+            ..outlier
+        }));
+        let surplus = member.outliers.len().saturating_sub(OUTLIERS_KEPT);
+        member.outliers.drain(..surplus);
+        let renew = member.renew_asked;
+        self.edit(id, |registration| registration.app = beat.app);
+        Some(renew)
+    }
+
+    /// Its own proxy has acknowledged its listeners.
+    pub(crate) fn mark_proxy_ready(&mut self, id: &InstanceId) {
+        self.edit(id, |registration| registration.proxy_ready = true);
+    }
+
+    /// It is about to stop.
+    pub(crate) fn drain(&mut self, id: &InstanceId) {
+        self.edit(id, |registration| registration.draining = true);
+    }
+
+    /// It has stopped.
+    pub(crate) fn leave(&mut self, id: &InstanceId) {
+        self.forget(id);
+        self.publish();
+    }
+
+    /// Asks members to renew their certificates with their next signs of life; all of them if none is named.
+    pub(crate) fn ask_renewal(&mut self, of: Option<&InstanceId>) {
+        for (id, member) in &mut self.members {
+            member.renew_asked |= of.is_none_or(|of| of == id);
+        }
+    }
+
+    /// A member has renewed its certificate.
+    pub(crate) fn renewed(&mut self, id: &InstanceId) {
+        if let Some(member) = self.members.get_mut(id) {
+            member.renew_asked = false;
+        }
+    }
+
+    /// Forgets who was silent for too long, and names them.
+    ///
+    /// When the last tick is long past, it is we who were stopped or starved, and nobody could reach us: their
+    /// silence starts now. Otherwise an operator that wakes up would empty the mesh.
+    pub(crate) fn tick(&mut self, now: Duration) -> Vec<InstanceId> {
+        let Heartbeats { expire_after, .. } = self.heartbeats;
+        if now.saturating_sub(self.ticked_at) > expire_after / 2 {
+            self.members.values_mut().for_each(|member| member.seen_at = now);
+        }
+        self.ticked_at = now;
+        let silent = |member: &Member| now.saturating_sub(member.seen_at) > expire_after;
+        let expired: Vec<_> =
+            self.members.iter().filter(|(_, member)| silent(member)).map(|(id, _)| id.clone()).collect();
+        expired.iter().for_each(|id| self.forget(id));
+        if !expired.is_empty() {
+            self.publish();
+        }
+        expired
+    }
+
+    /// The instances as the world sees them; the same pointer while nothing changed.
+    pub(crate) fn instances(&self) -> &Instances {
+        &self.published
+    }
+
+    /// Whether anything is to be remembered or forgotten.
+    pub(crate) fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// How many changes there were to remember so far.
+    pub(crate) fn edits(&self) -> u64 {
+        self.edits
+    }
+
+    /// What to remember and to forget since the last call.
+    pub(crate) fn take_changes(&mut self) -> Changes {
+        let mut changes = Changes { edits: self.edits, ..Changes::default() };
+        for id in std::mem::take(&mut self.dirty) {
+            match self.members.get(&id) {
+                Some(member) => changes.saved.push(member.registration.clone()),
+                None => changes.forgotten.push(id),
+            }
+        }
+        changes
+    }
+
+    /// Takes back changes that could not be remembered.
+    pub(crate) fn retry(&mut self, changes: Changes) {
+        self.dirty.extend(changes.saved.into_iter().map(|r| r.instance.id.clone()));
+        self.dirty.extend(changes.forgotten);
+    }
+
+    fn edit(&mut self, id: &InstanceId, edit: impl FnOnce(&mut Registration)) {
+        let Some(member) = self.members.get_mut(id) else { return };
+        let registration = &mut member.registration;
+        let before = registration.clone();
+        edit(registration);
+        registration.settle();
+        if *registration == before {
+            return;
+        }
+        let republish = registration.instance != before.instance;
+        self.note(id.clone());
+        if republish {
+            self.publish();
+        }
+    }
+
+    fn note(&mut self, id: InstanceId) {
+        self.dirty.insert(id);
+        self.edits += 1;
+    }
+
+    fn forget(&mut self, id: &InstanceId) {
+        if self.members.remove(id).is_some() {
+            self.note(id.clone());
+        }
+    }
+
+    fn publish(&mut self) {
+        let instances =
+            self.members.iter().map(|(id, m)| (id.clone(), Arc::clone(&m.registration.instance))).collect();
+        self.published = Arc::new(instances);
+    }
+}
+
+/// Five characters of a number: no vowels, so that they make no words, and nothing that looks like another.
+fn suffix(mut number: u32) -> String {
+    const LETTERS: [char; 27] = [
+        'b', 'c', 'd', 'f', 'g', 'h', 'j', 'k', 'l', 'm', 'n', 'p', 'q', 'r', 's', 't', 'v', 'w', 'x', 'z',
+        '2', '4', '5', '6', '7', '8', '9',
+    ];
+    (0..5)
+        .map(|_| {
+            let letter = LETTERS[(number % 27) as usize];
+            number /= 27;
+            letter
+        })
+        .collect()
+}
+
+/// The part of an instance's name that says what it is a copy of; short enough for a suffix after it.
+fn stem(instance: &Instance) -> String {
+    let mut stem = format!("{}-{}", instance.workload.workload, instance.workload.revision);
+    stem.truncate(56);
+    stem
+}
+
+fn belongs(id: &InstanceId, stem: &str) -> bool {
+    id.as_str().strip_prefix(stem).and_then(|rest| rest.strip_prefix('-')).is_some_and(|rest| {
+        (1..=6).contains(&rest.len()) && rest.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+    })
+}
+
+/// A text of a sidecar as it may be shown on a terminal.
+fn cut(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(TEXT_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests;
