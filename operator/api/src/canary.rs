@@ -3,7 +3,7 @@
 use crate::{
     quantity::{Duration, NameText, Ratio, RevisionText, Share},
     schema::NotYet,
-    status::Condition,
+    status::CanaryStatus,
 };
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -197,59 +197,4 @@ pub struct Judgement {
     /// The most wrong promotions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wrong_promotion: Option<Share>,
-}
-
-/// Where a canary is, and the only memory of how it came there.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct CanaryStatus {
-    /// The generation the rest speaks of.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
-    /// `Ready`, `Controlled`, `Safe`: what kubectl wait, Flux and Argo read.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 8))]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
-    pub conditions: Vec<Condition>,
-    /// Where it is.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 63))]
-    pub phase: Option<String>,
-    /// The step it is at, from 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 20))]
-    pub step: Option<u32>,
-    /// The canary's share now.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub weight: Option<Share>,
-    /// Why it is here, with the numbers.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 4096))]
-    pub because: Option<String>,
-    /// What is missing while it is held.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 4096))]
-    pub needs: Option<String>,
-    /// The last transitions, newest last.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 20))]
-    pub history: Vec<HistoryEntry>,
-}
-
-/// One transition.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-pub struct HistoryEntry {
-    /// When, RFC 3339.
-    #[schemars(length(max = 40))]
-    pub at: String,
-    /// Into which phase.
-    #[schemars(length(max = 63))]
-    pub phase: String,
-    /// The step, from 1.
-    pub step: u32,
-    /// The canary's share from then on.
-    pub weight: Share,
-    /// Why.
-    #[schemars(length(max = 4096))]
-    pub because: String,
 }

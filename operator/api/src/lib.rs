@@ -13,6 +13,7 @@ pub mod mesh_policy;
 pub mod quantity;
 #[expect(unreachable_pub, reason = "KubeSchema copies its structs into functions")]
 pub mod service;
+#[expect(unreachable_pub, reason = "KubeSchema copies its structs into functions")]
 pub mod status;
 
 mod crds;

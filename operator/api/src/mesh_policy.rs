@@ -3,7 +3,7 @@
 use crate::{
     quantity::{Duration, NameText, RetryMethod},
     schema::NotYet,
-    status::{Condition, FieldProblem},
+    status::MeshPolicyStatus,
 };
 use airlane_core::policy;
 use kube::{CustomResource, KubeSchema};
@@ -376,38 +376,4 @@ impl From<Http2> for policy::Http2 {
             Http2::Always => policy::Http2::Always,
         }
     }
-}
-
-/// What became of a policy.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct MeshPolicyStatus {
-    /// The generation the rest speaks of.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
-    /// `Accepted`: it was understood. `Programmed`: every targeted proxy runs it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 8))]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
-    pub conditions: Vec<Condition>,
-    /// What in it is not used, and why.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
-    pub problems: Vec<FieldProblem>,
-    /// How far it has come.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub proxies: Option<Proxies>,
-}
-
-/// How many proxies a policy is for and where they are.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Proxies {
-    /// It is for so many.
-    pub targeted: u32,
-    /// So many run it.
-    pub acknowledged: u32,
-    /// So many refused it.
-    pub rejected: u32,
-    /// So many have not answered yet.
-    pub outdated: u32,
 }

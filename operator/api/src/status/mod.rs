@@ -1,4 +1,10 @@
-//! What every status has in common.
+//! What became of an object, as its status tells it.
+
+mod canary;
+mod mesh_policy;
+
+pub use canary::{CanaryStatus, Evidence, HistoryEntry, Outcomes, Revisions};
+pub use mesh_policy::{MeshPolicyStatus, Proxies};
 
 use airlane_core::problem::Problem;
 use schemars::JsonSchema;
@@ -57,7 +63,26 @@ impl From<&Problem> for FieldProblem {
         FieldProblem {
             field: problem.field.clone(),
             reason: problem.reason.to_string(),
-            message: problem.message.clone(),
+            message: cut(&problem.message),
         }
+    }
+}
+
+fn field_problems(problems: &[Problem]) -> Vec<FieldProblem> {
+    problems.iter().take(PROBLEMS_MAX).map(FieldProblem::from).collect()
+}
+
+/// The most problems told in a status.
+const PROBLEMS_MAX: usize = 64;
+/// The longest text told in a status, in characters.
+const TEXT_MAX: usize = 4096;
+
+fn cut(text: &str) -> String {
+    text.chars().take(TEXT_MAX).collect()
+}
+
+impl ConditionStatus {
+    fn of(truth: bool) -> Self {
+        if truth { ConditionStatus::True } else { ConditionStatus::False }
     }
 }
