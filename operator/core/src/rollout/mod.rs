@@ -19,11 +19,11 @@
 //! | Idle to Paused | promote, canary ready | Promoting | all | all |
 //! | Progressing, Holding, Paused | breached, stable ready | RollingBack | 0 | 0 |
 //! | Progressing, Holding, Paused | no canary ready | Holding (or Paused) | 0 | 0 |
-//! | Progressing, Holding, Paused | breached, no stable ready | Holding (or Paused) | – | – |
+//! | Progressing, Holding, Paused | breached, no stable ready | Holding (or Paused) | not more | certified |
 //! | Idle | no canary or no stable ready, or paused | – | 0 | 0 |
 //! | Idle | else | Progressing | step 0's | 0 |
 //! | Progressing, Holding | paused | Paused | step's | certified |
-//! | Progressing to Paused | no stable ready, not the last step | Holding (or Paused) | step's | certified |
+//! | Progressing to Paused | no stable ready, not the last step | Holding (or Paused) | not more | certified |
 //! | Progressing, Holding | healthy, acknowledged, `at_least` over, a step left | Progressing | next step's | this step's |
 //! | Progressing, Holding | the same, no step left | Promoting | all | all |
 //! | Progressing, Holding, Paused | not paused, unknown for a reason that lasts | Holding | step's | certified |
@@ -36,6 +36,9 @@
 
 mod because;
 mod step;
+
+#[cfg(test)]
+mod tests;
 
 pub use {
     because::{Because, Refusal},

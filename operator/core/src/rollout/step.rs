@@ -265,6 +265,8 @@ fn go_on(
     }
     let breached = matches!(verdict, Verdict::Breached(_));
     if breached || (facts.stable_ready == 0 && share < FULL_SHARE) {
+        let share = share.min(progress.share);
+        let held = Place { share, fail_safe: certified.min(share), ..held };
         return Decision::new(held, Because::NoStableEndpoint { breached });
     }
     if let Some(because) = pause {

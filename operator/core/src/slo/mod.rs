@@ -22,6 +22,9 @@ mod traffic;
 mod verdict;
 mod wealth;
 
+#[cfg(test)]
+mod tests;
+
 pub use {
     evidence::{Arm, Attempts, CallerEvidence, Coin, Evidence, Failure, SentShares, Totals},
     verdict::{Against, Breach, Certificate, Certified, Counts, Doubt, Needs, Verdict},
@@ -62,6 +65,11 @@ impl Objectives {
         self.share < FULL_SHARE
     }
 
+    /// The objective with the lowest rate.
+    fn strictest(&self) -> Option<&Objective> {
+        self.list.iter().reduce(|a, b| if b.max < a.max { b } else { a })
+    }
+
     /// The share as a probability.
     fn w(&self) -> f64 {
         f64::from(self.share) / f64::from(FULL_SHARE)
@@ -78,12 +86,11 @@ pub fn judge(objectives: &Objectives, mut wealth: Wealth, evidence: &Evidence) -
     }
     let resumed = wealth.enter(objectives, evidence.at);
     // A batch is never judged by a spell that it began or ended itself.
-    let stable_degraded = wealth.stable_degraded;
+    let degraded = wealth.spell.rate;
     let case = wealth.fold(objectives, evidence);
-    wealth.watch_stable(objectives, evidence.at);
+    wealth.watch_stable(objectives, evidence);
 
     let verdict = match case {
-        Case::Proven(_) if stable_degraded && !objectives.has_control() => doubt_stable(objectives, &wealth),
         Case::Proven(breach) => Verdict::Breached(breach),
         _ if wealth.split.is_unfair(objectives.w()) => Verdict::Unknown(Doubt::SplitNotAsConfigured {
             share: objectives.w(),
@@ -98,16 +105,17 @@ pub fn judge(objectives: &Objectives, mut wealth: Wealth, evidence: &Evidence) -
         Case::Open if !evidence.missing.is_empty() => {
             Verdict::Unknown(Doubt::NotCovered { missing: evidence.missing.clone() })
         }
-        Case::Open if stable_degraded => doubt_stable(objectives, &wealth),
-        Case::Open => certify(objectives, &wealth, evidence),
+        Case::Open => match degraded {
+            Some(rate) if objectives.has_control() => doubt_stable(objectives, rate),
+            _ => certify(objectives, &wealth, evidence),
+        },
     };
     (wealth, verdict)
 }
 
-fn doubt_stable(objectives: &Objectives, wealth: &Wealth) -> Verdict {
-    let strictest = objectives.list.iter().reduce(|a, b| if b.max < a.max { b } else { a });
-    let (objective, max) = strictest.map_or_else(Default::default, |o| (o.name.clone(), o.max));
-    Verdict::Unknown(Doubt::StableDegraded { objective, max, rate: wealth.recent.stable_rate() })
+fn doubt_stable(objectives: &Objectives, rate: f64) -> Verdict {
+    let (objective, max) = objectives.strictest().map_or_else(Default::default, |o| (o.name.clone(), o.max));
+    Verdict::Unknown(Doubt::StableDegraded { objective, max, rate })
 }
 
 /// Whether every objective is certified at this step, and if not what is missing.
@@ -136,23 +144,25 @@ fn certify(objectives: &Objectives, wealth: &Wealth, evidence: &Evidence) -> Ver
     let mut furthest: Option<(u64, Doubt)> = None;
     for objective in &objectives.list {
         let bound = certify::bound(objective.max, next);
-        let ln_evidence = certify::ln_evidence(failed, clean, bound);
+        let test = certify::Test::new(bound);
+        let ln_evidence = test.ln_evidence(failed, clean);
         let name = objective.name.clone();
         if ln_evidence >= ln_threshold {
             let wrong = objectives.wrong_promotion;
             certificates.push(Certificate { objective: name, bound, canary, ln_evidence, wrong });
             continue;
         }
-        let missing = certify::clean_missing(failed, clean, bound, ln_threshold);
+        let missing = test.clean_missing(failed, clean, ln_threshold);
         if furthest.as_ref().is_some_and(|(most, _)| *most >= missing) {
             continue;
         }
         let rps = wealth.recent.rps().unwrap_or(0.0) * objectives.w();
-        let growth = certify::growth(failed, clean, bound);
-        // Two failures among the first requests are no rate of errors yet.
+        let growth = test.growth(failed, clean);
+        // One or two failures among the first requests are no rate of errors yet, and none never is.
         let doubt = if growth.is_none() && failed > 2 {
             Doubt::NeverAtThisRate { objective: name, bound, canary }
         } else {
+            let growth = growth.filter(|_| failed > 0);
             let requests =
                 growth.map_or(certify::float(missing), |growth| (ln_threshold - ln_evidence) / growth);
             let eta_s = (rps > 0.0).then(|| requests / rps);

@@ -13,15 +13,13 @@ pub(super) struct Recent {
     seconds: f64,
     /// First attempts that ended, on both arms.
     ended: f64,
-    stable_ended: f64,
-    stable_failed: f64,
 }
 
 const HALF_LIFE_S: f64 = 30.0;
 
 impl Recent {
     pub(super) fn since(at: Timestamp) -> Self {
-        Self { at, seconds: 0.0, ended: 0.0, stable_ended: 0.0, stable_failed: 0.0 }
+        Self { at, seconds: 0.0, ended: 0.0 }
     }
 
     /// Lets time pass.
@@ -30,32 +28,49 @@ impl Recent {
         let kept = libm::exp2(-elapsed / HALF_LIFE_S);
         self.at = self.at.max(at);
         self.seconds = self.seconds * kept + elapsed;
-        for sum in [&mut self.ended, &mut self.stable_ended, &mut self.stable_failed] {
-            *sum *= kept;
-        }
+        self.ended *= kept;
     }
 
     pub(super) fn add(&mut self, totals: &Totals) {
         self.ended += float(totals.canary.ended) + float(totals.stable.ended);
-        self.stable_ended += float(totals.stable.ended);
-        self.stable_failed += float(totals.stable.failed);
     }
 
     /// Requests per second on both arms; `None` before any were counted.
     pub(super) fn rps(&self) -> Option<f64> {
         (self.seconds > 0.0 && self.ended > 0.0).then(|| self.ended / self.seconds)
     }
+}
 
-    /// Stable's rate of errors, with how many requests it is made of.
-    pub(super) fn stable_rate(&self) -> f64 {
-        if self.stable_ended > 0.0 { self.stable_failed / self.stable_ended } else { 0.0 }
-    }
+/// Whether stable itself fails more than an objective allows, by blocks of its requests.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Spell {
+    /// Stable's rate of errors in the block that began the spell or went on with it; `None`: it is well.
+    pub(super) rate: Option<f64>,
+    ended: u64,
+    failed: u64,
+}
 
-    /// Whether stable fails more than `max` of its requests. A spell ends at half of that, so that a rate at the
-    /// limit does not begin and end one with every window.
-    pub(super) fn stable_is_degraded(&self, max: f64, was: bool) -> bool {
-        let limit = if was { max / 2.0 } else { max };
-        self.stable_failed >= 3.0 && self.stable_rate() > limit
+impl Spell {
+    /// Adds stable's totals, where up to `max` may fail, and says whether a spell ended. A block is 2/max requests:
+    /// a rate at the limit fails two of them, a tenth of it three only once in a thousand blocks.
+    pub(super) fn add(&mut self, totals: &Totals, max: f64) -> bool {
+        self.ended = self.ended.saturating_add(totals.stable.ended);
+        self.failed = self.failed.saturating_add(totals.stable.failed);
+        let block = 2.0 / max;
+        let whole = float(self.ended) >= block;
+        let rate = float(self.failed) / f64::max(float(self.ended), block);
+        let degraded = self.failed >= 3 && rate > max;
+        let was = self.rate.is_some();
+        if degraded {
+            self.rate = Some(float(self.failed) / f64::max(float(self.ended), float(self.failed)));
+        } else if whole {
+            self.rate = None;
+        }
+        if whole {
+            (self.ended, self.failed) = (0, 0);
+        }
+        was && self.rate.is_none()
     }
 }
 
@@ -93,7 +108,7 @@ impl SplitCheck {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::evidence::Attempts, *};
 
     #[test]
     fn sample_ratio_gives_the_published_values() {
@@ -105,19 +120,33 @@ mod tests {
         }
     }
 
+    fn second(s: i64, canary: (u64, u64), stable: (u64, u64)) -> Totals {
+        let until = Timestamp::from_second(s).expect("a time");
+        let attempts = |(ended, failed)| Attempts { started: ended, ended, failed };
+        Totals { until, canary: attempts(canary), stable: attempts(stable), trusted: true }
+    }
+
     #[test]
-    fn a_steady_rate_is_found_again_at_once_and_later() {
-        let at = |s| Timestamp::from_second(s).expect("a time");
-        let mut recent = Recent::since(at(0));
-        let attempts = |ended, failed| super::super::evidence::Attempts { started: ended, ended, failed };
+    fn a_steady_rate_is_known_at_once_and_stays() {
+        let mut recent = Recent::since(Timestamp::UNIX_EPOCH);
         for s in 1..=100 {
-            recent.pass(at(s));
-            let (canary, stable) = (attempts(10, 0), attempts(90, 3));
-            recent.add(&Totals { until: at(s), canary, stable, trusted: true });
+            let totals = second(s, (10, 0), (90, 0));
+            recent.pass(totals.until);
+            recent.add(&totals);
             let rps = recent.rps().expect("requests were counted");
             assert!((95.0..105.0).contains(&rps), "{rps} after {s} s");
         }
-        assert!(recent.stable_is_degraded(0.02, false));
-        assert!(!recent.stable_is_degraded(0.04, false) && recent.stable_is_degraded(0.04, true));
+    }
+
+    #[test]
+    fn a_spell_begins_with_its_failures_and_ends_with_a_good_block() {
+        let mut spell = Spell::default();
+        assert!(!spell.add(&second(1, (0, 0), (90, 2)), 0.01));
+        assert_eq!(spell.rate, None, "two may");
+        spell.add(&second(2, (0, 0), (10, 1)), 0.01);
+        assert_eq!(spell.rate, Some(0.03));
+        assert!(!spell.add(&second(3, (0, 0), (150, 0)), 0.01), "the rest of the block");
+        assert!(!spell.add(&second(4, (0, 0), (150, 0)), 0.01));
+        assert!(spell.add(&second(5, (0, 0), (50, 1)), 0.01));
     }
 }

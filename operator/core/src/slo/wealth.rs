@@ -5,7 +5,7 @@ use super::{
     capital::{Capital, CoinFactors, RateFactors, ln_sum},
     certify::float,
     evidence::{Arm, CallerEvidence, Evidence},
-    traffic::{Recent, SplitCheck},
+    traffic::{Recent, Spell, SplitCheck},
     verdict::{Against, Breach, Counts},
 };
 use crate::id::InstanceId;
@@ -42,7 +42,7 @@ pub struct Wealth {
     without: Vec<Without>,
     pub(super) split: SplitCheck,
     pub(super) recent: Recent,
-    pub(super) stable_degraded: bool,
+    pub(super) spell: Spell,
     /// The end of the last complete window.
     totals_until: Timestamp,
 }
@@ -100,7 +100,7 @@ impl Wealth {
             without: Vec::new(),
             split: SplitCheck::default(),
             recent: Recent::since(now),
-            stable_degraded: false,
+            spell: Spell::default(),
             totals_until: now,
         }
     }
@@ -152,7 +152,7 @@ impl Wealth {
         self.event_at = now;
         let n = f64::from(self.events);
         self.ln_reserve = libm::log(0.5 / (n + 1.0));
-        let each = libm::log(0.5 / (n * (n + 1.0))) - ln_count(objectives);
+        let each = ln_moved(n) - ln_count(objectives);
         let without = self.without.iter_mut().flat_map(|without| &mut without.capitals);
         for capital in self.capitals.iter_mut().chain(without) {
             capital.add(each);
@@ -305,15 +305,17 @@ impl Wealth {
         worst.map(|(_, objective)| objective)
     }
 
-    /// A spell in which stable breached its own objective begins or ends; the end of one is an event.
-    pub(super) fn watch_stable(&mut self, objectives: &Objectives, now: Timestamp) {
-        if !objectives.has_control() {
-            return;
-        }
-        let was = self.stable_degraded;
-        self.stable_degraded = objectives.list.iter().any(|o| self.recent.stable_is_degraded(o.max, was));
-        if was && !self.stable_degraded {
-            self.event(objectives, now);
+    /// Watches whether stable breaches the strictest objective itself. The failures of both arms in such a spell
+    /// wear the capital down; its end is an event if that made it worth less than what the event brings.
+    pub(super) fn watch_stable(&mut self, objectives: &Objectives, evidence: &Evidence) {
+        let max = objectives.strictest().map_or(1.0, |objective| objective.max);
+        let totals = evidence.callers.iter().filter_map(|heard| heard.totals.as_ref());
+        let over = totals.fold(false, |over, totals| self.spell.add(totals, max) || over);
+        let n = f64::from(self.events.saturating_add(1));
+        let worn =
+            self.capitals.iter().any(|capital| capital.ln_worth(&[]) < ln_moved(n) - ln_count(objectives));
+        if over && worn {
+            self.event(objectives, evidence.at);
         }
     }
 
@@ -325,6 +327,11 @@ impl Wealth {
 /// Counts as people expect them while failures run ahead of totals.
 pub(super) fn shown(counts: Counts) -> Counts {
     Counts { ended: counts.ended.max(counts.failed), ..counts }
+}
+
+/// ln γ_n.
+fn ln_moved(n: f64) -> f64 {
+    libm::log(0.5 / (n * (n + 1.0)))
 }
 
 fn ln_worth(ln_reserve: f64, capitals: &[Capital], unseen: &[Vec<f64>]) -> f64 {
