@@ -347,3 +347,219 @@ fn safe_part(retry_on: &[RetryOn]) -> BTreeSet<RetryOn> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::worlds::{policy, to_service};
+
+    /// Merges policies given most specific first, named `shop/p-0`, `shop/p-1`, ….
+    fn check(specs: &[fn(&mut CallsSpec)], look: impl FnOnce(Merged, Vec<Row>)) {
+        check_for(Protocol::Http, specs, look);
+    }
+
+    fn check_for(protocol: Protocol, specs: &[fn(&mut CallsSpec)], look: impl FnOnce(Merged, Vec<Row>)) {
+        let policies: Vec<Policy> = specs
+            .iter()
+            .enumerate()
+            .map(|(number, write)| {
+                let mut policy = policy(&format!("shop/p-{number}"), to_service("shop/pay", None));
+                write(&mut policy.calls);
+                policy
+            })
+            .collect();
+        let mut rows = Vec::new();
+        let merged = merge(policies.iter(), protocol, Some(&mut rows));
+        look(merged, rows);
+    }
+
+    fn told(merged: &Merged) -> Vec<(String, &str, Reason)> {
+        let problems = merged.problems.iter();
+        problems
+            .map(|problem| (problem.subject.to_string(), problem.field.as_str(), problem.reason))
+            .collect()
+    }
+
+    fn origin(rows: &[Row], field: &str) -> (String, String) {
+        let row = rows.iter().find(|row| row.field == field).expect("every field has a row");
+        (row.value.clone(), row.origin.to_string())
+    }
+
+    #[test]
+    fn every_field_has_one_row_and_a_default() {
+        check(&[], |merged, rows| {
+            assert!(merged.shaped_by.is_empty());
+            assert!(rows.iter().all(|row| row.origin == Origin::Default));
+            let mut fields: Vec<&str> = rows.iter().map(|row| row.field.as_str()).collect();
+            fields.sort_unstable();
+            fields.dedup();
+            assert_eq!((fields.len(), rows.len()), (27, 27));
+            let retries = merged.calls.retries;
+            assert!(retries.others_on.iter().all(|condition| condition.safe_for_every_method()));
+            assert_eq!(retries.others_on.len(), 3);
+            assert!(retries.repeatable_on.is_superset(&retries.others_on));
+            assert_eq!(merged.calls.request_timeout, None);
+            assert_eq!(merged.calls.limits, Limits::default());
+            assert_eq!(merged.calls.outliers.consecutive_5xx, None);
+        });
+    }
+
+    #[test]
+    fn the_most_specific_word_wins_field_by_field() {
+        check(
+            &[
+                |service| service.timeouts.request = Some(Millis(10_000)),
+                |namespace| {
+                    namespace.timeouts.request = Some(Millis(1));
+                    namespace.retries.attempts = Some(0);
+                },
+                |mesh| mesh.retries.attempts = Some(9),
+            ],
+            |merged, rows| {
+                assert_eq!(merged.calls.request_timeout, Some(Millis(10_000)));
+                assert_eq!(merged.calls.retries.attempts, 0);
+                let of = |field| origin(&rows, field);
+                assert_eq!(of("spec.timeouts.request"), ("10s".to_owned(), "MeshPolicy shop/p-0".to_owned()));
+                assert_eq!(of("spec.retries.attempts"), ("0".to_owned(), "MeshPolicy shop/p-1".to_owned()));
+                assert_eq!(of("spec.timeouts.connect"), ("1s".to_owned(), "default".to_owned()));
+                let shaped_by: Vec<String> = merged.shaped_by.iter().map(ObjectId::to_string).collect();
+                assert_eq!(
+                    shaped_by,
+                    ["MeshPolicy shop/p-0", "MeshPolicy shop/p-1"],
+                    "the mesh's word counts nowhere"
+                );
+            },
+        );
+    }
+
+    #[test]
+    fn conditions_without_a_response_are_retried_for_every_method_too() {
+        use RetryOn::{
+            ConnectFailure, GrpcUnavailable, RefusedStream, ResetBeforeRequest, Retriable4xx, ServerError,
+        };
+        let others = |merged: Merged| merged.calls.retries.others_on.into_iter().collect::<Vec<_>>();
+        check(&[|spec| spec.retries.retry_on = Some(vec![ServerError])], |merged, _| {
+            assert_eq!(others(merged), [ResetBeforeRequest, ConnectFailure, RefusedStream]);
+        });
+        check(&[|spec| spec.retries.retry_on = Some(vec![Retriable4xx, GrpcUnavailable])], |merged, _| {
+            assert_eq!(others(merged), []);
+        });
+        check(&[|spec| spec.retries.retry_on = Some(vec![Retriable4xx, ConnectFailure])], |merged, _| {
+            assert_eq!(others(merged), [ConnectFailure]);
+        });
+    }
+
+    #[test]
+    fn methods_add_up_and_all_is_all() {
+        use RetryMethods::{All, Idempotent, Method};
+        check(
+            &[|spec| spec.retries.methods = Some(vec![Idempotent, Method("POST".to_owned())])],
+            |merged, rows| {
+                let Repeatable::Methods(methods) = merged.calls.retries.repeatable else { panic!("methods") };
+                assert!(methods.contains("POST") && methods.contains("GET") && !methods.contains("PATCH"));
+                assert_eq!(origin(&rows, "spec.retries.methods").0, "[Idempotent, POST]");
+            },
+        );
+        check(&[|spec| spec.retries.methods = Some(vec![Method("GET".to_owned()), All])], |merged, _| {
+            assert_eq!(merged.calls.retries.repeatable, Repeatable::All);
+        });
+    }
+
+    #[test]
+    fn a_try_longer_than_the_request_is_told_to_the_more_specific_author() {
+        let both: fn(&mut CallsSpec) = |spec| {
+            spec.timeouts.request = Some(Millis(10_000));
+            spec.retries.per_try_timeout = Some(Millis(12_000));
+        };
+        check(&[both], |merged, _| {
+            let field = "spec.retries.perTryTimeout";
+            assert_eq!(
+                told(&merged),
+                [("MeshPolicy shop/p-0".to_owned(), field, Reason::ExceedsRequestTimeout)]
+            );
+            assert_eq!(
+                merged.problems[0].message,
+                "perTryTimeout 12s is longer than the request timeout 10s: the second try can never start; make it \
+                 shorter"
+            );
+            assert_eq!(merged.calls.retries.per_try_timeout, Some(Millis(12_000)), "the value is kept");
+        });
+        check(&[|spec| spec.timeouts.request = Some(Millis(5_000)), both], |merged, _| {
+            let field = "spec.timeouts.request";
+            assert_eq!(
+                told(&merged),
+                [("MeshPolicy shop/p-0".to_owned(), field, Reason::ExceedsRequestTimeout)]
+            );
+            assert!(merged.problems[0].message.contains("12s (from MeshPolicy shop/p-1)"));
+        });
+        check(&[|spec| spec.retries.per_try_timeout = Some(Millis(11_000)), both], |merged, _| {
+            let field = "spec.retries.perTryTimeout";
+            assert_eq!(
+                told(&merged),
+                [("MeshPolicy shop/p-0".to_owned(), field, Reason::ExceedsRequestTimeout)]
+            );
+        });
+        check(&[|spec| spec.retries.per_try_timeout = Some(Millis(10_000)), both], |merged, _| {
+            assert_eq!(told(&merged), []);
+        });
+    }
+
+    #[test]
+    fn the_longest_pause_is_never_shorter_than_the_first() {
+        type Write = fn(&mut CallsSpec);
+        let cases: [(Write, [u64; 2], usize); 4] = [
+            (|spec| spec.retries.backoff_base = Some(Millis(500)), [500, 5_000], 0),
+            (|spec| spec.retries.backoff_max = Some(Millis(10)), [10, 10], 0),
+            (|spec| spec.retries.backoff_base = Some(Millis(u64::MAX)), [u64::MAX, u64::MAX], 0),
+            (
+                |spec| {
+                    spec.retries.backoff_base = Some(Millis(500));
+                    spec.retries.backoff_max = Some(Millis(100));
+                },
+                [500, 500],
+                1,
+            ),
+        ];
+        for (write, [base, max], problems) in cases {
+            check(&[write], |merged, rows| {
+                let retries = &merged.calls.retries;
+                assert_eq!((retries.backoff_base, retries.backoff_max), (Millis(base), Millis(max)));
+                assert_eq!(merged.problems.len(), problems);
+                assert_eq!(origin(&rows, "spec.retries.backoff.max").0, Millis(max).to_string());
+            });
+        }
+    }
+
+    #[test]
+    fn a_count_of_zero_is_not_watched() {
+        check(&[|spec| spec.circuit_breaker.consecutive_gateway_errors = Some(0)], |merged, _| {
+            assert_eq!(merged.calls.outliers.consecutive_gateway_errors, None);
+        });
+    }
+
+    #[test]
+    fn the_answer_when_open_has_a_text_and_whole_seconds() {
+        check(&[|spec| spec.circuit_breaker.when_open_retry_after = Some(Millis(1_001))], |merged, _| {
+            let body = defaults::WHEN_OPEN_BODY.to_owned();
+            assert_eq!(merged.calls.when_open, Some(WhenOpen { body, retry_after_s: Some(2) }));
+        });
+        check(&[|spec| spec.circuit_breaker.when_open_body = Some("busy".to_owned())], |merged, rows| {
+            let body = "busy".to_owned();
+            assert_eq!(merged.calls.when_open, Some(WhenOpen { body, retry_after_s: None }));
+            assert_eq!(origin(&rows, "spec.circuitBreaker.whenOpen.body").0, "\"busy\"");
+        });
+    }
+
+    #[test]
+    fn retrying_grpc_needs_to_be_asked_for() {
+        let unavailable: fn(&mut CallsSpec) =
+            |spec| spec.retries.retry_on = Some(vec![RetryOn::GrpcUnavailable]);
+        check_for(Protocol::Grpc, &[unavailable], |merged, _| {
+            let field = "spec.retries.retryOn";
+            assert_eq!(told(&merged), [("MeshPolicy shop/p-0".to_owned(), field, Reason::NoEffect)]);
+        });
+        check_for(Protocol::Http, &[unavailable], |merged, _| assert_eq!(told(&merged), []));
+        let all: fn(&mut CallsSpec) = |spec| spec.retries.methods = Some(vec![RetryMethods::All]);
+        check_for(Protocol::Grpc, &[unavailable, all], |merged, _| assert_eq!(told(&merged), []));
+    }
+}

@@ -149,3 +149,121 @@ pub(super) fn door(inputs: &Inputs) -> Inbound {
         shaped_by,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        compile::{
+            compile,
+            worlds::{
+                Edit, instance, mode, name, namespace, policy, service, service_id, to_service, world_of,
+            },
+        },
+        world::Protocol,
+    };
+    use MtlsMode::{Disabled, Permissive, Strict};
+
+    const MESH: Target = Target::Mesh;
+
+    fn shop() -> Target {
+        Target::Namespace(namespace("shop"))
+    }
+
+    fn pay() -> Target {
+        to_service("shop/pay", None)
+    }
+
+    fn workload() -> Target {
+        Target::Workload { namespace: namespace("shop"), name: name("pay") }
+    }
+
+    fn account() -> Target {
+        Target::ServiceAccount { namespace: namespace("shop"), name: name("pay") }
+    }
+
+    fn ports(mode: Option<MtlsMode>, ports: &[(u16, MtlsMode)]) -> Option<MtlsSpec> {
+        Some(MtlsSpec { mode, floor: None, ports: ports.to_vec() })
+    }
+
+    fn floor(of: Option<MtlsSpec>) -> Option<MtlsSpec> {
+        of.map(|mtls| MtlsSpec { floor: Some(true), ..mtls })
+    }
+
+    /// The modes of the application's ports 8080 (80 of `shop/pay` and of `shop/also`) and 9090 (90 of `shop/pay`).
+    fn check(policies: &[(Target, Option<MtlsSpec>)], expected: [MtlsMode; 2]) {
+        let mut pod = instance("shop/pay", "v1", 1);
+        pod.services.insert(service_id("shop/also"));
+        pod.ports.push(crate::world::InstancePort { app: 9090, mesh: 20_100, protocol: Protocol::Http });
+        let declared: [Edit; 3] = [
+            service("shop/pay", &[(80, 8080, Protocol::Http), (90, 9090, Protocol::Http)]).into(),
+            service("shop/also", &[(80, 8080, Protocol::Http)]).into(),
+            pod.into(),
+        ];
+        let numbered = policies.iter().enumerate();
+        let policies = numbered.map(|(number, (target, mtls))| {
+            let mut policy = policy(&format!("shop/p-{number}"), target.clone());
+            policy.mtls.clone_from(mtls);
+            Edit::from(policy)
+        });
+        let mesh = compile(&world_of(declared.into_iter().chain(policies))).mesh;
+        let doors = &mesh.workloads.values().next().expect("one workload").ports;
+        assert_eq!([doors[&8080].mtls, doors[&9090].mtls], expected);
+    }
+
+    #[test]
+    fn nobody_says_anything() {
+        check(&[], [Permissive; 2]);
+    }
+
+    #[test]
+    fn the_more_specific_level_wins_without_a_floor() {
+        check(&[(MESH, mode(Strict))], [Strict; 2]);
+        check(&[(MESH, mode(Strict)), (shop(), mode(Permissive))], [Permissive; 2]);
+        check(&[(MESH, mode(Strict)), (workload(), mode(Disabled))], [Disabled; 2]);
+        check(&[(workload(), mode(Disabled)), (account(), mode(Permissive))], [Permissive; 2]);
+    }
+
+    #[test]
+    fn a_second_service_is_no_way_round_the_first() {
+        // `also` says nothing, so it stands for what it inherits.
+        check(&[(shop(), mode(Strict)), (pay(), mode(Disabled))], [Strict; 2]);
+        let also = to_service("shop/also", None);
+        check(&[(shop(), mode(Strict)), (pay(), mode(Disabled)), (also, mode(Permissive))], [Permissive; 2]);
+    }
+
+    #[test]
+    fn a_service_cannot_open_what_its_workload_closes() {
+        check(&[(workload(), mode(Strict)), (pay(), mode(Permissive))], [Strict; 2]);
+    }
+
+    #[test]
+    fn of_one_target_the_strictest_wins() {
+        check(&[(shop(), mode(Permissive)), (shop(), mode(Strict)), (shop(), mode(Disabled))], [Strict; 2]);
+    }
+
+    #[test]
+    fn a_port_beats_the_whole() {
+        check(&[(pay(), ports(Some(Strict), &[(9090, Permissive)]))], [Strict, Permissive]);
+        check(&[(pay(), ports(None, &[(9090, Strict)]))], [Permissive, Strict]);
+        let port_90 = to_service("shop/pay", Some(90));
+        check(&[(pay(), mode(Permissive)), (port_90, mode(Strict))], [Permissive, Strict]);
+    }
+
+    #[test]
+    fn a_floor_holds_for_everybody_below_port_by_port() {
+        check(
+            &[(MESH, floor(mode(Strict))), (shop(), mode(Permissive)), (pay(), mode(Disabled))],
+            [Strict; 2],
+        );
+        check(&[(shop(), floor(mode(Strict))), (workload(), mode(Disabled))], [Strict; 2]);
+        let but_one = floor(ports(Some(Strict), &[(9090, Permissive)]));
+        check(&[(MESH, but_one), (workload(), mode(Disabled))], [Strict, Permissive]);
+    }
+
+    #[test]
+    fn a_floor_below_the_namespace_holds_nothing() {
+        check(&[(workload(), floor(mode(Permissive))), (account(), mode(Disabled))], [Permissive; 2]);
+        check(&[(pay(), floor(mode(Permissive))), (workload(), mode(Strict))], [Strict; 2]);
+    }
+}

@@ -113,3 +113,100 @@ impl Governing {
         [FULL_SHARE - canary, canary]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::worlds::{canary, progress, service, world_of};
+
+    /// The fail-safe shares, and the current ones for each of (stable serves, canary serves).
+    fn check(memory: Option<Progress>, fail_safe: [u32; 2], current: [[u32; 2]; 4]) {
+        let mut canary = canary("shop/pay", "shop/pay");
+        canary.progress = memory;
+        let governing = Governing::of(&canary);
+        let port = ServicePort { service: canary.plan.service, port: 80 };
+        let split = governing.split(&port);
+        let routes: Vec<(String, u32)> =
+            split.fail_safe.iter().map(|(cluster, share)| (split.runtime_key(cluster), *share)).collect();
+        let key = |revision: &str| format!("airlane.shop.pay.80.80|pay|shop|{revision}");
+        assert_eq!(routes, [(key("v1"), fail_safe[0]), (key("v2"), fail_safe[1])]);
+        let serving = [(true, true), (true, false), (false, true), (false, false)];
+        assert_eq!(serving.map(|(stable, canary)| governing.shares(stable, canary)), current);
+    }
+
+    const STABLE: [u32; 2] = [FULL_SHARE, 0];
+    const CANARY: [u32; 2] = [0, FULL_SHARE];
+
+    #[test]
+    fn without_progress_all_is_on_stable() {
+        check(None, STABLE, [STABLE, STABLE, CANARY, STABLE]);
+    }
+
+    #[test]
+    fn an_uncertified_share_is_current_and_not_in_the_routes() {
+        let five = [9_500, 500];
+        check(Some(progress(Phase::Progressing, 500, 0)), STABLE, [five, STABLE, CANARY, five]);
+    }
+
+    #[test]
+    fn a_certified_share_is_in_the_routes() {
+        let half = [5_000, 5_000];
+        check(Some(progress(Phase::Promoting, FULL_SHARE, 5_000)), half, [CANARY, STABLE, CANARY, CANARY]);
+    }
+
+    #[test]
+    fn after_success_all_is_on_the_canary_and_falls_back_while_stable_is_there() {
+        check(
+            Some(progress(Phase::Succeeded, FULL_SHARE, FULL_SHARE)),
+            CANARY,
+            [CANARY, STABLE, CANARY, CANARY],
+        );
+    }
+
+    #[test]
+    fn a_canary_that_was_taken_back_gets_nothing_however_sick_stable_is() {
+        for phase in [Phase::RollingBack, Phase::RolledBack] {
+            check(Some(progress(phase, 0, 0)), STABLE, [STABLE; 4]);
+        }
+    }
+
+    #[test]
+    fn progress_of_another_revision_is_none() {
+        let mut of_another = progress(Phase::Succeeded, FULL_SHARE, FULL_SHARE);
+        of_another.canary = Revision::parse("v0").expect("a revision");
+        check(Some(of_another), STABLE, [STABLE, STABLE, CANARY, STABLE]);
+    }
+
+    #[test]
+    fn shares_beyond_the_whole_are_the_whole() {
+        let beyond = progress(Phase::Progressing, u32::MAX, u32::MAX);
+        check(Some(beyond), CANARY, [CANARY, STABLE, CANARY, CANARY]);
+    }
+
+    #[test]
+    fn the_first_canary_governs_and_the_others_are_told() {
+        let mut none_to_split = canary("shop/a", "shop/pay");
+        none_to_split.plan.stable = none_to_split.plan.canary.clone();
+        let world = world_of([
+            service("shop/pay", &[]).into(),
+            none_to_split.into(),
+            canary("shop/b", "shop/pay").into(),
+            canary("shop/c", "shop/pay").into(),
+            canary("shop/d", "shop/gone").into(),
+        ]);
+        let mut problems = BTreeSet::new();
+        let governing = governing(&world, &mut problems);
+        let by: Vec<String> = governing.values().map(|governing| governing.by.to_string()).collect();
+        assert_eq!(by, ["Canary shop/b"]);
+        let told: Vec<_> =
+            problems.iter().map(|it| (it.subject.to_string(), it.field.as_str(), it.reason)).collect();
+        assert_eq!(
+            told,
+            [
+                ("Canary shop/a".to_owned(), "spec.canary", Reason::Unsplittable),
+                ("Canary shop/c".to_owned(), "spec.service", Reason::Conflicted),
+                ("Canary shop/d".to_owned(), "spec.service", Reason::TargetNotFound),
+            ]
+        );
+    }
+}
