@@ -122,3 +122,43 @@ impl Written for Vec<RetryMethods> {
 fn list<'a>(items: impl Iterator<Item = &'a str>) -> String {
     format!("[{}]", items.collect::<Vec<_>>().join(", "))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        compile::worlds::{instance, mode, policy, service, service_id, to_service, world_of},
+        policy::Target,
+        world::Protocol,
+    };
+
+    #[test]
+    fn every_value_names_the_object_it_came_from() {
+        let mut mesh = policy("airlane-system/mesh", Target::Mesh);
+        mesh.mtls = mode(MtlsMode::Strict);
+        mesh.calls.timeouts.request = Some(Millis(30_000));
+        let mut port = policy("shop/port", to_service("shop/pay", Some(81)));
+        port.calls.timeouts.request = Some(Millis(500));
+        let world = world_of([
+            service("shop/pay", &[(80, 8080, Protocol::Http), (81, 8080, Protocol::Http)]).into(),
+            instance("shop/pay", "v1", 1).into(),
+            mesh.into(),
+            port.into(),
+        ]);
+        let effective = effective(&world, &service_id("shop/pay")).expect("it is there");
+        let shown = |port: u16, field: &str| {
+            let mut rows = effective.ports[&port].iter().filter(|row| row.field == field);
+            let row = rows.next().expect("a row");
+            assert!(rows.next().is_none(), "one row");
+            format!("{} ({})", row.value, row.origin)
+        };
+        assert_eq!(shown(80, "spec.timeouts.request"), "30s (MeshPolicy airlane-system/mesh)");
+        assert_eq!(shown(81, "spec.timeouts.request"), "500ms (MeshPolicy shop/port)");
+        assert_eq!(shown(80, "spec.mtls.mode"), "Strict (MeshPolicy airlane-system/mesh)");
+        assert_eq!(
+            shown(80, "spec.retries.retryOn"),
+            "[connect-failure, refused-stream, reset-before-request, reset, grpc-unavailable] (default)"
+        );
+        assert_eq!(super::effective(&world, &service_id("shop/gone")), None);
+    }
+}

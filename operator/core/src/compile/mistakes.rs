@@ -239,3 +239,169 @@ fn weaker(policy: &Policy, other: &Policy) -> Vec<Weaker> {
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        compile::{
+            compile,
+            worlds::{instance, mode, name, namespace, policy, service, to_service, world_of},
+        },
+        policy::Millis,
+        world::Protocol,
+    };
+    use MtlsMode::{Disabled, Permissive, Strict};
+
+    /// What is told about policies in a mesh with `shop/pay` (80 → 8080).
+    fn check(policies: impl IntoIterator<Item = Policy>, expected: &[&str]) {
+        let declared = service("shop/pay", &[(80, 8080, Protocol::Http)]).into();
+        let policies = policies.into_iter().map(Into::into);
+        let world = world_of([declared, instance("shop/pay", "v1", 1).into()].into_iter().chain(policies));
+        let told: Vec<String> = compile(&world)
+            .problems
+            .iter()
+            .map(|problem| format!("{:?}: {problem}", problem.reason))
+            .collect();
+        assert_eq!(told, expected);
+    }
+
+    fn timeout(id: &str, target: Target) -> Policy {
+        let mut policy = policy(id, target);
+        policy.calls.timeouts.request = Some(Millis(1_000));
+        policy
+    }
+
+    fn door(id: &str, target: Target, mtls: Option<MtlsSpec>) -> Policy {
+        Policy { mtls, ..policy(id, target) }
+    }
+
+    fn pay() -> Target {
+        to_service("shop/pay", None)
+    }
+
+    fn shop() -> Target {
+        Target::Namespace(namespace("shop"))
+    }
+
+    fn floor(of: MtlsMode) -> Option<MtlsSpec> {
+        Some(MtlsSpec { mode: Some(of), floor: Some(true), ports: Vec::new() })
+    }
+
+    #[test]
+    fn a_policy_without_fault_is_told_nothing() {
+        check([timeout("shop/a", pay()), door("shop/b", pay(), mode(Strict))], &[]);
+    }
+
+    #[test]
+    fn a_target_that_is_not_there() {
+        let workload = Target::Workload { namespace: namespace("shop"), name: name("gone") };
+        let account = Target::ServiceAccount { namespace: namespace("bank"), name: name("pay") };
+        check(
+            [
+                timeout("shop/a", to_service("shop/gone", None)),
+                timeout("shop/b", to_service("shop/pay", Some(81))),
+                door("shop/c", workload, mode(Strict)),
+                door("shop/d", account, mode(Strict)),
+            ],
+            &[
+                "TargetNotFound: MeshPolicy shop/a: spec.targetRef.name: there is no service shop/gone: start a \
+                 workload of it, or correct the name",
+                "TargetNotFound: MeshPolicy shop/b: spec.targetRef.port: shop/pay has no port 81: it has 80",
+                "TargetNotFound: MeshPolicy shop/c: spec.targetRef.name: no workload shop/gone runs: start it, or \
+                 correct the name",
+                "TargetNotFound: MeshPolicy shop/d: spec.targetRef.name: no workload with service account bank/pay \
+                 runs: start it, or correct the name",
+            ],
+        );
+    }
+
+    #[test]
+    fn the_older_of_two_wins_about_calls() {
+        let conflicted = |subject: &str, winner: &str| {
+            format!(
+                "Conflicted: MeshPolicy shop/{subject}: spec.targetRef: MeshPolicy shop/{winner} is older and already \
+                 says how calls to this target are made: merge the two, or delete one"
+            )
+        };
+        check([timeout("shop/a", pay()), timeout("shop/b", pay())], &[&conflicted("b", "a")]);
+        let older = Policy { age_rank: -1, ..timeout("shop/b", pay()) };
+        check([timeout("shop/a", pay()), older], &[&conflicted("a", "b")]);
+        check([timeout("shop/a", pay()), timeout("shop/b", to_service("shop/pay", Some(80)))], &[]);
+    }
+
+    #[test]
+    fn calls_are_no_matter_of_a_workload() {
+        let workload = Target::Workload { namespace: namespace("shop"), name: name("pay") };
+        check(
+            [timeout("shop/a", workload)],
+            &[
+                "Invalid: MeshPolicy shop/a: spec.timeouts: how calls are made belongs to the service called: say it in \
+               a policy whose targetRef is a Service",
+            ],
+        );
+    }
+
+    #[test]
+    fn below_a_floor() {
+        check(
+            [
+                door("airlane-system/floor", Target::Mesh, floor(Strict)),
+                door("shop/a", shop(), mode(Strict)),
+                door("shop/b", pay(), mode(Permissive)),
+            ],
+            &[
+                "BelowFloor: MeshPolicy shop/b: spec.mtls.mode: Permissive is weaker than the floor Strict of MeshPolicy \
+               airlane-system/floor: the floor holds; say Strict here, or ask its owner to lower it",
+            ],
+        );
+        let of_port = MtlsSpec { mode: Some(Permissive), floor: Some(true), ports: vec![(8080, Strict)] };
+        check(
+            [
+                door("shop/a", shop(), Some(of_port)),
+                door(
+                    "shop/b",
+                    pay(),
+                    Some(MtlsSpec { ports: vec![(8080, Disabled)], ..MtlsSpec::default() }),
+                ),
+                door("bank/c", Target::Namespace(namespace("bank")), mode(Disabled)),
+            ],
+            &[
+                "BelowFloor: MeshPolicy shop/b: spec.mtls.ports: Disabled is weaker than the floor Strict of MeshPolicy \
+               shop/a on port 8080: the floor holds; say Strict here, or ask its owner to lower it",
+            ],
+        );
+    }
+
+    #[test]
+    fn the_weaker_of_two_doors() {
+        check(
+            [door("shop/a", pay(), mode(Disabled)), door("shop/b", pay(), mode(Strict))],
+            &[
+                "Conflicted: MeshPolicy shop/a: spec.mtls.mode: Disabled is weaker than Strict, which MeshPolicy shop/b \
+               says for the same target: the stricter holds; merge the two",
+            ],
+        );
+    }
+
+    #[test]
+    fn words_without_effect() {
+        let callers_port = MtlsSpec { ports: vec![(80, Strict), (1, Strict)], ..MtlsSpec::default() };
+        let nothing = MtlsSpec { floor: Some(true), ..MtlsSpec::default() };
+        check(
+            [
+                door("shop/a", pay(), floor(Strict)),
+                door("shop/b", pay(), Some(callers_port)),
+                door("shop/c", shop(), Some(nothing)),
+            ],
+            &[
+                "NoEffect: MeshPolicy shop/a: spec.mtls.floor: only the mesh and a namespace have anybody below them: \
+                 remove floor here",
+                "NoEffect: MeshPolicy shop/b: spec.mtls.ports: 80 is the port callers name; a door stands before the \
+                 application: say 8080",
+                "NoEffect: MeshPolicy shop/b: spec.mtls.ports: nothing behind shop/pay listens on 1: correct the port",
+                "NoEffect: MeshPolicy shop/c: spec.mtls.floor: a floor of what? say mode beside it",
+            ],
+        );
+    }
+}

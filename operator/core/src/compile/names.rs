@@ -41,3 +41,35 @@ impl<'w> Names<'w> {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        compile::{
+            compile,
+            worlds::{service, world_of},
+        },
+        mesh::ShortName,
+        world::Protocol,
+    };
+
+    #[test]
+    fn a_short_name_that_two_namespaces_use_means_nothing_in_a_third() {
+        let declared = ["shop/pay", "bank/pay", "shop/cart"];
+        let mesh =
+            compile(&world_of(declared.map(|id| service(id, &[(80, 8080, Protocol::Http)]).into()))).mesh;
+        let short_names: Vec<_> =
+            mesh.destinations.values().map(|it| (it.port.service.to_string(), it.short_name)).collect();
+        assert_eq!(
+            short_names,
+            [
+                ("bank/pay".to_owned(), ShortName::OwnNamespace),
+                ("shop/cart".to_owned(), ShortName::Everywhere),
+                ("shop/pay".to_owned(), ShortName::OwnNamespace),
+            ]
+        );
+        let ambiguous: Vec<_> =
+            mesh.ambiguous.iter().map(|(name, candidates)| (name.as_str(), candidates.len())).collect();
+        assert_eq!(ambiguous, [("pay", 2)]);
+    }
+}

@@ -258,3 +258,207 @@ impl<'a> OnePort<'a> {
 fn serves(cluster: &Cluster) -> bool {
     cluster.endpoints.iter().any(|endpoint| endpoint.healthy)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        compile::{
+            Compiled, Memo, compile,
+            worlds::{
+                Edit, canary, instance, mode, policy, progress, service, service_id, to_service, world_of,
+            },
+        },
+        mesh::Mesh,
+        rollout::Phase,
+    };
+
+    fn destination(mesh: &Mesh, port: u16) -> &Destination {
+        &mesh.destinations[&ServicePort { service: service_id("shop/pay"), port }]
+    }
+
+    /// The destination of port 80 → 8080 of `shop/pay`, and what was told.
+    fn check(edits: impl IntoIterator<Item = Edit>, look: impl FnOnce(&Destination, &[Problem])) {
+        let declared = Edit::from(service("shop/pay", &[(80, 8080, Protocol::Http)]));
+        let Compiled { mesh, problems } = compile(&world_of([declared].into_iter().chain(edits)));
+        look(destination(&mesh, 80), &problems);
+    }
+
+    fn with(instance: Instance, change: impl FnOnce(&mut Instance)) -> Edit {
+        let mut instance = instance;
+        change(&mut instance);
+        instance.into()
+    }
+
+    fn addresses(cluster: &Cluster) -> Vec<(String, bool)> {
+        cluster.endpoints.iter().map(|endpoint| (endpoint.address.to_string(), endpoint.healthy)).collect()
+    }
+
+    fn sick_door(policy_mode: MtlsMode) -> Edit {
+        let mut policy = policy("shop/door", to_service("shop/pay", None));
+        policy.mtls = mode(policy_mode);
+        policy.into()
+    }
+
+    #[test]
+    fn only_instances_that_have_answered_and_are_not_leaving_are_published() {
+        let states = [Health::Starting, Health::Healthy, Health::Unhealthy, Health::Draining];
+        let instances = (1u8..).zip(states).map(|(number, health)| {
+            with(instance("shop/pay", "v1", number), |instance| instance.health = health)
+        });
+        check(instances, |destination, _| {
+            let expected = [("127.0.0.2:20002".to_owned(), true), ("127.0.0.3:20003".to_owned(), false)];
+            assert_eq!(addresses(&destination.clusters[0]), expected);
+        });
+    }
+
+    #[test]
+    fn an_instance_without_the_port_is_no_endpoint_and_the_service_is_told() {
+        let elsewhere = with(instance("shop/pay", "v1", 1), |instance| instance.ports[0].app = 9090);
+        check([elsewhere], |destination, problems| {
+            assert!(destination.clusters[0].endpoints.is_empty());
+            let [problem] = problems else { panic!("one problem: {problems:?}") };
+            assert_eq!(
+                problem.to_string(),
+                "Service shop/pay: spec.ports: port 80 leads to 8080, where no instance listens (shop-pay-1 listens on \
+                 9090): correct targetPort"
+            );
+        });
+    }
+
+    #[test]
+    fn a_protocol_the_application_denies_is_told() {
+        let other =
+            with(instance("shop/pay", "v1", 1), |instance| instance.ports[0].protocol = Protocol::Grpc);
+        check([other], |_, problems| {
+            let [problem] = problems else { panic!("one problem: {problems:?}") };
+            assert!(
+                problem.message.contains("declared http, but shop-pay-1 says its application speaks grpc")
+            );
+        });
+    }
+
+    #[test]
+    fn the_default_port_is_80_else_the_lowest() {
+        for (ports, expected) in [(&[8080, 80, 79][..], 80), (&[9090, 8080][..], 8080)] {
+            let ports: Vec<_> = ports.iter().map(|port| (*port, 1, Protocol::Http)).collect();
+            let mesh = compile(&world_of([service("shop/pay", &ports).into()])).mesh;
+            let defaults = mesh.destinations.values().filter(|destination| destination.default_port);
+            assert_eq!(defaults.map(|destination| destination.port.port).collect::<Vec<_>>(), [expected]);
+        }
+    }
+
+    #[test]
+    fn the_transport_follows_the_doors() {
+        let healthy = || Edit::from(instance("shop/pay", "v1", 1));
+        check([], |destination, _| {
+            assert_eq!(destination.clusters[0].transport, Transport::Mtls { http2: true })
+        });
+        check([sick_door(MtlsMode::Disabled), healthy()], |destination, _| {
+            assert_eq!(destination.clusters[0].transport, Transport::Plaintext);
+            assert!(!destination.clusters[0].endpoints[0].mtls);
+        });
+        // Another service keeps the door of one of the two workloads closed.
+        let both = with(instance("shop/other", "v1", 2), |instance| {
+            instance.services.insert(service_id("shop/pay"));
+        });
+        let other = Edit::from(service("shop/other", &[]));
+        check([sick_door(MtlsMode::Disabled), healthy(), other, both], |destination, _| {
+            assert_eq!(destination.clusters[0].transport, Transport::Mixed);
+            let mtls: Vec<bool> =
+                destination.clusters[0].endpoints.iter().map(|endpoint| endpoint.mtls).collect();
+            assert_eq!(mtls, [true, false]);
+        });
+    }
+
+    #[test]
+    fn http2_between_proxies_can_be_refused_and_not_forced_on_plaintext() {
+        let said = |http2| {
+            let mut policy = policy("shop/h2", to_service("shop/pay", None));
+            policy.calls.connection.http2 = Some(http2);
+            Edit::from(policy)
+        };
+        check([said(Http2::Never)], |destination, problems| {
+            assert_eq!(destination.clusters[0].transport, Transport::Mtls { http2: false });
+            assert_eq!(problems, []);
+        });
+        check([said(Http2::Always), sick_door(MtlsMode::Disabled)], |destination, problems| {
+            assert_eq!(destination.clusters[0].transport, Transport::Plaintext);
+            let [problem] = problems else { panic!("one problem: {problems:?}") };
+            assert_eq!((problem.field.as_str(), problem.reason), ("spec.connection.http2", Reason::NoEffect));
+        });
+    }
+
+    #[test]
+    fn the_identities_are_those_of_every_instance_and_the_service() {
+        let other = with(instance("shop/pay", "v1", 1), |instance| {
+            instance.service_account = crate::compile::worlds::name("robot");
+            instance.health = Health::Draining;
+        });
+        check([other], |destination, _| {
+            let identities: Vec<String> =
+                destination.clusters[0].identities.iter().map(Identity::to_string).collect();
+            let of = |account: &str| format!("spiffe://airlane.local/ns/shop/sa/{account}");
+            assert_eq!(identities, [of("pay"), of("robot")]);
+        });
+    }
+
+    #[test]
+    fn a_canary_splits_by_revision_and_leaves_out_every_other() {
+        let mut canary = canary("shop/pay", "shop/pay");
+        canary.progress = Some(progress(Phase::Progressing, 500, 0));
+        let instances =
+            [("v0", 1), ("v1", 2), ("v2", 3)].map(|(of, number)| instance("shop/pay", of, number).into());
+        check(instances.into_iter().chain([canary.into()]), |destination, _| {
+            let names: Vec<String> =
+                destination.clusters.iter().map(|cluster| cluster.name.to_string()).collect();
+            assert_eq!(names, ["80|pay|shop", "80|pay|shop|v1", "80|pay|shop|v2"]);
+            let sizes: Vec<usize> =
+                destination.clusters.iter().map(|cluster| cluster.endpoints.len()).collect();
+            assert_eq!(sizes, [3, 1, 1]);
+            let Route::Split(split) = &destination.route else { panic!("a split") };
+            let routed: Vec<String> =
+                split.fail_safe.iter().map(|(cluster, _)| cluster.to_string()).collect();
+            assert_eq!(routed, names[1..]);
+        });
+    }
+
+    #[test]
+    fn a_share_waits_for_the_first_healthy_endpoint_of_its_revision() {
+        let mut canary = canary("shop/pay", "shop/pay");
+        canary.progress = Some(progress(Phase::Progressing, 500, 0));
+        let starting = with(instance("shop/pay", "v2", 2), |instance| instance.health = Health::Starting);
+        let declared = Edit::from(service("shop/pay", &[(80, 8080, Protocol::Http)]));
+        let mut world = world_of([declared, instance("shop/pay", "v1", 1).into(), starting, canary.into()]);
+        let mut memo = Memo::default();
+        let before = memo.compile(&world).mesh;
+        Edit::from(instance("shop/pay", "v2", 2)).apply(&mut world);
+        let after = memo.compile(&world).mesh;
+        let shares = |mesh: &Mesh| mesh.shares.values().copied().collect::<Vec<_>>();
+        assert_eq!((shares(&before), shares(&after)), (vec![10_000, 0], vec![9_500, 500]));
+        assert_eq!(
+            destination(&before, 80).route,
+            destination(&after, 80).route,
+            "no route is edited for it"
+        );
+    }
+
+    #[test]
+    fn a_rollout_that_moves_its_share_changes_the_shares_and_no_destination() {
+        let declared = Edit::from(service("shop/pay", &[(80, 8080, Protocol::Http)]));
+        let instances =
+            [("v1", 1), ("v2", 2)].map(|(of, number)| Edit::from(instance("shop/pay", of, number)));
+        let mut world = world_of([declared].into_iter().chain(instances));
+        let mut memo = Memo::default();
+        let mut at = |share| {
+            let mut canary = canary("shop/pay", "shop/pay");
+            canary.progress = Some(progress(Phase::Progressing, share, 0));
+            Edit::from(canary).apply(&mut world);
+            memo.compile(&world).mesh
+        };
+        let (five, ten) = (at(500), at(1_000));
+        assert_ne!(five.shares, ten.shares);
+        let pointer = |mesh: &Mesh| Arc::clone(mesh.destinations.values().next().expect("one"));
+        assert!(Arc::ptr_eq(&pointer(&five), &pointer(&ten)));
+    }
+}
