@@ -17,6 +17,7 @@ mod mistakes;
 mod mtls;
 mod names;
 mod policies;
+mod retries;
 mod routing;
 mod split;
 mod touched;

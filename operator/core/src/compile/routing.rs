@@ -352,7 +352,7 @@ mod tests {
     fn the_transport_follows_the_doors() {
         let healthy = || Edit::from(instance("shop/pay", "v1", 1));
         check([], |destination, _| {
-            assert_eq!(destination.clusters[0].transport, Transport::Mtls { http2: true })
+            assert_eq!(destination.clusters[0].transport, Transport::Mtls { http2: true });
         });
         check([sick_door(MtlsMode::Disabled), healthy()], |destination, _| {
             assert_eq!(destination.clusters[0].transport, Transport::Plaintext);
