@@ -62,6 +62,7 @@ impl MeshPolicyStatus {
         let (programmed, reason, message) = match (targeted, acknowledged, rejected) {
             (0, _, _) => (true, "NoProxies", "no proxy is concerned".to_string()),
             (_, _, 1..) => (false, "Rejected", format!("{rejected} of {targeted} proxies refused this")),
+            (1, 1, _) => (true, "Acknowledged", "the only proxy runs this".to_string()),
             _ if acknowledged >= targeted => {
                 (true, "Acknowledged", format!("all {targeted} proxies run this"))
             }
