@@ -4,7 +4,7 @@
 //! and never of what was compiled before. [`Memo`] does the same, and keeps what did not change by its pointer.
 //!
 //! It is made of small pure units, each a function of one value that holds all its inputs: a door per workload
-//! revision ([`mtls`]), the destinations of a service ([`routing`]), a proxy per instance. What a unit cannot reach,
+//! revision (`mtls`), the destinations of a service (`routing`), a proxy per instance. What a unit cannot reach,
 //! it cannot depend on; that is how one team's mistake stays theirs, and why a unit whose inputs are equal need not
 //! run again.
 
