@@ -119,6 +119,8 @@ impl<'a> Gate<'a> {
             let in_doubt = subscription.doubt.contains_key(name);
             match subscription.flying(name) {
                 Some(Flying::Version(version)) if version == resource.version => return Decision::Settled,
+                // An endpoint that leaves must not wait for an answer.
+                Some(Flying::Version(_)) if subscription.kind() == Kind::Endpoints => {}
                 Some(_) => return Decision::Wait,
                 None if held == Some(resource.version) && !in_doubt => return Decision::Settled,
                 None => {}

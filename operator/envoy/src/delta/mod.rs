@@ -17,14 +17,18 @@
 //! - **Shares** ([`Kind::Runtime`]) live as long as their TTL: they are kept alive by empty heartbeats, and only
 //!   while somebody vouches for them.
 
+mod asking;
 mod gate;
 mod rejection;
 mod response;
 mod shares;
 mod subscription;
+mod turn;
 
 #[cfg(test)]
 mod conversations;
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod rules;
 
@@ -34,14 +38,12 @@ pub use shares::shares_of;
 
 use crate::catalog::{Catalog, Change, Key, Kind, Resource, Scope, Version};
 use airlane_core::id::{InstanceId, Namespace};
+use asking::check_names;
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
-use gate::{Decision, Gate, Subscriptions, View};
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-    time::Duration,
-};
-use subscription::{Due, InFlight, Subscription};
+use gate::{Subscriptions, View};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use subscription::Due;
+use turn::Content;
 
 /// Responses of one kind that may wait for the proxy's answer.
 pub const WINDOW: usize = 4;
@@ -203,7 +205,7 @@ impl Session {
             let held = subscription.held.iter();
             let in_flight = subscription.in_flight.iter().flat_map(|flight| &flight.response.resources);
             let known = held.chain(in_flight).chain(seen).map(|resource| resource.key.name.clone());
-            for name in known.collect::<Vec<_>>() {
+            for name in known.chain(subscription.doubt.keys().cloned()).collect::<Vec<_>>() {
                 subscription.mark(name, Due::since(since));
             }
         }
@@ -249,12 +251,7 @@ impl Session {
             }
             if !beats.is_empty() {
                 let resources = beats.into_iter().map(|(resource, _)| resource).collect();
-                self.send(
-                    Kind::Runtime,
-                    Content { heartbeat: true, resources, ..Content::default() },
-                    now,
-                    &mut reaction,
-                );
+                self.send(Kind::Runtime, Content::heartbeat(resources), now, &mut reaction);
             }
         }
         self.advance(published, now, &mut reaction);
@@ -296,277 +293,5 @@ impl Session {
             }
             _ => subscription.doubted(&flight),
         }
-    }
-
-    /// The names the proxy asks for, no longer asks for, and says it has.
-    fn subscribe(
-        &mut self,
-        kind: Kind,
-        request: &DeltaDiscoveryRequest,
-        published: &Published,
-        reaction: &mut Reaction,
-    ) -> Result<(), Refused> {
-        // What a proxy asks for anew is not what an epoch it has acknowledged was about.
-        let since = self.acked_epoch.map_or(0, |epoch| epoch + 1);
-        let view = View::new(published, &self.scopes, &self.rejected);
-        let first = !self.subscriptions.contains_key(&kind);
-        let has_wildcard = matches!(kind, Kind::Cluster | Kind::Listener | Kind::VirtualHost);
-        let subscription = self.subscriptions.entry(kind).or_insert_with(|| Subscription::new(kind, false));
-
-        let star = |names: &[String]| names.iter().any(|name| name == "*");
-        let all =
-            star(&request.resource_names_subscribe) || (first && request.resource_names_subscribe.is_empty());
-        reaction.ignored += u32::from(star(&request.resource_names_subscribe) && !has_wildcard);
-        let named = request.resource_names_subscribe.iter().filter(|name| *name != "*");
-        let mut asked = Vec::new();
-        for name in named {
-            let name = Arc::from(name.as_str());
-            // The catalog's own copy of the name, so that a thousand proxies share it.
-            let name = view.get(kind, &name).map_or(name, |resource| resource.key.name.clone());
-            subscription.names.insert(name.clone());
-            asked.push(name);
-        }
-        if subscription.names.len() > NAMES_MAX {
-            return Err(Refused::TooManyNames);
-        }
-        if all && has_wildcard && !subscription.wildcard {
-            subscription.wildcard = true;
-            subscription.answered = false;
-            for resource in view.all(kind) {
-                subscription.mark(resource.key.name.clone(), Due::since(since));
-            }
-        }
-
-        let claims: HashMap<&str, Option<Version>> = if first {
-            request
-                .initial_resource_versions
-                .iter()
-                .map(|(name, v)| (name.as_str(), v.parse().ok()))
-                .collect()
-        } else {
-            HashMap::new()
-        };
-        for (name, version) in &claims {
-            if !subscription.wants(name) {
-                continue;
-            }
-            let name = Arc::from(*name);
-            match view.get(kind, &name) {
-                // A layer with a TTL may expire before anybody keeps it alive here: it goes again.
-                Some(resource) if Some(resource.version) == *version && resource.ttl.is_none() => {
-                    subscription.held.insert(resource.clone());
-                }
-                _ => {
-                    subscription.doubt.insert(name.clone(), None);
-                    subscription.mark(name, Due::since(since));
-                }
-            }
-        }
-        for name in &asked {
-            if !claims.contains_key(&**name) {
-                subscription.mark(name.clone(), Due::again(since));
-            }
-        }
-
-        for name in &request.resource_names_unsubscribe {
-            if name == "*" {
-                subscription.wildcard = false;
-                let Subscription { held, due, doubt, names, .. } = subscription;
-                held.retain(|resource| names.contains(&resource.key.name));
-                due.retain(|name, _| names.contains(name));
-                doubt.retain(|name, _| names.contains(name));
-            } else if let Some(name) = subscription.names.take(name.as_str()) {
-                subscription.forget(&name);
-                if subscription.wildcard {
-                    // The proxy dropped what the wildcard still covers.
-                    subscription.mark(name, Due::again(since));
-                }
-            }
-        }
-
-        // Envoy makes a new subscription to virtual hosts for a new route configuration, without a new request.
-        let route_asked = kind == Kind::Routes && asked.iter().any(|name| !claims.contains_key(&**name));
-        if route_asked && let Some(hosts) = self.subscriptions.get_mut(&Kind::VirtualHost) {
-            for name in hosts.held.iter().map(|host| host.key.name.clone()).collect::<Vec<_>>() {
-                hosts.mark(name, Due::again(since));
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends what may be sent.
-    fn advance(&mut self, published: &Published, now: Duration, reaction: &mut Reaction) {
-        for kind in Kind::ALL {
-            self.send_due(kind, published, now, reaction);
-        }
-        // What refers goes before what is referred to.
-        let removing = [
-            Kind::VirtualHost,
-            Kind::Listener,
-            Kind::Routes,
-            Kind::Cluster,
-            Kind::Endpoints,
-            Kind::Secret,
-            Kind::Runtime,
-        ];
-        for kind in removing {
-            self.remove_due(kind, published, now, reaction);
-        }
-        self.count_epoch();
-    }
-
-    fn send_due(&mut self, kind: Kind, published: &Published, now: Duration, reaction: &mut Reaction) {
-        let Some(subscription) = self.subscriptions.get(&kind) else { return };
-        let endpoints_in_flight = self.subscriptions.get(&Kind::Endpoints).map_or(0, |e| e.in_flight.len());
-        let mut room = WINDOW.saturating_sub(subscription.in_flight.len());
-        match kind {
-            // Clusters bring their endpoints along, whatever is on its way: those must not pile up either.
-            Kind::Cluster if endpoints_in_flight >= 2 * WINDOW => room = 0,
-            Kind::Endpoints if reaction.responses.iter().any(|r| r.kind == Kind::Cluster) => {
-                room = room.max(1);
-            }
-            _ => {}
-        }
-        if room == 0 {
-            return;
-        }
-
-        let gate = Gate::new(&self.subscriptions, View::new(published, &self.scopes, &self.rejected));
-        let mut batch = Content::default();
-        let mut alone = Vec::new();
-        let mut settled = Vec::new();
-        let mut parked = Vec::new();
-        for (name, due) in &subscription.due {
-            match gate.decide(subscription, name, *due) {
-                Decision::Settled => settled.push(name.clone()),
-                Decision::Park => parked.push((name.clone(), true)),
-                Decision::Wait => parked.push((name.clone(), false)),
-                Decision::Send(resource) if due.alone => {
-                    alone.push(Content { since: due.since, resources: vec![resource], ..Content::default() });
-                }
-                Decision::Send(resource) => {
-                    batch.since = batch.since.min(due.since);
-                    batch.resources.push(resource);
-                }
-                Decision::Remove | Decision::Decline => {}
-            }
-        }
-        let first_answer = subscription.wildcard && !subscription.answered;
-        if let Some(subscription) = self.subscriptions.get_mut(&kind) {
-            for name in settled {
-                subscription.due.remove(&name);
-            }
-            for (name, parked) in parked {
-                subscription.due.entry(name).and_modify(|due| due.parked = parked);
-            }
-        }
-        let batch = (first_answer || !batch.resources.is_empty()).then_some(batch);
-        for content in batch.into_iter().chain(alone).take(room) {
-            self.send(kind, content, now, reaction);
-        }
-    }
-
-    fn remove_due(&mut self, kind: Kind, published: &Published, now: Duration, reaction: &mut Reaction) {
-        let Some(subscription) = self.subscriptions.get(&kind) else { return };
-        if subscription.in_flight.len() >= WINDOW {
-            return;
-        }
-        let gate = Gate::new(&self.subscriptions, View::new(published, &self.scopes, &self.rejected));
-        let mut content = Content::default();
-        for (name, due) in &subscription.due {
-            match gate.decide(subscription, name, *due) {
-                Decision::Remove => content.removed.push(name.clone()),
-                Decision::Decline => content.declined.push(name.clone()),
-                _ => continue,
-            }
-            content.since = content.since.min(due.since);
-        }
-        if !content.removed.is_empty() || !content.declined.is_empty() {
-            self.send(kind, content, now, reaction);
-        }
-    }
-
-    fn send(&mut self, kind: Kind, content: Content, now: Duration, reaction: &mut Reaction) {
-        let Content { since, mut resources, mut removed, declined, heartbeat } = content;
-        let Some(subscription) = self.subscriptions.get_mut(&kind) else { return };
-        for name in resources.iter().map(|resource| &resource.key.name).chain(&removed) {
-            if !heartbeat {
-                subscription.due.remove(name);
-            }
-        }
-        for name in &declined {
-            subscription
-                .due
-                .entry(name.clone())
-                .and_modify(|due| *due = Due { parked: true, ..Due::since(due.since) });
-        }
-        removed.extend(declined);
-        // Within a kind, scopes are disjoint in names but each is sorted on its own.
-        resources.sort_by(|a, b| a.key.name.cmp(&b.key.name));
-        removed.sort();
-        self.last_nonce += 1;
-        let response = Arc::new(Response { kind, nonce: self.last_nonce, resources, removed, heartbeat });
-        subscription.answered = true;
-        subscription.in_flight.push_back(InFlight { response: response.clone(), since, sent_at: now });
-        if kind == Kind::Cluster
-            && let Some(endpoints) = self.subscriptions.get_mut(&Kind::Endpoints)
-        {
-            for cluster in &response.resources {
-                let name = &cluster.key.name;
-                if endpoints.wants(name) {
-                    endpoints.mark(name.clone(), Due::again(since));
-                }
-            }
-        }
-        reaction.responses.push(response);
-    }
-
-    fn count_epoch(&mut self) {
-        let heard = |kind| self.subscriptions.get(&kind).is_some_and(|subscription| subscription.heard);
-        if !heard(Kind::Cluster) || !heard(Kind::Listener) {
-            return;
-        }
-        let waiting = self.subscriptions.values().filter_map(Subscription::waiting_since).min();
-        let reached = match waiting {
-            None => Some(self.seen_epoch),
-            Some(since) => since.checked_sub(1).map(|epoch| epoch.min(self.seen_epoch)),
-        };
-        self.acked_epoch = self.acked_epoch.max(reached);
-    }
-}
-
-/// What a response is made of.
-struct Content {
-    /// The first epoch that waits for the answer; `u64::MAX`: none.
-    since: u64,
-    resources: Vec<Arc<Resource>>,
-    removed: Vec<Arc<str>>,
-    /// Answered as removed, but still to be sent.
-    declined: Vec<Arc<str>>,
-    heartbeat: bool,
-}
-
-impl Default for Content {
-    fn default() -> Content {
-        Content {
-            since: u64::MAX,
-            resources: Vec::new(),
-            removed: Vec::new(),
-            declined: Vec::new(),
-            heartbeat: false,
-        }
-    }
-}
-
-fn check_names(request: &DeltaDiscoveryRequest) -> Result<(), Refused> {
-    let lists = [&request.resource_names_subscribe, &request.resource_names_unsubscribe];
-    let claimed = &request.initial_resource_versions;
-    if lists.iter().any(|list| list.len() > NAMES_MAX) || claimed.len() > NAMES_MAX {
-        return Err(Refused::TooManyNames);
-    }
-    let longest = lists.into_iter().flatten().chain(claimed.keys()).map(String::len).max();
-    match longest {
-        Some(bytes) if bytes > NAME_BYTES_MAX => Err(Refused::NameTooLong { bytes }),
-        _ => Ok(()),
     }
 }

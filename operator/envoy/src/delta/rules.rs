@@ -1,1 +1,487 @@
 //! Each rule of the conversation on its own.
+
+use super::*;
+use airlane_core::id::{InstanceId, Name, Namespace, TrustDomain};
+use envoy_types::pb::{google::protobuf::Any, google::rpc::Status};
+use std::collections::{BTreeSet, HashMap};
+
+const TTL: Duration = Duration::from_secs(40);
+
+/// A scripted conversation. What is sent is written `Cluster +a +b -c`, a heartbeat `Runtime ~shares`.
+struct Talk {
+    session: Session,
+    published: Published,
+    now: Duration,
+    unanswered: Vec<Arc<Response>>,
+}
+
+impl Talk {
+    /// With a proxy that has just connected while `resources` are published: `Cluster a`, `Cluster a@2` for another
+    /// version, `VirtualHost h > a b` for one that names clusters.
+    fn with(resources: &[&str]) -> Talk {
+        let catalog = Arc::new(catalog(1, resources));
+        Talk {
+            session: Session::new(&proxy(), &namespace(), 1),
+            published: Published { catalog, quarantine: Arc::default(), shares_live: true },
+            now: Duration::from_secs(1000),
+            unanswered: Vec::new(),
+        }
+    }
+
+    /// With a proxy that has all it sees.
+    fn settled(resources: &[&str]) -> Talk {
+        let mut talk = Talk::with(resources);
+        let named = |kind: &str| {
+            let names = resources.iter().filter_map(|text| text.strip_prefix(kind));
+            names.map(|text| text.trim().split(['@', ' ']).next().unwrap_or_default()).collect::<Vec<_>>()
+        };
+        let endpoints = named("Endpoints");
+        for kind in [Kind::Cluster, Kind::Endpoints, Kind::Listener, Kind::VirtualHost] {
+            talk.asks(kind, if kind == Kind::Endpoints { &endpoints } else { &[] });
+            talk.accepts();
+        }
+        if !named("Runtime").is_empty() {
+            talk.asks(Kind::Runtime, &named("Runtime"));
+            talk.accepts();
+        }
+        assert_eq!(talk.session.acked_epoch(), Some(1));
+        talk
+    }
+
+    fn asks(&mut self, kind: Kind, names: &[&str]) -> Vec<String> {
+        self.says(&DeltaDiscoveryRequest { resource_names_subscribe: texts(names), ..request(kind) })
+    }
+
+    fn claims(&mut self, kind: Kind, names: &[&str], claims: &[(&str, Version)]) -> Vec<String> {
+        let claims = claims.iter().map(|(name, version)| ((*name).to_owned(), version.to_string()));
+        self.says(&DeltaDiscoveryRequest {
+            resource_names_subscribe: texts(names),
+            initial_resource_versions: claims.collect(),
+            ..request(kind)
+        })
+    }
+
+    fn publishes(&mut self, resources: &[&str]) -> Vec<String> {
+        let new = catalog(self.published.catalog.epoch + 1, resources);
+        let mut change = Change { epoch: new.epoch, ..Change::default() };
+        for (one, other) in [(&*self.published.catalog, &new), (&new, &*self.published.catalog)] {
+            for resource in one.seen_by(&proxy(), &namespace()) {
+                let counterpart = other.get(&proxy(), &namespace(), &resource.key);
+                if counterpart.is_none_or(|counterpart| counterpart.version != resource.version) {
+                    change.keys.entry(Scope::Everyone).or_default().insert(resource.key.clone());
+                }
+            }
+        }
+        self.published.catalog = Arc::new(new);
+        let reaction = self.session.publish(&self.published, [&change], self.now);
+        self.hears(reaction)
+    }
+
+    fn passes(&mut self, time: Duration) -> Vec<String> {
+        self.now += time;
+        let reaction = self.session.wake(&self.published, self.now);
+        self.hears(reaction)
+    }
+
+    /// The proxy accepts everything it has been sent.
+    fn accepts(&mut self) -> Vec<String> {
+        let mut sent = Vec::new();
+        for response in std::mem::take(&mut self.unanswered) {
+            sent.extend(self.answers(&response, None));
+        }
+        sent
+    }
+
+    /// The proxy refuses the oldest it has not answered.
+    fn refuses(&mut self, words: &str) -> Vec<String> {
+        let response = self.unanswered.remove(0);
+        self.answers(&response, Some(words))
+    }
+
+    fn answers(&mut self, response: &Response, error: Option<&str>) -> Vec<String> {
+        self.says(&DeltaDiscoveryRequest {
+            response_nonce: response.nonce.to_string(),
+            error_detail: error.map(|words| Status { code: 3, message: words.into(), details: vec![] }),
+            ..request(response.kind)
+        })
+    }
+
+    fn says(&mut self, request: &DeltaDiscoveryRequest) -> Vec<String> {
+        let reaction = self.session.receive(request, &self.published, self.now).expect("not refused");
+        self.hears(reaction)
+    }
+
+    fn hears(&mut self, reaction: Reaction) -> Vec<String> {
+        let mut heard: Vec<_> = reaction.responses.iter().map(|response| text(response)).collect();
+        heard.extend(reaction.rejections.iter().map(|rejection| format!("rejected {}", rejection.key.name)));
+        heard.extend((reaction.ignored > 0).then(|| "ignored".to_owned()));
+        self.unanswered.extend(reaction.responses);
+        heard
+    }
+}
+
+fn text(response: &Response) -> String {
+    let mark = if response.heartbeat { '~' } else { '+' };
+    let sent = response.resources.iter().map(|resource| format!(" {mark}{}", resource.key.name));
+    let removed = response.removed.iter().map(|name| format!(" -{name}"));
+    format!("{:?}{}", response.kind, sent.chain(removed).collect::<String>())
+}
+
+fn texts(names: &[&str]) -> Vec<String> {
+    names.iter().map(ToString::to_string).collect()
+}
+
+fn request(kind: Kind) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest { type_url: kind.type_url().into(), ..DeltaDiscoveryRequest::default() }
+}
+
+fn proxy() -> InstanceId {
+    InstanceId::parse("pay-1").expect("a name")
+}
+
+fn namespace() -> Namespace {
+    Namespace::parse("shop").expect("a name")
+}
+
+fn identity(account: &str) -> airlane_core::id::Identity {
+    airlane_core::id::Identity {
+        trust_domain: TrustDomain::parse("airlane.local").expect("a domain"),
+        namespace: namespace(),
+        service_account: Name::parse(account).expect("a name"),
+    }
+}
+
+fn parse(text: &str) -> Arc<Resource> {
+    let (head, clusters) = text.split_once(" > ").unwrap_or((text, ""));
+    let (kind, name) = head.split_once(' ').expect("KIND NAME");
+    let (name, version) = name.split_once('@').unwrap_or((name, "1"));
+    let kind = Kind::ALL.into_iter().find(|k| format!("{k:?}") == kind).expect("a kind");
+    Arc::new(Resource {
+        key: Key { kind, name: name.into() },
+        scope: Scope::Everyone,
+        version: Version(version.parse().expect("a number")),
+        body: Arc::new(Any { type_url: kind.type_url().into(), value: version.into() }),
+        ttl: (kind == Kind::Runtime).then_some(TTL),
+        clusters: Arc::new(clusters.split_whitespace().map(Arc::from).collect()),
+        shaped_by: Arc::default(),
+    })
+}
+
+fn catalog(epoch: u64, resources: &[&str]) -> Catalog {
+    let layer: BTreeMap<_, _> =
+        resources.iter().map(|text| parse(text)).map(|r| (r.key.clone(), r)).collect();
+    Catalog { epoch, resources: HashMap::from([(Scope::Everyone, Arc::new(layer))]) }
+}
+
+const NOTHING: [&str; 0] = [];
+
+#[test]
+fn a_wildcard_is_answered_even_if_there_is_nothing() {
+    let mut talk = Talk::with(&[]);
+    assert_eq!(talk.asks(Kind::Cluster, &[]), ["Cluster"]);
+    assert_eq!(talk.asks(Kind::Listener, &[]), ["Listener"]);
+    assert_eq!(talk.session.acked_epoch(), None);
+    talk.accepts();
+    assert_eq!(talk.session.acked_epoch(), Some(1));
+}
+
+#[test]
+fn an_empty_request_is_no_wildcard_for_endpoints() {
+    let mut talk = Talk::with(&["Endpoints a"]);
+    assert_eq!(talk.asks(Kind::Endpoints, &[]), NOTHING);
+    assert_eq!(talk.asks(Kind::Endpoints, &["*"]), ["ignored"]);
+    assert_eq!(talk.asks(Kind::Endpoints, &["a"]), ["Endpoints +a"]);
+}
+
+#[test]
+fn who_reconnects_gets_what_differs() {
+    let mut talk = Talk::with(&["Cluster a", "Cluster b@2", "Cluster c"]);
+    let claims = [("a", Version(1)), ("b", Version(1))];
+    assert_eq!(talk.claims(Kind::Cluster, &[], &claims), ["Cluster +b +c"]);
+    let mut talk = Talk::with(&["Endpoints a", "Endpoints b@2"]);
+    assert_eq!(talk.claims(Kind::Endpoints, &["a", "b"], &claims), ["Endpoints +b"]);
+}
+
+#[test]
+fn what_went_meanwhile_is_removed_after_the_proxy_told_what_it_uses() {
+    let mut talk = Talk::with(&["VirtualHost h@2"]);
+    assert_eq!(talk.claims(Kind::Cluster, &[], &[("gone", Version(1))]), ["Cluster"]);
+    assert_eq!(talk.asks(Kind::Listener, &[]), ["Listener"]);
+    assert_eq!(talk.claims(Kind::VirtualHost, &[], &[("h", Version(1))]), ["VirtualHost +h"]);
+    assert_eq!(talk.accepts(), ["Cluster -gone"]);
+}
+
+#[test]
+fn missing_endpoints_are_answered_and_a_missing_secret_is_not() {
+    let mut talk = Talk::with(&[]);
+    assert_eq!(talk.asks(Kind::Endpoints, &["a"]), ["Endpoints -a"]);
+    assert_eq!(talk.asks(Kind::Secret, &["bundle"]), NOTHING);
+    talk.accepts();
+    assert_eq!(talk.publishes(&["Secret bundle", "Endpoints a"]), ["Secret +bundle", "Endpoints +a"]);
+    talk.accepts();
+    assert_eq!(talk.publishes(&[]), ["Endpoints -a"]);
+}
+
+#[test]
+fn what_is_asked_for_again_is_sent_again() {
+    let mut talk = Talk::settled(&["Cluster a", "Endpoints a"]);
+    assert_eq!(talk.asks(Kind::Endpoints, &["a"]), ["Endpoints +a"]);
+}
+
+#[test]
+fn what_is_not_asked_for_any_more_is_not_sent() {
+    let mut talk = Talk::settled(&["Cluster a", "Endpoints a"]);
+    let unsubscribe =
+        DeltaDiscoveryRequest { resource_names_unsubscribe: texts(&["a"]), ..request(Kind::Endpoints) };
+    assert_eq!(talk.says(&unsubscribe), NOTHING);
+    assert_eq!(talk.publishes(&["Cluster a", "Endpoints a@2"]), NOTHING);
+    assert_eq!(talk.session.acked_epoch(), Some(2));
+}
+
+#[test]
+fn endpoints_follow_a_changed_cluster_in_the_same_turn() {
+    let mut talk = Talk::settled(&["Cluster a", "Endpoints a", "Cluster b", "Endpoints b"]);
+    let sent = talk.publishes(&["Cluster a@2", "Endpoints a", "Cluster b", "Endpoints b"]);
+    assert_eq!(sent, ["Cluster +a", "Endpoints +a"]);
+}
+
+#[test]
+fn a_host_waits_for_its_clusters_and_no_other_host_does() {
+    let mut talk = Talk::settled(&["Cluster a", "Endpoints a"]);
+    let published = [
+        "Cluster a",
+        "Endpoints a",
+        "Cluster b",
+        "Endpoints b",
+        "VirtualHost h > b",
+        "VirtualHost i > a",
+        "VirtualHost j > agent",
+    ];
+    assert_eq!(talk.publishes(&published), ["Cluster +b", "VirtualHost +i +j"]);
+    assert_eq!(talk.accepts(), NOTHING);
+    assert_eq!(talk.session.acked_epoch(), Some(1));
+    assert_eq!(talk.asks(Kind::Endpoints, &["b"]), ["Endpoints +b"]);
+    assert_eq!(talk.accepts(), ["VirtualHost +h"]);
+    talk.accepts();
+    assert_eq!(talk.session.acked_epoch(), Some(2));
+}
+
+#[test]
+fn a_cluster_goes_after_the_host_that_named_it() {
+    let mut talk = Talk::settled(&["Cluster a", "Endpoints a", "VirtualHost h > a", "VirtualHost i > a"]);
+    assert_eq!(talk.publishes(&["VirtualHost i@2"]), ["VirtualHost +i", "VirtualHost -h"]);
+    let update = talk.unanswered.remove(0);
+    assert_eq!(talk.answers(&update, None), NOTHING);
+    assert_eq!(talk.accepts(), ["Cluster -a"]);
+    assert_eq!(talk.accepts(), ["Endpoints -a"]);
+}
+
+#[test]
+fn endpoints_leave_a_cluster_at_once() {
+    let mut talk = Talk::settled(&["Cluster a", "Endpoints a", "VirtualHost h > a"]);
+    talk.publishes(&["Cluster a@2", "Endpoints a", "VirtualHost h > a"]);
+    let sent = talk.publishes(&["Cluster a@2", "Endpoints a@2", "VirtualHost h > a"]);
+    assert_eq!(sent, ["Endpoints +a"], "although nothing was answered yet");
+    let mut talk = Talk::settled(&["Cluster a", "Endpoints a", "VirtualHost h > a"]);
+    assert_eq!(talk.publishes(&["Cluster a", "VirtualHost h > a"]), ["Endpoints -a"]);
+}
+
+#[test]
+fn the_newest_version_wins_while_one_is_on_its_way() {
+    let mut talk = Talk::settled(&["Cluster a"]);
+    assert_eq!(talk.publishes(&["Cluster a@2"]), ["Cluster +a"]);
+    assert_eq!(talk.publishes(&["Cluster a@3"]), NOTHING);
+    assert_eq!(talk.publishes(&["Cluster a@4"]), NOTHING);
+    assert_eq!(talk.accepts(), ["Cluster +a"]);
+    assert_eq!(talk.unanswered[0].resources[0].version, Version(4));
+    assert_eq!(talk.session.acked_epoch(), Some(2));
+    talk.accepts();
+    assert_eq!(talk.session.acked_epoch(), Some(4));
+}
+
+#[test]
+fn a_window_of_responses_waits_for_a_slow_proxy() {
+    let mut talk = Talk::settled(&[]);
+    let names: Vec<_> = (0..20).map(|n| format!("Cluster c{n}")).collect();
+    for n in 1..=names.len() {
+        talk.publishes(&names.iter().take(n).map(String::as_str).collect::<Vec<_>>());
+    }
+    assert_eq!(talk.unanswered.len(), WINDOW);
+    talk.accepts();
+    let sent: usize = talk.unanswered.iter().map(|response| response.resources.len()).sum();
+    assert_eq!(sent, names.len() - WINDOW, "the rest goes as one, or as soon as there is room");
+}
+
+#[test]
+fn the_one_at_fault_is_found_and_the_others_go_on() {
+    let mut talk = Talk::settled(&["VirtualHost h", "VirtualHost i"]);
+    assert_eq!(talk.publishes(&["VirtualHost h@2", "VirtualHost i@2"]), ["VirtualHost +h +i"]);
+    assert_eq!(talk.refuses("something is wrong"), ["VirtualHost +h", "VirtualHost +i"]);
+    assert_eq!(talk.refuses("h is wrong"), ["rejected h"]);
+    assert_eq!(talk.accepts(), NOTHING);
+    assert_eq!(talk.session.acked_epoch(), Some(2), "what was refused holds nothing back");
+    assert_eq!(talk.publishes(&["VirtualHost h@2", "VirtualHost i@3"]), ["VirtualHost +i"]);
+    talk.accepts();
+    assert_eq!(talk.publishes(&["VirtualHost h@4", "VirtualHost i@3"]), ["VirtualHost +h"]);
+}
+
+#[test]
+fn a_refused_host_keeps_the_clusters_of_its_last_good_version() {
+    let mut talk = Talk::settled(&["Cluster a", "VirtualHost h > a"]);
+    assert_eq!(talk.publishes(&["VirtualHost h@2"]), ["VirtualHost +h"]);
+    assert_eq!(talk.refuses("no"), ["rejected h"]);
+    assert_eq!(talk.session.acked_epoch(), Some(2));
+    assert_eq!(talk.publishes(&["VirtualHost h@3"]), ["VirtualHost +h"]);
+    assert_eq!(talk.accepts(), ["Cluster -a"]);
+}
+
+#[test]
+fn what_several_identities_refused_is_sent_to_nobody() {
+    let mut talk = Talk::settled(&["VirtualHost h"]);
+    let bad = parse("VirtualHost h@2");
+    let rejection = Rejection::of(&bad, "no");
+    let mut quarantine = Quarantine::default();
+    assert!(!quarantine.note(&rejection, &identity("pay")));
+    assert!(!quarantine.note(&rejection, &identity("pay")), "one identity is not enough, however often");
+    assert!(!quarantine.withholds(&bad));
+    assert!(quarantine.note(&rejection, &identity("cart")));
+    talk.published.quarantine = Arc::new(quarantine.clone());
+    assert_eq!(talk.publishes(&["VirtualHost h@2"]), NOTHING);
+    assert_eq!(talk.session.acked_epoch(), Some(2));
+    assert_eq!(talk.publishes(&["VirtualHost h@3"]), ["VirtualHost +h"]);
+    let mended = Change { epoch: 3, keys: [(bad.scope.clone(), [bad.key.clone()].into())].into() };
+    quarantine.forget_changed(&talk.published.catalog, &mended);
+    assert!(!quarantine.withholds(&bad));
+}
+
+#[test]
+fn virtual_hosts_are_sent_again_for_a_new_route_configuration() {
+    let mut talk = Talk::settled(&["VirtualHost h", "Routes outbound"]);
+    assert_eq!(talk.asks(Kind::Routes, &["outbound"]), ["Routes +outbound", "VirtualHost +h"]);
+}
+
+#[test]
+fn shares_are_kept_alive_while_somebody_vouches_for_them() {
+    let mut talk = Talk::settled(&["Runtime shares"]);
+    assert_eq!(talk.session.next_wake(), Some(talk.now + TTL / 4));
+    assert_eq!(talk.passes(TTL / 8), NOTHING);
+    assert_eq!(talk.passes(TTL / 8), ["Runtime ~shares"]);
+    assert_eq!(talk.passes(TTL / 4), NOTHING, "the last heartbeat is not answered");
+    talk.accepts();
+    let certain_until = talk.session.acked_shares().expect("acknowledged").certain_until;
+    assert_eq!(certain_until, talk.now - TTL / 4 + TTL);
+    talk.published.shares_live = false;
+    assert_eq!(talk.passes(TTL / 2), NOTHING);
+    assert_eq!(talk.publishes(&["Runtime shares@2"]), NOTHING, "nobody vouches for these");
+    talk.published.shares_live = true;
+    assert_eq!(talk.passes(Duration::ZERO), ["Runtime +shares"]);
+}
+
+#[test]
+fn shares_that_may_have_expired_are_sent_whole() {
+    let mut talk = Talk::settled(&["Runtime shares"]);
+    assert_eq!(talk.passes(TTL / 2), ["Runtime +shares"]);
+    talk.accepts();
+    talk.passes(TTL / 4);
+    assert_eq!(
+        talk.refuses("no such resource"),
+        ["Runtime +shares"],
+        "a refused heartbeat: it expired there"
+    );
+}
+
+#[test]
+fn without_anybody_vouching_a_new_proxy_goes_on_without_shares() {
+    let mut talk = Talk::with(&["Runtime shares"]);
+    talk.published.shares_live = false;
+    assert_eq!(talk.asks(Kind::Runtime, &["shares"]), ["Runtime -shares"]);
+    assert_eq!(talk.accepts(), NOTHING);
+    talk.published.shares_live = true;
+    assert_eq!(talk.passes(Duration::ZERO), ["Runtime +shares"]);
+    let mut talk = Talk::with(&["Runtime shares"]);
+    talk.published.shares_live = false;
+    let claims = [("shares", Version(1))];
+    assert_eq!(talk.claims(Kind::Runtime, &["shares"], &claims), NOTHING, "they expire by themselves");
+}
+
+#[test]
+fn missed_publications_are_made_up_for() {
+    let mut talk = Talk::settled(&["Cluster a", "Cluster b", "VirtualHost h"]);
+    talk.published.catalog = Arc::new(catalog(9, &["Cluster b@2", "Cluster c", "VirtualHost h"]));
+    let reaction = talk.session.resync(&talk.published, talk.now);
+    assert_eq!(talk.hears(reaction), ["Cluster +b +c", "Cluster -a"]);
+    talk.accepts();
+    assert_eq!(talk.session.acked_epoch(), Some(9));
+}
+
+#[test]
+fn what_means_nothing_is_ignored() {
+    let mut talk = Talk::settled(&["Cluster a"]);
+    let unknown =
+        DeltaDiscoveryRequest { type_url: "type.googleapis.com/Nothing".into(), ..Default::default() };
+    assert_eq!(talk.says(&unknown), ["ignored"]);
+    for nonce in ["1", "999", "x"] {
+        let answer = DeltaDiscoveryRequest { response_nonce: nonce.into(), ..request(Kind::Cluster) };
+        assert_eq!(talk.says(&answer), ["ignored"], "{nonce}");
+    }
+    let early = DeltaDiscoveryRequest { response_nonce: "1".into(), ..request(Kind::Routes) };
+    assert_eq!(talk.says(&early), ["ignored"], "an answer before a question");
+}
+
+#[test]
+fn names_no_envoy_asks_for_end_the_conversation() {
+    let mut talk = Talk::with(&[]);
+    let mut refused = |names: Vec<String>| {
+        let request = DeltaDiscoveryRequest { resource_names_subscribe: names, ..request(Kind::Endpoints) };
+        talk.session.receive(&request, &talk.published, talk.now).map(drop)
+    };
+    let long = "x".repeat(NAME_BYTES_MAX + 1);
+    assert_eq!(refused(vec![long]), Err(Refused::NameTooLong { bytes: NAME_BYTES_MAX + 1 }));
+    let half = |from: usize| (from..from + NAMES_MAX / 2 + 1).map(|n| n.to_string()).collect::<Vec<_>>();
+    assert_eq!(refused(half(0)), Ok(()));
+    assert_eq!(refused(half(NAMES_MAX)), Err(Refused::TooManyNames));
+    assert_eq!(refused(vec!["../\0".into()]), Err(Refused::TooManyNames), "and it stays at its end");
+}
+
+#[test]
+fn words_of_a_proxy_are_cut_to_a_line() {
+    assert_eq!(tidy(" a\n\t b \u{1b}[31mc\u{0}d "), "a b [31mc d");
+    assert_eq!(tidy(&"é".repeat(500)).chars().count(), DETAIL_MAX + 1);
+    assert_eq!(tidy(""), "");
+}
+
+#[test]
+fn shares_are_read_back() {
+    use envoy_types::pb::{
+        envoy::service::runtime::v3::Runtime,
+        google::protobuf::{Struct, Value, value::Kind::NumberValue, value::Kind::StringValue},
+    };
+    use prost::Message;
+    let number = |n| Value { kind: Some(NumberValue(n)) };
+    let text = Value { kind: Some(StringValue("x".into())) };
+    let fields = [("a", number(9500.0)), ("b", number(0.5)), ("c", number(-1.0)), ("d", text)];
+    let fields = fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    let layer = Runtime { name: "shares".into(), layer: Some(Struct { fields }) };
+    let mut resource = (*parse("Runtime shares")).clone();
+    resource.body = Arc::new(Any { type_url: Kind::Runtime.type_url().into(), value: layer.encode_to_vec() });
+    assert_eq!(shares_of(&resource), Ok([("a".to_owned(), 9500)].into()));
+}
+
+/// What is remembered of a resource is a pointer: a thousand services cost a proxy tens of kilobytes.
+#[test]
+fn a_session_remembers_pointers() {
+    let texts: Vec<_> = (0..1000)
+        .flat_map(|n| [format!("Cluster {n}"), format!("Endpoints {n}"), format!("VirtualHost {n} > {n}")])
+        .collect();
+    let talk = Talk::settled(&texts.iter().map(String::as_str).collect::<Vec<_>>());
+    let transient: usize = talk.session.subscriptions.values().map(|s| s.due.len() + s.in_flight.len()).sum();
+    let doubts: usize = talk.session.subscriptions.values().map(|s| s.doubt.len()).sum();
+    assert_eq!((transient, doubts), (0, 0));
+    let endpoints = &talk.session.subscriptions[&Kind::Endpoints];
+    let held: BTreeSet<_> = endpoints.held.iter().map(|resource| Arc::as_ptr(&resource.key.name)).collect();
+    assert_eq!(endpoints.names.len(), 1000);
+    assert!(
+        endpoints.names.iter().all(|name| held.contains(&Arc::as_ptr(name))),
+        "names are the catalog's own"
+    );
+}
