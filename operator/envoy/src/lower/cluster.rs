@@ -29,8 +29,9 @@ use envoy_types::pb::{
             },
             core::v3::{
                 Address, ConfigSource, EnvoyInternalAddress, Http1ProtocolOptions, Http2ProtocolOptions,
-                HttpProtocolOptions as CommonHttp, KeepaliveSettings, TypedExtensionConfig,
-                address::Address as Specifier, envoy_internal_address::AddressNameSpecifier,
+                HttpProtocolOptions as CommonHttp, KeepaliveSettings, Metadata, TransportSocket,
+                TypedExtensionConfig, address::Address as Specifier,
+                envoy_internal_address::AddressNameSpecifier,
             },
             endpoint::v3::{
                 ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
@@ -357,12 +358,12 @@ fn unlimited() -> CircuitBreakers {
     CircuitBreakers { thresholds: vec![thresholds], ..Default::default() }
 }
 
-fn plaintext() -> envoy_types::pb::envoy::config::core::v3::TransportSocket {
+fn plaintext() -> TransportSocket {
     transport_socket("envoy.transport_sockets.raw_buffer", RawBuffer {})
 }
 
 /// How an endpoint says that it accepts mTLS.
-pub(super) fn accepts_mtls() -> envoy_types::pb::envoy::config::core::v3::Metadata {
+pub(super) fn accepts_mtls() -> Metadata {
     metadata(MATCH, fields([("mtls", text("1"))]))
 }
 

@@ -6,7 +6,7 @@ use super::{
     cluster::{Application, OUTSIDE, TUNNEL},
     host::{METADATA, RETRY_AFTER, WHEN_OPEN},
     outside,
-    proto::{address, duration, fields, header, inline, number, packed, text, yes},
+    proto::{address, ads, duration, fields, header, inline, no, number, packed, text, yes},
     routes::Routes,
     signals::first_attempts,
     tls,
@@ -297,7 +297,7 @@ fn listener(direction: TrafficDirection) -> Listener {
         traffic_direction: direction as i32,
         drain_type: drain as i32,
         // With it a second process could take the port, and half of the connections, unnoticed.
-        enable_reuse_port: Some(super::proto::no()),
+        enable_reuse_port: Some(no()),
         ..Default::default()
     }
 }
@@ -310,7 +310,7 @@ fn calls(caller: &Namespace, stat_prefix: &str) -> Filter {
         HTTP,
         HttpConnectionManager {
             route_specifier: Some(RouteSpecifier::Rds(Rds {
-                config_source: Some(super::proto::ads()),
+                config_source: Some(ads()),
                 route_config_name: Routes::of(caller),
             })),
             http_filters: vec![

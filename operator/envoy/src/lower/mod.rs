@@ -334,6 +334,3 @@ impl Work<'_> {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -12,6 +12,7 @@ use envoy_types::pb::{
             CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig,
             SubjectAltNameMatcher, TlsParameters, UpstreamTlsContext,
             common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
+            downstream_tls_context::SessionTicketKeysType,
             subject_alt_name_matcher::SanType,
             tls_parameters::TlsProtocol,
         },
@@ -72,9 +73,7 @@ pub(super) fn called(trust_domain: &TrustDomain) -> TransportSocket {
             require_client_certificate: Some(yes()),
             require_sni: Some(no()),
             disable_stateful_session_resumption: true,
-            session_ticket_keys_type: Some(
-                envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::downstream_tls_context::SessionTicketKeysType::DisableStatelessSessionResumption(true),
-            ),
+            session_ticket_keys_type: Some(SessionTicketKeysType::DisableStatelessSessionResumption(true)),
             ..Default::default()
         },
     )

@@ -1,12 +1,16 @@
 //! What a real Envoy does with what we lower.
 
-#[expect(unreachable_pub, reason = "a module tree of a test binary has no other readers")]
-mod support;
-
+use crate::support::{
+    app, client, envoy,
+    meshes::{self, Build, door, endpoint, free_port, identity},
+    plane::Plane,
+    proxy::Proxy,
+    until,
+};
 use airlane_core::{
     id::ClusterName,
     mesh::{Door, Endpoint, Mesh, Route, Split, Transport, WhenOpen},
-    policy::MtlsMode,
+    policy::{Millis, MtlsMode},
     world::Protocol,
 };
 use airlane_envoy::lower::{Lowerer, Settings};
@@ -18,27 +22,21 @@ use std::{
     thread,
     time::Duration,
 };
-use support::{
-    app, client, envoy,
-    meshes::{self, Build, door, endpoint, free_port, identity},
-    plane::Plane,
-    proxy::Proxy,
-    until,
-};
 
-const H2: Transport = Transport::Mtls { http2: true };
+pub const H2: Transport = Transport::Mtls { http2: true };
 
 /// A plane that publishes meshes to the proxy `front-1` of an application in `shop`, and to one called proxy.
-struct Bench {
+pub struct Bench {
     envoy: PathBuf,
-    plane: Plane,
+    pub plane: Plane,
     lowerer: Lowerer,
-    outbound: u16,
+    published: Mesh,
+    pub outbound: u16,
     mesh_port: u16,
 }
 
 impl Bench {
-    fn new() -> Option<Self> {
+    pub fn new() -> Option<Self> {
         let envoy = envoy()?;
         let plane = Plane::start();
         let settings = Settings {
@@ -46,10 +44,23 @@ impl Bench {
             fail_safe_after: Duration::from_secs(600),
         };
         let lowerer = Lowerer::new(settings);
-        Some(Self { envoy, plane, lowerer, outbound: free_port(), mesh_port: free_port() })
+        Some(Self {
+            envoy,
+            plane,
+            lowerer,
+            published: meshes::empty(),
+            outbound: free_port(),
+            mesh_port: free_port(),
+        })
     }
 
-    fn publish(&mut self, mesh: &Mesh) {
+    /// The mesh last published, to edit.
+    pub fn published(&self) -> Mesh {
+        self.published.clone()
+    }
+
+    pub fn publish(&mut self, mesh: &Mesh) {
+        self.published = mesh.clone();
         self.plane.publish(self.lowerer.lower(mesh).0);
     }
 
@@ -61,7 +72,7 @@ impl Bench {
     }
 
     /// A door of `pay` before an application, and a caller's proxy whose mesh knows `pay` behind it.
-    fn pair(&mut self, app: u16, door: Door, transport: Transport) -> (Proxy, Proxy) {
+    pub fn pair(&mut self, app: u16, door: Door, transport: Transport) -> (Proxy, Proxy) {
         let mtls = door.mtls != MtlsMode::Disabled;
         let mesh = meshes::empty()
             .with(meshes::destination(
@@ -330,9 +341,10 @@ fn a_caller_sets_no_timeouts_by_headers_and_the_policy_does() {
     let hurry = [("x-envoy-upstream-rq-timeout-ms", "1"), ("x-envoy-upstream-rq-per-try-timeout-ms", "1")];
     assert_eq!(client::call(bench.outbound, "GET", "http://pay/", &hurry).status, 200);
 
-    let mut destination = (*mesh.destinations.values().next().unwrap().clone()).clone();
-    destination.calls.request_timeout = Some(airlane_core::policy::Millis(50));
-    bench.publish(&meshes::empty().with(destination).caller("front-1", "shop", "front", bench.outbound));
+    let mut mesh = bench.published();
+    let pay = mesh.destinations.values_mut().next().unwrap();
+    Arc::make_mut(pay).calls.request_timeout = Some(Millis(50));
+    bench.publish(&mesh);
     until("the timeout holds", || (client::get(bench.outbound, "http://pay/").status == 504).then_some(()));
 }
 
@@ -404,6 +416,34 @@ fn shares_follow_the_runtime_and_a_failed_canary_is_saved_by_stable() {
 }
 
 #[test]
+fn a_sick_endpoint_is_left_out() {
+    let Some(mut bench) = Bench::new() else { return };
+    let (sick, well) = (app::serve(|_| (503, String::new())), ok());
+    let mut mesh = plaintext(vec![endpoint("pay-1", sick, false), endpoint("pay-2", well, false)]);
+    let pay = Arc::make_mut(mesh.destinations.values_mut().next().unwrap());
+    pay.calls.retries.attempts = 0;
+    pay.calls.outliers.consecutive_gateway_errors = Some(3);
+    let caller = bench.caller(&mesh);
+    let status = || client::get(bench.outbound, "http://pay/").status;
+    until("the sick endpoint is left out", || (0..10).all(|_| status() == 200).then_some(()));
+    assert_eq!(caller.stat("cluster.80|pay|shop.outlier_detection.ejections_active"), 1);
+}
+
+#[test]
+fn a_websocket_of_an_http1_application_crosses_http2() {
+    let Some(mut bench) = Bench::new() else { return };
+    let (caller, _called) = bench.pair(app::switch(), door(MtlsMode::Strict, Protocol::Http), H2);
+    let mut socket = client::dial(SocketAddr::from(([127, 0, 0, 1], bench.outbound))).unwrap();
+    let upgrade = [("connection", "upgrade"), ("upgrade", "websocket"), ("sec-websocket-key", "x")];
+    let answer = client::ask(&mut socket, "GET", "http://pay/", "pay", &upgrade).unwrap();
+    assert_eq!(answer.status, 101, "{answer:?}\n{}", caller.log());
+    socket.write_all(b"echo").unwrap();
+    let mut echo = [0; 4];
+    socket.read_exact(&mut echo).unwrap();
+    assert_eq!(&echo, b"echo");
+}
+
+#[test]
 fn an_endpoint_without_a_sidecar_is_called_in_plaintext_beside_one_with() {
     let Some(mut bench) = Bench::new() else { return };
     let app = ok();
@@ -437,7 +477,7 @@ fn tls_client(alpn: &[&[u8]]) -> rustls::ClientConnection {
         .with_safe_default_protocol_versions()
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(support::pki::AnyServer))
+        .with_custom_certificate_verifier(Arc::new(crate::support::pki::AnyServer))
         .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     rustls::ClientConnection::new(Arc::new(config), "pay".try_into().unwrap()).unwrap()

@@ -99,3 +99,22 @@ pub fn greet() -> u16 {
     });
     port
 }
+
+/// A server that switches to another protocol when asked, and then returns what it gets.
+pub fn switch() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for mut connection in listener.incoming().flatten() {
+            thread::spawn(move || {
+                let mut reader = BufReader::new(connection.try_clone().unwrap());
+                if head(&mut reader).is_some() {
+                    let answer = "HTTP/1.1 101 x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+                    connection.write_all(answer.as_bytes()).unwrap();
+                    std::io::copy(&mut reader, &mut connection).ok();
+                }
+            });
+        }
+    });
+    port
+}

@@ -1,0 +1,223 @@
+//! Envoy's own opinion of everything we can say, all of it in one static configuration.
+
+use crate::support::{
+    envoy,
+    meshes::{self, Build, door, endpoint},
+    plane::IDENTITY,
+};
+use airlane_core::{
+    id::{InstanceId, Namespace},
+    mesh::{Limits, Mesh, Outliers, Repeatable, Transport, WhenOpen},
+    policy::{LoadBalancing, Millis, MtlsMode, RetryOn},
+    world::Protocol,
+};
+use airlane_envoy::{
+    bootstrap::{self, Bootstrap},
+    catalog::{Catalog, Kind},
+    lower::{Lowerer, Settings},
+};
+use envoy_types::{
+    pb::envoy::{
+        config::{
+            bootstrap::v3::{
+                Bootstrap as Static,
+                bootstrap::{DynamicResources, StaticResources},
+            },
+            cluster::v3::{
+                Cluster,
+                cluster::{ClusterDiscoveryType, DiscoveryType},
+            },
+            core::v3::{
+                ApiConfigSource, ApiVersion, GrpcService, Node, TypedExtensionConfig,
+                api_config_source::ApiType,
+                grpc_service::{EnvoyGrpc, TargetSpecifier},
+            },
+            listener::v3::{Listener, filter},
+            route::v3::{RouteConfiguration, VirtualHost},
+        },
+        extensions::{
+            bootstrap::internal_listener::v3::InternalListener,
+            filters::network::http_connection_manager::v3::{
+                HttpConnectionManager, http_connection_manager::RouteSpecifier,
+            },
+        },
+    },
+    util::pack_any,
+};
+use prost::Message;
+use std::{path::Path, process::Command, sync::Arc, time::Duration};
+
+const PROTOCOLS: [Protocol; 4] = [Protocol::Http, Protocol::Http2, Protocol::Grpc, Protocol::Tcp];
+
+/// Every protocol over every transport and behind every door.
+fn everything() -> Mesh {
+    let mut mesh = meshes::empty().caller("front-1", "shop", "front", 15001);
+    let transports = [
+        Transport::Mtls { http2: true },
+        Transport::Mtls { http2: false },
+        Transport::Mixed,
+        Transport::Plaintext,
+    ];
+    for (p, protocol) in PROTOCOLS.into_iter().enumerate() {
+        for (t, transport) in transports.into_iter().enumerate() {
+            let name = format!("s{p}{t}");
+            let endpoints = vec![endpoint("a-1", 9001, true), endpoint("a-2", 9002, false)];
+            let mut destination = meshes::destination(&name, protocol, transport, endpoints);
+            let calls = &mut destination.calls;
+            calls.load_balancing =
+                [LoadBalancing::LeastRequest, LoadBalancing::RoundRobin, LoadBalancing::Random][t % 3];
+            if t % 2 == 1 {
+                calls.request_timeout = Some(Millis(10_001));
+                calls.max_connection_age = Some(Millis(60_000));
+                calls.retries.repeatable = Repeatable::All;
+                calls.retries.repeatable_on = RetryOn::ALL.map(|(condition, _)| condition).into();
+                calls.retries.per_try_timeout = Some(Millis(2_000));
+                calls.limits = Limits {
+                    connections: Some(100),
+                    pending_requests: Some(0),
+                    requests: Some(200),
+                    retries: Some(10),
+                    requests_per_connection: Some(100),
+                };
+                calls.outliers = Outliers {
+                    consecutive_5xx: Some(5),
+                    consecutive_gateway_errors: if t == 1 { Some(5) } else { None },
+                    interval: Millis(30_000),
+                    base_ejection_time: Millis(600_000),
+                    max_ejection_percent: 50,
+                };
+                calls.when_open = Some(WhenOpen { body: "busy".to_owned(), retry_after_s: Some(30) });
+            } else {
+                calls.retries.repeatable =
+                    Repeatable::Methods(["GET", "M-SEARCH", "A.B*"].map(str::to_owned).into());
+                calls.retries.attempts = 0;
+            }
+            mesh = mesh.with(destination);
+        }
+    }
+    let candidates =
+        [meshes::service_port("a", "twice", 80).service, meshes::service_port("b", "twice", 80).service];
+    mesh.ambiguous.insert("twice".parse().unwrap(), Arc::new(candidates.into()));
+    mesh
+}
+
+/// The resources of one proxy as a static configuration: routes and their hosts are put where their names stand.
+fn inlined(catalog: &Catalog, proxy: &InstanceId, namespace: &Namespace) -> Static {
+    let of = |kind: Kind| catalog.seen_by(proxy, namespace).filter(move |resource| resource.key.kind == kind);
+    let hosts = of(Kind::VirtualHost).map(|resource| VirtualHost::decode(&*resource.body.value).unwrap());
+    let mut routes =
+        of(Kind::Routes).map(|resource| RouteConfiguration::decode(&*resource.body.value).unwrap());
+    let routes = routes.next().map(|mut routes| {
+        routes.vhds = None;
+        routes.virtual_hosts.extend(hosts);
+        routes
+    });
+    let listeners = of(Kind::Listener).map(|resource| {
+        let mut listener = Listener::decode(&*resource.body.value).unwrap();
+        for filter in listener.filter_chains.iter_mut().flat_map(|chain| &mut chain.filters) {
+            let Some(filter::ConfigType::TypedConfig(config)) = &mut filter.config_type else { continue };
+            if config.type_url.ends_with("HttpConnectionManager") {
+                let mut manager = HttpConnectionManager::decode(&*config.value).unwrap();
+                if let Some(RouteSpecifier::Rds(named)) = &manager.route_specifier {
+                    let routes = routes.clone().filter(|routes| routes.name == named.route_config_name);
+                    manager.route_specifier =
+                        Some(RouteSpecifier::RouteConfig(routes.expect("the routes exist")));
+                }
+                *config = pack_any(manager);
+            }
+        }
+        listener
+    });
+    let fixed = ["agent", "operator"].map(|name| Cluster {
+        name: name.to_owned(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static as i32)),
+        ..Default::default()
+    });
+    let clusters = of(Kind::Cluster).map(|resource| Cluster::decode(&*resource.body.value).unwrap());
+    Static {
+        node: Some(Node { id: proxy.to_string(), cluster: namespace.to_string(), ..Default::default() }),
+        bootstrap_extensions: vec![TypedExtensionConfig {
+            name: "envoy.bootstrap.internal_listener".to_owned(),
+            typed_config: Some(pack_any(InternalListener::default())),
+        }],
+        dynamic_resources: Some(DynamicResources {
+            ads_config: Some(ApiConfigSource {
+                api_type: ApiType::DeltaGrpc as i32,
+                transport_api_version: ApiVersion::V3 as i32,
+                grpc_services: vec![GrpcService {
+                    target_specifier: Some(TargetSpecifier::EnvoyGrpc(EnvoyGrpc {
+                        cluster_name: "operator".to_owned(),
+                        ..Default::default()
+                    })),
+                    ..Default::default()
+                }],
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        static_resources: Some(StaticResources {
+            listeners: listeners.collect(),
+            clusters: fixed.into_iter().chain(clusters).collect(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn check(envoy: &Path, file: &str, config: &[u8]) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(file);
+    std::fs::write(&path, config).unwrap();
+    let output = Command::new(envoy)
+        .args(["--mode", "validate", "--disable-hot-restart", "-l", "warn", "-c"])
+        .arg(&path)
+        .current_dir(&folder)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn envoy_accepts_every_destination_and_every_caller() {
+    let Some(envoy) = envoy() else { return };
+    let (catalog, _) = lowerer().lower(&everything());
+    let config = inlined(&catalog, &"front-1".parse().unwrap(), &"shop".parse().unwrap());
+    assert_eq!(config.static_resources.as_ref().unwrap().listeners.len(), 2);
+    check(&envoy, "config.pb", &config.encode_to_vec());
+}
+
+#[test]
+fn envoy_accepts_every_door() {
+    let Some(envoy) = envoy() else { return };
+    for protocol in PROTOCOLS {
+        for mode in [MtlsMode::Strict, MtlsMode::Permissive, MtlsMode::Disabled] {
+            let mesh = meshes::empty().called("pay-1", "pay", 9001, 8080, door(mode, protocol));
+            let (catalog, _) = lowerer().lower(&mesh);
+            let config = inlined(&catalog, &"pay-1".parse().unwrap(), &"shop".parse().unwrap());
+            assert_eq!(config.static_resources.as_ref().unwrap().listeners.len(), 1);
+            check(&envoy, "config.pb", &config.encode_to_vec());
+        }
+    }
+}
+
+#[test]
+fn envoy_accepts_the_bootstrap() {
+    let Some(envoy) = envoy() else { return };
+    for operator_host in ["10.1.2.3", "fd00::1", "operator.airlane-system"] {
+        let bootstrap = bootstrap::render(&Bootstrap {
+            instance: "pay-1".parse().unwrap(),
+            namespace: "shop".parse().unwrap(),
+            operator_host: operator_host.to_owned(),
+            operator_port: 15010,
+            operator_identity: IDENTITY.parse().unwrap(),
+            agent_socket: "agent.sock".to_owned(),
+            admin_socket: "admin.sock".to_owned(),
+            event_log: "events.log".to_owned(),
+        });
+        check(&envoy, "bootstrap.json", bootstrap.as_bytes());
+    }
+}
+
+fn lowerer() -> Lowerer {
+    Lowerer::new(Settings { bundle_pem: "roots".to_owned(), fail_safe_after: Duration::from_secs(600) })
+}
