@@ -1,7 +1,8 @@
 //! How calls are made: the policies of a service merged into resolved values.
 //!
-//! Mesh → namespace → service → port, field by field, the most specific one that says anything wins. Each value is
-//! found together with the policy it came from, once, for the mesh and for whoever asks where it came from.
+//! Mesh → namespace → service → port, field by field, the most specific one that says anything wins. Each
+//! value is found together with the policy it came from, once, for the mesh and for whoever asks where it
+//! came from.
 
 use super::{
     defaults,
@@ -26,7 +27,8 @@ pub(super) struct Merged {
     pub(super) problems: Vec<Problem>,
 }
 
-/// Merges the policies of one service port, most specific first, and writes down every value if `rows` is there.
+/// Merges the policies of one service port, most specific first, and writes down every value if `rows` is
+/// there.
 pub(super) fn merge<'a>(
     rungs: impl Iterator<Item = &'a Policy>,
     protocol: Protocol,

@@ -1,30 +1,30 @@
 //! How calls are made when no policy says otherwise.
 //!
-//! The rule behind every value: a mesh nobody configured may save requests, and must never lose one that would
-//! have succeeded without it. So there is no default limit and no default deadline on a request.
+//! The rule behind every value: a mesh nobody configured may save requests, and must never lose one that
+//! would have succeeded without it. So there is no default limit and no default deadline on a request.
 
 use crate::policy::{Http2, LoadBalancing, Millis, MtlsMode, RetryMethods, RetryOn};
 
 /// Sidecars upgrade each other by themselves; callers without one still get in.
 pub(super) const MTLS: MtlsMode = MtlsMode::Permissive;
 
-/// No byte for five minutes ends a stream (Envoy's own default): longer than any keep-alive in use, short enough
-/// that a caller whose peer vanished does not hold the stream for ever.
+/// No byte for five minutes ends a stream (Envoy's own default): longer than any keep-alive in use, short
+/// enough that a caller whose peer vanished does not hold the stream for ever.
 pub(super) const STREAM_IDLE: Millis = Millis(300_000);
 
 /// A connection without a request is kept for an hour (Envoy's own default): a new one costs a handshake.
 pub(super) const CONNECTION_IDLE: Millis = Millis(3_600_000);
 
-/// TCP and TLS together. A lost SYN is sent again after one second (RFC 6298, 2.1): by then another endpoint is the
-/// better bet, and the retry takes it.
+/// TCP and TLS together. A lost SYN is sent again after one second (RFC 6298, 2.1): by then another endpoint
+/// is the better bet, and the retry takes it.
 pub(super) const CONNECT: Millis = Millis(1_000);
 
-/// Tries after the first: enough to pass two sick endpoints in a row, not enough to triple an overload, which the
-/// budget bounds further.
+/// Tries after the first: enough to pass two sick endpoints in a row, not enough to triple an overload, which
+/// the budget bounds further.
 pub(super) const ATTEMPTS: u32 = 2;
 
-/// The first three cannot have reached the application and are retried for every method; the last two only where a
-/// repeat does no harm.
+/// The first three cannot have reached the application and are retried for every method; the last two only
+/// where a repeat does no harm.
 pub(super) const RETRY_ON: [RetryOn; 5] = [
     RetryOn::ConnectFailure,
     RetryOn::RefusedStream,
@@ -45,11 +45,12 @@ pub(super) const BACKOFF_BASE: Millis = Millis(25);
 /// The longest pause in multiples of the first (Envoy's own default).
 pub(super) const BACKOFF_GROWTH: u64 = 10;
 
-/// Retries as percent of the active requests: a destination that fails everything sees a fifth more load, not three
-/// times as much.
+/// Retries as percent of the active requests: a destination that fails everything sees a fifth more load, not
+/// three times as much.
 pub(super) const BUDGET_PERCENT: u32 = 20;
 
-/// Retries always allowed at once (Envoy's own default): a quiet service has no active requests to take a share of.
+/// Retries always allowed at once (Envoy's own default): a quiet service has no active requests to take a
+/// share of.
 pub(super) const BUDGET_MIN_CONCURRENT: u32 = 3;
 
 /// Not watched: a 500 is an application's answer, and most often the same on every endpoint.
@@ -64,8 +65,8 @@ pub(super) const OUTLIER_INTERVAL: Millis = Millis(10_000);
 /// How long the first ejection lasts (Envoy's own default).
 pub(super) const BASE_EJECTION_TIME: Millis = Millis(30_000);
 
-/// At most this part of the endpoints is left out: the other half must carry the load alone, and beyond it the
-/// fault is more likely common than theirs.
+/// At most this part of the endpoints is left out: the other half must carry the load alone, and beyond it
+/// the fault is more likely common than theirs.
 pub(super) const MAX_EJECTION_PERCENT: u32 = 50;
 
 /// The endpoint with fewer active requests, of two picked at random.
@@ -74,5 +75,6 @@ pub(super) const LOAD_BALANCING: LoadBalancing = LoadBalancing::LeastRequest;
 /// Sidecar to sidecar.
 pub(super) const HTTP2: Http2 = Http2::Auto;
 
-/// What a caller reads when no endpoint can take the request and the policy asks for an answer but gives no text.
+/// What a caller reads when no endpoint can take the request and the policy asks for an answer but gives no
+/// text.
 pub(super) const WHEN_OPEN_BODY: &str = "no endpoint can take this request now; try again later";

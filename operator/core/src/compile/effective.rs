@@ -58,8 +58,8 @@ impl fmt::Display for Origin {
 
 /// What governs a service; `None` if there is no such service.
 ///
-/// The rows are written by the very merge that makes the mesh's values, so the two cannot disagree. The door has one
-/// row for each answer its workloads give, usually one; a service without any gives its own.
+/// The rows are written by the very merge that makes the mesh's values, so the two cannot disagree. The door
+/// has one row for each answer its workloads give, usually one; a service without any gives its own.
 pub fn effective(world: &World, service: &ServiceId) -> Option<Effective> {
     let declared = world.services.get(service)?;
     let index = Index::of(world);

@@ -14,10 +14,10 @@ use std::{
 
 /// What was decided last time, and from what.
 ///
-/// [`Memo::compile`] gives exactly what [`super::compile`] gives. Only units that the change can reach are looked at, and
-/// of those only the ones whose inputs differ are decided again; a part of the mesh that comes out equal keeps its
-/// pointer, so whoever lowers the mesh may compare pointers. A world is compared with the last one by the
-/// pointers of its objects: an object that did not change should be the same [`Arc`].
+/// [`Memo::compile`] gives exactly what [`super::compile`] gives. Only units that the change can reach are
+/// looked at, and of those only the ones whose inputs differ are decided again; a part of the mesh that comes
+/// out equal keeps its pointer, so whoever lowers the mesh may compare pointers. A world is compared with the
+/// last one by the pointers of its objects: an object that did not change should be the same [`Arc`].
 #[derive(Debug, Default)]
 pub struct Memo {
     before: Option<World>,

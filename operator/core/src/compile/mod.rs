@@ -1,12 +1,13 @@
 //! From the observed world to what every proxy should know.
 //!
-//! [`compile`] is total and a function of the world's content alone: never of the order in which things were seen,
-//! and never of what was compiled before. [`Memo`] does the same, and keeps what did not change by its pointer.
+//! [`compile`] is total and a function of the world's content alone: never of the order in which things were
+//! seen, and never of what was compiled before. [`Memo`] does the same, and keeps what did not change by its
+//! pointer.
 //!
-//! It is made of small pure units, each a function of one value that holds all its inputs: a door per workload
-//! revision (`mtls`), the destinations of a service (`routing`), a proxy per instance. What a unit cannot reach,
-//! it cannot depend on; that is how one team's mistake stays theirs, and why a unit whose inputs are equal need not
-//! run again.
+//! It is made of small pure units, each a function of one value that holds all its inputs: a door per
+//! workload revision (`mtls`), the destinations of a service (`routing`), a proxy per instance. What a unit
+//! cannot reach, it cannot depend on; that is how one team's mistake stays theirs, and why a unit whose
+//! inputs are equal need not run again.
 
 mod calls;
 mod defaults;
@@ -41,8 +42,8 @@ pub struct Compiled {
     pub problems: Vec<Problem>,
 }
 
-/// Decides what every proxy should know. Never fails: what cannot be done becomes a problem on the object that asks
-/// for it, and everything else goes on.
+/// Decides what every proxy should know. Never fails: what cannot be done becomes a problem on the object
+/// that asks for it, and everything else goes on.
 pub fn compile(world: &World) -> Compiled {
     Memo::default().compile(world)
 }

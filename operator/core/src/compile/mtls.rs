@@ -1,17 +1,18 @@
 //! Who may come through a door.
 //!
-//! The door belongs to the workload. A mode is found for each port of the application, and `ports` in a policy
-//! names what the application listens on; `targetRef.port` names a port of the service and means what stands
-//! behind it. The rules:
+//! The door belongs to the workload. A mode is found for each port of the application, and `ports` in a
+//! policy names what the application listens on; `targetRef.port` names a port of the service and means what
+//! stands behind it. The rules:
 //!
 //! 1. Inside one policy a port's own mode beats the policy's mode.
 //! 2. Of several policies with the same target the strictest counts.
 //! 3. Mesh → namespace: the more specific one that says anything.
 //! 4. Workload and service account: the stricter of the two, instead of what rule 3 found.
-//! 5. A service: its port's policies, else its own, else what rules 3 and 4 found. A workload's door is the strictest of
-//!    what its services, its own policies and its account's say, so that no second service is a way round the
-//!    first.
-//! 6. Floors of the mesh and the namespace: whatever was found, never weaker. A floor is per port too, by rule 1.
+//! 5. A service: its port's policies, else its own, else what rules 3 and 4 found. A workload's door is the
+//!    strictest of what its services, its own policies and its account's say, so that no second service is a
+//!    way round the first.
+//! 6. Floors of the mesh and the namespace: whatever was found, never weaker. A floor is per port too, by
+//!    rule 1.
 //! 7. Nobody says anything: [`MtlsMode::Permissive`].
 
 use super::defaults;
@@ -77,8 +78,8 @@ pub(super) fn mode_at(mtls: &MtlsSpec, app_port: u16) -> Option<MtlsMode> {
     own.or(mtls.mode)
 }
 
-/// The stricter of two words. Of equal ones the first object in order gets the credit, and any object before the
-/// default, so that the answer does not depend on who was asked first.
+/// The stricter of two words. Of equal ones the first object in order gets the credit, and any object before
+/// the default, so that the answer does not depend on who was asked first.
 fn stricter<'a>(one: Ruling<'a>, other: Ruling<'a>) -> Ruling<'a> {
     let credit = |ruling: &Ruling<'a>| (ruling.by.is_none(), ruling.by);
     let better = other.mode.cmp(&one.mode).then_with(|| credit(&one).cmp(&credit(&other)));
@@ -124,8 +125,8 @@ pub(super) struct Inputs {
 }
 
 /// The door of a workload's revision, the same for all its instances. Where they contradict each other (two
-/// registrations of one version that differ), the first account by name and the first instance with a port decide,
-/// so that the answer at least does not depend on who came first.
+/// registrations of one version that differ), the first account by name and the first instance with a port
+/// decide, so that the answer at least does not depend on who came first.
 pub(super) fn door(inputs: &Inputs) -> Inbound {
     let Inputs { trust_domain, workload, instances, words } = inputs;
     let account: Option<&Name> = instances.iter().map(|instance| &instance.service_account).min();
@@ -190,7 +191,8 @@ mod tests {
         of.map(|mtls| MtlsSpec { floor: Some(true), ..mtls })
     }
 
-    /// The modes of the application's ports 8080 (80 of `shop/pay` and of `shop/also`) and 9090 (90 of `shop/pay`).
+    /// The modes of the application's ports 8080 (80 of `shop/pay` and of `shop/also`) and 9090 (90 of
+    /// `shop/pay`).
     fn check(policies: &[(Target, Option<MtlsSpec>)], expected: [MtlsMode; 2]) {
         let mut pod = instance("shop/pay", "v1", 1);
         pod.services.insert(service_id("shop/also"));

@@ -10,8 +10,8 @@ use std::{
     sync::Arc,
 };
 
-/// Which services share a name. A short name means the caller's own namespace's service, else the only one in the
-/// mesh, else nothing: guessing would send a request to whoever took the name last.
+/// Which services share a name. A short name means the caller's own namespace's service, else the only one in
+/// the mesh, else nothing: guessing would send a request to whoever took the name last.
 pub(super) struct Names<'w> {
     holders: HashMap<&'w Name, Vec<&'w ServiceId>>,
 }

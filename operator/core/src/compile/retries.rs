@@ -86,7 +86,8 @@ impl<'a> Merge<'a, '_> {
         }
     }
 
-    /// The longest pause is never shorter than the first. Where one of the two is a default, the default yields.
+    /// The longest pause is never shorter than the first. Where one of the two is a default, the default
+    /// yields.
     fn backoff(&mut self) -> (Millis, Millis) {
         let (base_field, max_field) = ("spec.retries.backoff.base", "spec.retries.backoff.max");
         let base = self.said(|calls| &calls.retries.backoff_base);
@@ -128,8 +129,8 @@ fn repeatable(methods: &[RetryMethods]) -> Repeatable {
 
 /// The part of the conditions that is safe for every method.
 ///
-/// `5xx`, `gateway-error` and `reset` hold whenever no response came, so each of them asks for the safe conditions
-/// too (Envoy, `RetryStateImpl::wouldRetryFromReset`).
+/// `5xx`, `gateway-error` and `reset` hold whenever no response came, so each of them asks for the safe
+/// conditions too (Envoy, `RetryStateImpl::wouldRetryFromReset`).
 fn safe_part(retry_on: &[RetryOn]) -> BTreeSet<RetryOn> {
     let includes_no_response = |condition: &RetryOn| {
         matches!(condition, RetryOn::ServerError | RetryOn::GatewayError | RetryOn::Reset)

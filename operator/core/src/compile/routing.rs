@@ -1,8 +1,9 @@
 //! The destinations of a service: one per port, with its clusters and where requests go.
 //!
-//! What is expensive to change depends on what seldom changes. A cluster's transport and identities come from every
-//! instance of the service whatever its health, and from the service itself when it has none; so an endpoint that
-//! comes or goes changes the endpoints and nothing else, and no proxy forgets its ejections over it.
+//! What is expensive to change depends on what seldom changes. A cluster's transport and identities come from
+//! every instance of the service whatever its health, and from the service itself when it has none; so an
+//! endpoint that comes or goes changes the endpoints and nothing else, and no proxy forgets its ejections
+//! over it.
 
 use super::{calls, mtls::Words, policies::Ladder, split::Governing};
 use crate::{
@@ -192,8 +193,8 @@ impl<'a> OnePort<'a> {
         }
     }
 
-    /// Who any endpoint of the service may be. The service's own name is always among them, so that the set is the
-    /// same before the first instance and after the last where accounts are named like services.
+    /// Who any endpoint of the service may be. The service's own name is always among them, so that the set
+    /// is the same before the first instance and after the last where accounts are named like services.
     fn identities(&self) -> BTreeSet<Identity> {
         let Inputs { trust_domain, service, instances, .. } = self.inputs;
         let identity = |namespace: &_, account: &_| Identity {

@@ -1,15 +1,15 @@
 //! How a canary divides its service's traffic.
 //!
-//! The routes carry the *fail-safe* shares, which come from the rollout's memory alone: an endpoint that comes or
-//! goes never edits a route. The *current* shares travel apart and follow the endpoints at once:
+//! The routes carry the *fail-safe* shares, which come from the rollout's memory alone: an endpoint that
+//! comes or goes never edits a route. The *current* shares travel apart and follow the endpoints at once:
 //!
 //! - a revision without a healthy endpoint yields its share to the other one, if that one has some;
 //! - except to a canary that was taken back: it gets nothing, however sick stable is;
 //! - when neither has a healthy endpoint the shares stand as planned, for there is nothing to gain.
 //!
-//! Instances of any other revision get no traffic while a canary governs: nobody judged them, and a share that the
-//! plan does not count would spoil the evidence. They stay in the cluster without revision, to which the service
-//! falls back when the canary is deleted.
+//! Instances of any other revision get no traffic while a canary governs: nobody judged them, and a share
+//! that the plan does not count would spoil the evidence. They stay in the cluster without revision, to which
+//! the service falls back when the canary is deleted.
 
 use crate::{
     id::{ClusterName, ObjectId, Revision, ServiceId, ServicePort},

@@ -11,8 +11,8 @@ use std::{
     sync::Arc,
 };
 
-/// The units that may come out different; every other one has the inputs it had. Too many cost time, one too few is
-/// a wrong mesh, so the rules err on the side of too many.
+/// The units that may come out different; every other one has the inputs it had. Too many cost time, one too
+/// few is a wrong mesh, so the rules err on the side of too many.
 ///
 /// One thing is not here: a door that comes out different touches every service of its workload.
 #[derive(Debug, Default)]

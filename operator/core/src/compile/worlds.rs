@@ -189,7 +189,8 @@ pub(crate) fn world_of(edits: impl IntoIterator<Item = Edit>) -> World {
     world
 }
 
-// The pools are small so that objects meet: two namespaces share a name, services share instances, policies targets.
+// The pools are small so that objects meet: two namespaces share a name, services share instances, policies
+// targets.
 const SERVICES: [&str; 4] = ["shop/pay", "shop/cart", "bank/pay", "bank/ledger"];
 const PORTS: [u16; 4] = [80, 443, 8080, 9090];
 const REVISIONS: [&str; 3] = ["v1", "v2", "v3"];
