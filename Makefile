@@ -8,6 +8,8 @@ SHELL := /bin/bash
 CARGO ?= cargo
 # Arguments for the demo: make demo ARGS="--once --no-tty"
 ARGS ?=
+# Which benchmarks; all if not said.
+BENCH ?=
 # Where tools that are built once are kept, so that every checkout shares them.
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/airlane/tools
 CARGO_DENY_VERSION := 0.20.2
@@ -28,8 +30,9 @@ test: build ## Run every test, on real Envoys
 prove: build ## Run the long proofs: more requests, more rollouts; rewrites the figures it prints
 	export $(with-envoy) AIRLANE_PROVE=1; $(CARGO) test --package airlane-tests --test cases -- --nocapture zero_loss rollout
 
-bench: build ## Measure the mesh against hand-configured Envoys
-	export $(with-envoy); $(CARGO) bench --package airlane-tests
+bench: ## Measure what the mesh costs (BENCH="compile call changes fleet" picks)
+	$(CARGO) build --release --workspace
+	export $(with-envoy); $(CARGO) bench --package airlane-tests --bench mesh -- $(BENCH)
 
 lint: $(CARGO_DENY) ## Check formatting, lints, licences and the sources of dependencies
 	$(CARGO) fmt --all -- --check

@@ -273,7 +273,11 @@ fn forged(join: &JoinInfo, instance: &str) -> Papers {
     leaf.subject_alt_names =
         vec![SanType::URI(identity.try_into().unwrap()), SanType::DnsName(instance.try_into().unwrap())];
     let leaf = leaf.signed_by(&key, &issuer).unwrap();
-    Papers { chain: vec![leaf.der().clone(), root.der().clone()], key, instance: instance.to_owned() }
+    Papers {
+        chain: vec![leaf.der().clone(), root.der().clone()],
+        key_der: key.serialize_der(),
+        instance: instance.to_owned(),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -96,11 +96,10 @@ impl Drop for Process {
     }
 }
 
-/// Ends every process whose environment has `NAME=VALUE`: the descendants of a process that was killed before it could
-/// end them itself. Returns their command lines.
-pub fn end_descendants(variable: &str, value: &str) -> Vec<String> {
+/// Processes whose environment has `NAME=VALUE`, with their command lines: descendants of whoever was started with it.
+pub fn descendants(variable: &str, value: &str) -> Vec<(i32, String)> {
     let mark = format!("{variable}={value}");
-    let mut ended = Vec::new();
+    let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
             continue;
@@ -108,9 +107,16 @@ pub fn end_descendants(variable: &str, value: &str) -> Vec<String> {
         let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
         if environment.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes()) {
             let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            ended.push(String::from_utf8_lossy(&command).replace('\0', " "));
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            found.push((pid, String::from_utf8_lossy(&command).replace('\0', " ")));
         }
     }
-    ended
+    found
+}
+
+/// Ends [`descendants`]: those of a process that was killed before it could end them itself.
+pub fn end_descendants(variable: &str, value: &str) {
+    for (pid, _) in descendants(variable, value) {
+        // It may have ended in the meantime.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
 }

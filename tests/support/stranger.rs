@@ -15,18 +15,19 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, pem::PemObject as _};
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::Code;
 
 /// The longest a call may take.
 const LONGEST: Duration = Duration::from_secs(20);
 
 /// A certificate chain and its key, to be shown to the operator.
+#[derive(Clone)]
 pub struct Papers {
     /// Leaf first.
     pub chain: Vec<CertificateDer<'static>>,
-    /// The leaf's key.
-    pub key: KeyPair,
+    /// The leaf's key, PKCS#8.
+    pub key_der: Vec<u8>,
     /// The instance the leaf is for.
     pub instance: String,
 }
@@ -61,34 +62,12 @@ impl Stranger {
     /// # Errors
     /// Why there is no connection.
     pub async fn connect(join: &JoinInfo, state: &Path, papers: Option<&Papers>) -> Result<Self, Refusal> {
-        let root = CertificateDer::from_pem_file(state.join("ca").join("root.pem")).unwrap();
-        let mut roots = RootCertStore::empty();
-        roots.add(root).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots);
-        let mut config = match papers {
-            None => config.with_no_client_auth(),
-            Some(papers) => {
-                let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(papers.key.serialize_der()));
-                config.with_client_auth_cert(papers.chain.clone(), key).unwrap()
-            }
-        };
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        let name = ServerName::try_from(OPERATOR_DNS_NAME).unwrap();
-        let connecting = async {
-            let stream = TcpStream::connect(&join.address).await.map_err(|error| error.to_string())?;
-            let tls = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
-            let tls = tls.map_err(|error| error.to_string())?;
-            let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(tls))
-                .await
-                .map_err(|error| error.to_string())?;
-            tokio::spawn(connection);
-            Ok(Stranger { sender })
-        };
-        connecting.await.map_err(Refusal::Connection)
+        let tls = connect_tls(join, state, papers).await.map_err(Refusal::Connection)?;
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(tls))
+            .await
+            .map_err(|error| Refusal::Connection(error.to_string()))?;
+        tokio::spawn(connection);
+        Ok(Stranger { sender })
     }
 
     /// Calls `path` (`/package.Service/Method`) with one message, and gives the first message of the answer.
@@ -126,6 +105,36 @@ impl Stranger {
         }
         Ok(body.to_bytes().slice(5..))
     }
+}
+
+/// A TLS connection to the operator, whose root is read from its state directory.
+///
+/// # Errors
+/// Why there is none.
+pub async fn connect_tls(
+    join: &JoinInfo,
+    state: &Path,
+    papers: Option<&Papers>,
+) -> Result<TlsStream<TcpStream>, String> {
+    let root = CertificateDer::from_pem_file(state.join("ca").join("root.pem")).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(root).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots);
+    let mut config = match papers {
+        None => config.with_no_client_auth(),
+        Some(papers) => {
+            let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(papers.key_der.clone()));
+            config.with_client_auth_cert(papers.chain.clone(), key).unwrap()
+        }
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let name = ServerName::try_from(OPERATOR_DNS_NAME).unwrap();
+    let stream = TcpStream::connect(&join.address).await.map_err(|error| error.to_string())?;
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| error.to_string())
 }
 
 fn refused(headers: &HeaderMap) -> Result<(), Refusal> {
@@ -176,5 +185,5 @@ pub async fn join_properly(join: &JoinInfo, state: &Path, service: &str) -> Pape
     let joined: JoinResponse = stranger.call(operator::METHODS[0], &request).await.unwrap();
     let chain_pem = joined.certificate.unwrap().chain_pem;
     let chain = CertificateDer::pem_slice_iter(chain_pem.as_bytes()).collect::<Result<_, _>>().unwrap();
-    Papers { chain, key, instance: joined.instance }
+    Papers { chain, key_der: key.serialize_der(), instance: joined.instance }
 }

@@ -5,11 +5,12 @@ use crate::{
     client::{self, Answer},
     mesh::Mesh,
     port,
-    process::{Process, end_descendants},
+    process::{Process, descendants, end_descendants},
     until::{SOON, until},
 };
 use serde_json::Value;
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -191,14 +192,26 @@ impl Workload {
         client::get_unix(&run.path().join("admin.sock"), path).await
     }
 
-    /// A counter or gauge of Envoy; 0 while it does not exist.
+    /// What Envoy runs and since when: every resource of its configuration dump with the time of its last update.
     ///
     /// # Errors
     /// When Envoy does not answer.
-    pub async fn stat(&self, name: &str) -> Result<u64, String> {
-        let stats = self.admin("/stats").await?.text();
-        let line = stats.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-        Ok(line.and_then(|value| value.parse().ok()).unwrap_or(0))
+    pub async fn config(&self) -> Result<BTreeSet<String>, String> {
+        let dump = self.admin("/config_dump?include_eds").await?.json();
+        let mut found = BTreeSet::new();
+        updates(&dump, &mut found);
+        if found.is_empty() { Err("an empty configuration dump".to_owned()) } else { Ok(found) }
+    }
+
+    /// The process id of Envoy.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn envoy_pid(&self) -> i32 {
+        let all = descendants(RUNTIME_DIR, &self.runtime_dir.display().to_string());
+        let envoy =
+            all.iter().find(|(_, command)| command.contains("envoy") && command.contains("bootstrap"));
+        envoy.unwrap_or_else(|| panic!("no Envoy among {all:?}")).0
     }
 
     /// How the application behaves, and what it has counted.
@@ -228,7 +241,7 @@ impl Workload {
         const LONGEST_DRAIN: Duration = Duration::from_secs(60);
         let status = self.sidecar.stop(LONGEST_DRAIN).await;
         assert!(status.success(), "the sidecar ended with {status}:\n{}", self.sidecar.log());
-        let left = end_descendants(RUNTIME_DIR, &self.runtime_dir.display().to_string());
+        let left = descendants(RUNTIME_DIR, &self.runtime_dir.display().to_string());
         assert!(left.is_empty(), "the sidecar left processes behind: {left:?}");
     }
 }
@@ -237,5 +250,25 @@ impl Drop for Workload {
     fn drop(&mut self) {
         self.sidecar.kill();
         end_descendants(RUNTIME_DIR, &self.runtime_dir.display().to_string());
+    }
+}
+
+/// Every object with a `last_updated`, as text without its body.
+fn updates(value: &Value, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Array(values) => values.iter().for_each(|value| updates(value, found)),
+        Value::Object(fields) => {
+            if let Some(at) = fields.get("last_updated") {
+                let name =
+                    fields.values().find_map(|body| body.get("name").or_else(|| body.get("cluster_name")));
+                found.insert(format!(
+                    "{} {} {at}",
+                    name.unwrap_or(&Value::Null),
+                    fields.get("version_info").unwrap_or(&Value::Null)
+                ));
+            }
+            fields.values().for_each(|value| updates(value, found));
+        }
+        _ => {}
     }
 }
