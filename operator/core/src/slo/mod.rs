@@ -82,6 +82,7 @@ pub fn judge(objectives: &Objectives, mut wealth: Wealth, evidence: &Evidence) -
         return (wealth, Verdict::Unknown(Doubt::NoObjectives));
     }
     if objectives.share == 0 {
+        wealth.wait(evidence);
         return (wealth, Verdict::Unknown(Doubt::NoEvidence));
     }
     let resumed = wealth.enter(objectives, evidence.at);

@@ -113,6 +113,15 @@ impl Wealth {
             || self.ln_wealth >= saved.ln_wealth + std::f64::consts::LN_2
     }
 
+    /// Learns how much traffic there is before the canary has a share of it.
+    pub(super) fn wait(&mut self, evidence: &Evidence) {
+        self.recent.pass(evidence.at);
+        for totals in evidence.callers.iter().filter_map(|heard| heard.totals.as_ref()) {
+            self.recent.add(totals);
+            self.totals_until = self.totals_until.max(totals.until);
+        }
+    }
+
     /// Fits the accumulators to what is judged now and lets time pass. Says whether they were read back.
     pub(super) fn enter(&mut self, objectives: &Objectives, now: Timestamp) -> bool {
         self.recent.pass(now);
@@ -310,7 +319,10 @@ impl Wealth {
     pub(super) fn watch_stable(&mut self, objectives: &Objectives, evidence: &Evidence) {
         let max = objectives.strictest().map_or(1.0, |objective| objective.max);
         let totals = evidence.callers.iter().filter_map(|heard| heard.totals.as_ref());
-        let over = totals.fold(false, |over, totals| self.spell.add(totals, max) || over);
+        let mut over = false;
+        for totals in totals {
+            over |= self.spell.add(totals, max);
+        }
         let n = f64::from(self.events.saturating_add(1));
         let worn =
             self.capitals.iter().any(|capital| capital.ln_worth(&[]) < ln_moved(n) - ln_count(objectives));
