@@ -339,7 +339,7 @@ fn is_final(phase: Phase) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_plan_and_progress_yield_a_safe_step(
@@ -375,8 +375,9 @@ proptest! {
             prop_assert_eq!(next.share, 0, "no request goes where nobody answers");
         }
         let places = |p: &Progress| (p.phase, p.step, p.share, p.fail_safe_share, p.certified_share);
-        prop_assert_eq!(because.is_none(), places(&next) == places(&progress) && next.canary == progress.canary
-            && facts.asked != Some(Asked::Retry));
+        let anew = progress.canary != plan.canary
+            || facts.asked == Some(Asked::Retry) && progress.phase == Phase::RolledBack;
+        prop_assert_eq!(because.is_none(), places(&next) == places(&progress) && !anew);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! `AIRLANE_RUNS` multiplies the number of runs; `AIRLANE_SEED` repeats a failure. The figures in `docs/rollouts.md` are
 //! this program's output: `AIRLANE_RUNS=30 cargo test -p airlane-core --test pipeline -- --nocapture --test-threads 1`.
 
+#![expect(clippy::expect_used, clippy::print_stdout, reason = "a test, whose figures are read")]
+
 mod sim;
 
 use airlane_core::{rollout::Phase, slo::Doubt};
