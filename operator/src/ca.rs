@@ -17,7 +17,7 @@ use files::{INTERMEDIATE, Pair, ROOT, cert_pem};
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use request::read_request;
 use ring::{
@@ -126,9 +126,6 @@ pub(crate) enum CaError {
 /// A leaf was not signed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SignError {
-    /// The request asks for what its sender must not have.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
     /// The intermediate is not valid now; it is renewed as soon as the clock allows.
     #[error(
         "no certificate can be signed now: the operator's intermediate is not valid at {now}; check its clock"
@@ -143,6 +140,13 @@ pub(crate) enum SignError {
     /// The system gave no random bytes.
     #[error("the system gives no random bytes")]
     Random,
+}
+
+/// A key whose holder asked, in due form, for an identity.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    identity: Identity,
+    key: SubjectPublicKeyInfo,
 }
 
 /// A signed leaf.
@@ -279,23 +283,30 @@ impl Ca {
         Ok(())
     }
 
-    /// Signs a leaf for this identity and instance on a PKCS#10 request in DER.
+    /// The key of a PKCS#10 request in DER that asks for exactly this identity.
     ///
     /// # Errors
-    /// A [`Refusal`] if the request asks for anything else than exactly this identity.
+    /// If it asks for anything else.
+    pub(crate) fn admit(request: &[u8], identity: Identity) -> Result<Admitted, Refusal> {
+        let (asked, key) = read_request(request)?;
+        pki::admit(&asked, &identity)?;
+        // P-256 alone is admitted, so that there is a key.
+        Ok(Admitted { identity, key: key.ok_or(Refusal::Key)? })
+    }
+
+    /// Signs a leaf for an admitted key.
+    ///
+    /// # Errors
+    /// If it cannot be made.
     pub(crate) fn sign(
         &self,
-        request: &[u8],
-        identity: &Identity,
+        admitted: &Admitted,
         instance: &InstanceId,
         now: Timestamp,
     ) -> Result<Issued, SignError> {
-        let (asked, key) = read_request(request)?;
-        pki::admit(&asked, identity)?;
-        // `admit` accepts P-256 alone, so that there is a key.
-        let key = key.ok_or(Refusal::Key)?;
         let intermediate = self.intermediate.load();
-        let leaf = self.leaf(&intermediate, &key, identity.to_string(), instance.as_str(), now)?;
+        let uri = admitted.identity.to_string();
+        let leaf = self.leaf(&intermediate, &admitted.key, uri, instance.as_str(), now)?;
         Ok(Issued {
             chain_pem: cert_pem(&leaf.cert) + &cert_pem(&intermediate.cert),
             not_after: leaf.not_after,

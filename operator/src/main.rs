@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 mod ca;
 mod clock;
+mod join;
 mod private_file;
 mod registry;
 mod serve;

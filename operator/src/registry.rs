@@ -9,7 +9,7 @@ use crate::{
 };
 use airlane_core::{id::InstanceId, world::Instance};
 use ring::rand::{SecureRandom as _, SystemRandom};
-pub(crate) use roster::{App, Beat, Heartbeats, Instances, Member, Outlier, Registration, Turned};
+pub(crate) use roster::{App, Beat, Heartbeats, Instances, Member, Newcomer, Outlier, Registration, Turned};
 use roster::{Changes, Roster};
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -67,20 +67,20 @@ impl Registry {
         self.instances.subscribe()
     }
 
-    /// Lets an instance in and waits until a restart would know it, or the disk has had its chance. The given id is
-    /// replaced.
+    /// Lets a workload in, under the name it had before or a new one, and waits until a restart would know it or the
+    /// disk has had its chance.
     ///
     /// # Errors
-    /// If its name or a port of it belongs to somebody else.
+    /// If the name it had belongs to somebody else.
     pub(crate) async fn join(
         &self,
-        instance: Instance,
+        newcomer: Newcomer,
         had: Option<InstanceId>,
     ) -> Result<Arc<Instance>, Turned> {
         let mut written = self.written.subscribe();
         let joined_at = self.clock.now();
         let (joined, edits) = self.change(|roster, now| {
-            let joined = roster.join(instance, had, joined_at, now, self.seed());
+            let joined = roster.join(newcomer, had, joined_at, now, self.seed());
             (joined, roster.edits())
         });
         let joined = joined?;

@@ -48,11 +48,15 @@ fn request(edit: impl FnOnce(&mut CertificateParams)) -> Vec<u8> {
 }
 
 fn check_refused(what: &str, request: &[u8], expected: &Refusal) {
-    let (_dir, ca) = new_ca();
-    match ca.sign(request, &pay(), &instance(), now()) {
-        Err(SignError::Refused(refusal)) => assert_eq!(refusal, *expected, "{what}"),
-        other => panic!("{what}: {other:?}"),
+    match Ca::admit(request, pay()) {
+        Err(refusal) => assert_eq!(refusal, *expected, "{what}"),
+        Ok(_) => panic!("{what} is admitted"),
     }
+}
+
+fn sign(ca: &Ca, request: &[u8], now: Timestamp) -> Result<Issued, SignError> {
+    let admitted = Ca::admit(request, pay()).expect("admitted");
+    ca.sign(&admitted, &instance(), now)
 }
 
 fn certs(pem: &str) -> Vec<CertificateDer<'static>> {
@@ -63,7 +67,7 @@ fn certs(pem: &str) -> Vec<CertificateDer<'static>> {
 fn a_leaf_says_who_and_which_and_may_not_sign() {
     let (_dir, ca) = new_ca();
     let key = KeyPair::generate().expect("a key");
-    let issued = ca.sign(&request_with(&key, |_| {}), &pay(), &instance(), now()).expect("signed");
+    let issued = sign(&ca, &request_with(&key, |_| {}), now()).expect("signed");
     let chain = certs(&issued.chain_pem);
     let [leaf, intermediate] = &chain[..] else { panic!("{} certificates", chain.len()) };
     let (leaf, intermediate) = (parse(leaf).expect("leaf"), parse(intermediate).expect("intermediate"));
@@ -94,7 +98,7 @@ fn a_requests_wishes_beyond_its_key_are_not_signed() {
         params.distinguished_name.push(DnType::CommonName, "root");
         params.not_after = OffsetDateTime::from_unix_timestamp(7_000_000_000).expect("in range");
     });
-    let issued = ca.sign(&request, &pay(), &instance(), now()).expect("signed");
+    let issued = sign(&ca, &request, now()).expect("signed");
     let chain = certs(&issued.chain_pem);
     let leaf = parse(&chain[0]).expect("leaf");
     assert_eq!(leaf.subject().iter().count(), 0);
@@ -135,8 +139,8 @@ fn requests_for_more_than_a_leaf_are_refused() {
     // BasicConstraints with CA:TRUE: SEQUENCE { BOOLEAN TRUE }.
     let authority = extension(&[2, 5, 29, 19], &[0x30, 3, 1, 1, 0xff]);
     check_refused("CA:TRUE", &authority, &Refusal::Authority);
-    let sign = request(|params| params.key_usages = vec![KeyUsagePurpose::KeyCertSign]);
-    check_refused("keyCertSign", &sign, &Refusal::Authority);
+    let may_sign = request(|params| params.key_usages = vec![KeyUsagePurpose::KeyCertSign]);
+    check_refused("keyCertSign", &may_sign, &Refusal::Authority);
     let code = request(|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning]);
     check_refused("code signing", &code, &Refusal::Extension);
     check_refused("an unknown extension", &extension(&[1, 2, 3, 4], &[5, 0]), &Refusal::Extension);
@@ -146,7 +150,7 @@ fn requests_for_more_than_a_leaf_are_refused() {
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     });
     let (_dir, ca) = new_ca();
-    ca.sign(&usages, &pay(), &instance(), now()).expect("what a leaf has may be asked for");
+    sign(&ca, &usages, now()).expect("what a leaf has may be asked for");
 }
 
 #[test]
@@ -179,13 +183,14 @@ fn no_bytes_make_the_reader_fail_otherwise() {
     check_refused("bytes after the end", &[&good[..], &[0]].concat(), &Refusal::Malformed);
     check_refused("PEM", b"-----BEGIN CERTIFICATE REQUEST-----", &Refusal::Malformed);
     for cut in 0..good.len() {
-        assert!(ca.sign(&good[..cut], &pay(), &instance(), now()).is_err(), "cut at {cut}");
+        assert!(Ca::admit(&good[..cut], pay()).is_err(), "cut at {cut}");
     }
     for flip in 0..good.len() * 8 {
         let mut bytes = good.clone();
         bytes[flip / 8] ^= 1 << (flip % 8);
         // The frame around the signed part may be written in other ways; what is signed is the same.
-        if let Ok(issued) = ca.sign(&bytes, &pay(), &instance(), now()) {
+        if let Ok(admitted) = Ca::admit(&bytes, pay()) {
+            let issued = ca.sign(&admitted, &instance(), now()).expect("signed");
             let chain = certs(&issued.chain_pem);
             let leaf = parse(&chain[0]).expect("leaf");
             assert_eq!(leaf.public_key().raw, key.subject_public_key_info(), "bit {flip} changed");
@@ -214,11 +219,11 @@ fn the_intermediate_is_renewed_at_half_life_and_never_outlives_the_root() {
     ca.renew_intermediate(now() + DAY * 3600).expect("renewed");
     assert_eq!(ca.intermediate().not_after, now() + DAY * 3650);
     let late = now() + DAY * 3650 - SignedDuration::from_hours(1);
-    let issued = ca.sign(&request(|_| {}), &pay(), &instance(), late).expect("signed");
+    let issued = sign(&ca, &request(|_| {}), late).expect("signed");
     assert_eq!(issued.not_after, now() + DAY * 3650, "a leaf ends with its issuer");
-    let error = ca.sign(&request(|_| {}), &pay(), &instance(), now() + DAY * 3651).expect_err("ended");
+    let error = sign(&ca, &request(|_| {}), now() + DAY * 3651).expect_err("ended");
     assert!(matches!(error, SignError::IntermediateNotValid { .. }), "{error}");
-    let error = ca.sign(&request(|_| {}), &pay(), &instance(), now()).expect_err("the clock went back");
+    let error = sign(&ca, &request(|_| {}), now()).expect_err("the clock went back");
     assert!(matches!(error, SignError::IntermediateNotValid { .. }), "{error}");
     let error = open(&dir, now() + DAY * 3651).expect_err("the root ended").to_string();
     assert!(error.contains("root.pem") && error.contains("set the clock"), "{error}");

@@ -1,13 +1,14 @@
 //! Who is registered, decided without IO: time comes in as uptime, what to publish and to remember goes out.
 
 use airlane_core::{
-    id::{Identity, InstanceId},
-    world::{Health, Instance},
+    id::{Identity, InstanceId, Name, ServiceId, WorkloadRevision},
+    world::{Health, Instance, InstancePort},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -96,6 +97,50 @@ impl Registration {
     }
 }
 
+/// A workload that wants in; it has no name yet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Newcomer {
+    /// What it is a copy of.
+    pub workload: WorkloadRevision,
+    /// Who it is on the wire.
+    pub service_account: Name,
+    /// Whose endpoint it is.
+    pub services: BTreeSet<ServiceId>,
+    /// Where its proxy is reached.
+    pub address: IpAddr,
+    /// The application's ports and the proxy's before them.
+    pub ports: Vec<InstancePort>,
+    /// The proxy's port for outbound calls; 0: none.
+    pub outbound_port: u16,
+}
+
+impl Newcomer {
+    fn named(self, id: InstanceId) -> Instance {
+        let Newcomer { workload, service_account, services, address, ports, outbound_port } = self;
+        let health = Health::Starting;
+        Instance { id, workload, service_account, services, address, ports, outbound_port, health }
+    }
+
+    /// Whether it has the identity of the member.
+    fn is_like(&self, member: &Instance) -> bool {
+        member.workload.namespace == self.workload.namespace && member.service_account == self.service_account
+    }
+
+    /// Whether it has the identity of the member, in the same place: a member that it describes is gone, or is itself.
+    fn replaces(&self, member: &Instance) -> bool {
+        self.is_like(member)
+            && member.address == self.address
+            && member.ports.iter().any(|p| self.ports.iter().any(|q| q.mesh == p.mesh))
+    }
+
+    /// The part of its name that says what it is a copy of; short enough for a suffix after it.
+    fn stem(&self) -> String {
+        let mut stem = format!("{}-{}", self.workload.workload, self.workload.revision);
+        stem.truncate(56);
+        stem
+    }
+}
+
 /// An endpoint that an instance's proxy left out or took back.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Outlier {
@@ -164,12 +209,6 @@ pub(crate) enum Turned {
     /// The name it had before is in use.
     #[error("the instance name is in use; join without one")]
     NameTaken,
-    /// A port it listens on belongs to another workload.
-    #[error("port {port} of this address belongs to another workload; listen on another one")]
-    PortTaken {
-        /// The proxy's port.
-        port: u16,
-    },
 }
 
 /// What changed since the last look.
@@ -216,69 +255,55 @@ impl Roster {
         roster
     }
 
-    /// Lets an instance in, under the name it had before or a new one, with a suffix that `seed` begins with. The
-    /// given id is replaced.
+    /// Lets a workload in, under the name it had before or a new one, whose suffix is looked for from `seed` on.
+    ///
+    /// A member that joins again as it was (it had lost us, not we it) keeps its health: it must not leave rotation
+    /// for that. A copy of the same workload in the same place is gone, and forgotten at once.
     ///
     /// # Errors
-    /// If the name or a port belongs to somebody else who is alive.
+    /// If the name is in use by another workload, or not one this workload could have had.
     pub(crate) fn join(
         &mut self,
-        mut instance: Instance,
+        newcomer: Newcomer,
         had: Option<InstanceId>,
         joined_at: Timestamp,
         now: Duration,
         seed: u32,
     ) -> Result<Arc<Instance>, Turned> {
-        let stem = stem(&instance);
-        match had {
+        let stem = newcomer.stem();
+        let id = match had {
             Some(id) if !belongs(&id, &stem) => return Err(Turned::NotYours),
-            Some(id) => {
-                if let Some(member) = self.members.get(&id)
-                    && !self.may_replace(member, &instance, now)
-                {
-                    return Err(Turned::NameTaken);
-                }
-                instance.id = id;
-            }
-            None => {
-                let free = (seed..=u32::MAX)
-                    .chain(0..seed)
-                    .filter_map(|seed| InstanceId::parse(&format!("{stem}-{}", suffix(seed))).ok())
-                    .find(|id| !self.members.contains_key(id));
-                instance.id = free.ok_or(Turned::NameTaken)?;
+            Some(id) => id,
+            None => (seed..=u32::MAX)
+                .chain(0..seed)
+                .filter_map(|seed| InstanceId::parse(&format!("{stem}-{}", suffix(seed))).ok())
+                .find(|id| !self.members.contains_key(id))
+                .ok_or(Turned::NameTaken)?,
+        };
+        if let Some(member) = self.members.get(&id) {
+            let silent = now.saturating_sub(member.seen_at) > self.heartbeats.every * 5 / 2;
+            let old = &*member.registration.instance;
+            if !newcomer.is_like(old) || (!silent && !newcomer.replaces(old)) {
+                return Err(Turned::NameTaken);
             }
         }
-        let mut replaced = Vec::new();
-        for (id, member) in &self.members {
-            let other = &*member.registration.instance;
-            let same = |port: &u16| other.ports.iter().any(|p| p.mesh == *port);
-            let Some(port) = instance.ports.iter().map(|p| p.mesh).find(same) else { continue };
-            if other.address != instance.address || other.id == instance.id {
-                continue;
-            }
-            if !self.may_replace(member, &instance, now) {
-                return Err(Turned::PortTaken { port });
-            }
-            replaced.push(id.clone());
-        }
-        replaced.iter().for_each(|id| self.forget(id));
-        let registration = Registration::new(Arc::new(instance), App::Starting, false, false, joined_at);
+        let gone = |member: &&Member| newcomer.replaces(&member.registration.instance);
+        let gone: Vec<_> =
+            self.members.values().filter(gone).map(|m| m.registration.instance.id.clone()).collect();
+        gone.iter().filter(|gone| **gone != id).for_each(|id| self.forget(id));
+
+        let instance = Arc::new(newcomer.named(id.clone()));
+        let before = self.members.remove(&id).map(|member| member.registration);
+        let before = before.filter(|before| {
+            Instance { health: Health::Starting, ..(*before.instance).clone() } == *instance
+        });
+        let (app, ready) = before.map_or((App::Starting, false), |before| (before.app, before.proxy_ready));
+        let registration = Registration::new(instance, app, ready, false, joined_at);
         let instance = Arc::clone(&registration.instance);
-        self.note(instance.id.clone());
-        self.members.insert(instance.id.clone(), Member::new(registration, now));
+        self.note(id.clone());
+        self.members.insert(id, Member::new(registration, now));
         self.publish();
         Ok(instance)
-    }
-
-    /// Whether a newcomer takes the place of a member: one that is the same to its callers, or has stopped talking.
-    fn may_replace(&self, member: &Member, newcomer: &Instance, now: Duration) -> bool {
-        let old = &*member.registration.instance;
-        let same_workload = old.workload.namespace == newcomer.workload.namespace
-            && old.service_account == newcomer.service_account;
-        let same_place = old.address == newcomer.address
-            && old.ports.iter().any(|p| newcomer.ports.iter().any(|q| q.mesh == p.mesh));
-        let silent = now.saturating_sub(member.seen_at) > self.heartbeats.every * 5 / 2;
-        silent || (same_workload && same_place)
     }
 
     /// The member of this name, if it has this identity.
@@ -447,13 +472,6 @@ fn suffix(mut number: u32) -> String {
             letter
         })
         .collect()
-}
-
-/// The part of an instance's name that says what it is a copy of; short enough for a suffix after it.
-fn stem(instance: &Instance) -> String {
-    let mut stem = format!("{}-{}", instance.workload.workload, instance.workload.revision);
-    stem.truncate(56);
-    stem
 }
 
 fn belongs(id: &InstanceId, stem: &str) -> bool {

@@ -7,11 +7,10 @@ use airlane_core::{
 use jiff::Timestamp;
 use tempfile::TempDir;
 
-fn pay(mesh_port: u16) -> Instance {
+fn pay(mesh_port: u16) -> Newcomer {
     let namespace = Namespace::parse("shop").expect("a namespace");
     let name = Name::parse("pay").expect("a name");
-    Instance {
-        id: InstanceId::parse("unnamed").expect("a name"),
+    Newcomer {
         workload: WorkloadRevision {
             namespace: namespace.clone(),
             workload: name.clone(),
@@ -22,7 +21,6 @@ fn pay(mesh_port: u16) -> Instance {
         address: [127, 0, 0, 1].into(),
         ports: vec![InstancePort { app: 8080, mesh: mesh_port, protocol: Protocol::Http }],
         outbound_port: 15001,
-        health: Health::Starting,
     }
 }
 

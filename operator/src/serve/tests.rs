@@ -74,7 +74,8 @@ pub(crate) fn credential(ca: &Ca, identity: &Identity, instance: &str, at: Times
     params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into().expect("ASCII"))];
     let request = params.serialize_request(&key).expect("a request");
     let instance = InstanceId::parse(instance).expect("an instance");
-    let issued = ca.sign(request.der(), identity, &instance, at).expect("signed");
+    let admitted = Ca::admit(request.der(), identity.clone()).expect("admitted");
+    let issued = ca.sign(&admitted, &instance, at).expect("signed");
     (issued.chain_pem, key.serialize_pem())
 }
 

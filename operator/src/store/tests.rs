@@ -1,11 +1,12 @@
 use super::*;
+use crate::registry::App;
 use airlane_core::{
-    id::ServiceId,
+    id::{ObjectKind, Revision, ServiceId, WorkloadRevision},
     rollout::Phase,
     slo::Wealth,
-    world::{InstancePort, Protocol},
+    world::{Health, Instance, InstancePort, Protocol},
 };
-use std::os::unix::fs::PermissionsExt as _;
+use std::{os::unix::fs::PermissionsExt as _, sync::Arc};
 use tempfile::TempDir;
 
 fn at(ms: i64) -> Timestamp {

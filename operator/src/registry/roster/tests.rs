@@ -16,11 +16,10 @@ fn identity(namespace: &str, service: &str) -> Identity {
     format!("spiffe://airlane.local/ns/{namespace}/sa/{service}").parse().expect("an identity")
 }
 
-fn instance(namespace: &str, service: &str, mesh_port: u16) -> Instance {
+fn newcomer(namespace: &str, service: &str, mesh_port: u16) -> Newcomer {
     let namespace = Namespace::parse(namespace).expect("a namespace");
     let name = Name::parse(service).expect("a name");
-    Instance {
-        id: InstanceId::parse("unnamed").expect("a name"),
+    Newcomer {
         workload: WorkloadRevision {
             namespace: namespace.clone(),
             workload: name.clone(),
@@ -31,7 +30,6 @@ fn instance(namespace: &str, service: &str, mesh_port: u16) -> Instance {
         address: [127, 0, 0, 1].into(),
         ports: vec![InstancePort { app: 8080, mesh: mesh_port, protocol: Protocol::Http }],
         outbound_port: 15001,
-        health: Health::Healthy,
     }
 }
 
@@ -39,13 +37,13 @@ fn empty() -> Roster {
     Roster::restore(Heartbeats::default(), vec![], ms(0))
 }
 
-fn join(roster: &mut Roster, instance: Instance, had: Option<&str>, now: u64) -> Result<InstanceId, Turned> {
+fn join(roster: &mut Roster, newcomer: Newcomer, had: Option<&str>, now: u64) -> Result<InstanceId, Turned> {
     let had = had.map(|id| InstanceId::parse(id).expect("a name"));
-    roster.join(instance, had, at(0), ms(now), 0).map(|joined| joined.id.clone())
+    roster.join(newcomer, had, at(0), ms(now), 0).map(|joined| joined.id.clone())
 }
 
 fn pay(roster: &mut Roster) -> InstanceId {
-    join(roster, instance("shop", "pay", 9000), None, 0).expect("let in")
+    join(roster, newcomer("shop", "pay", 9000), None, 0).expect("let in")
 }
 
 fn beat(roster: &mut Roster, id: &InstanceId, app: App, now: u64) -> Option<bool> {
@@ -93,7 +91,7 @@ fn silence_is_forgiven_until_it_lasts_too_long() {
     for now in (500..=5000).step_by(500) {
         assert_eq!(roster.tick(ms(now)), [], "at {now} ms");
     }
-    assert_eq!(roster.tick(ms(5500)), [id.clone()]);
+    assert_eq!(roster.tick(ms(5500)), std::slice::from_ref(&id));
     assert!(roster.instances().is_empty());
     assert_eq!(beat(&mut roster, &id, App::Healthy, 5600), None, "it has to join again");
 }
@@ -156,12 +154,12 @@ fn changes_that_were_not_written_are_written_later() {
 fn names_are_unique_and_fit_a_dns_label() {
     let mut roster = empty();
     assert_eq!(pay(&mut roster).as_str(), "pay-v1-bbbbb");
-    let second = join(&mut roster, instance("shop", "pay", 9001), None, 0).expect("let in");
+    let second = join(&mut roster, newcomer("shop", "pay", 9001), None, 0).expect("let in");
     assert_eq!(second.as_str(), "pay-v1-cbbbb");
-    let elsewhere = join(&mut roster, instance("other", "pay", 9002), None, 0).expect("let in");
+    let elsewhere = join(&mut roster, newcomer("other", "pay", 9002), None, 0).expect("let in");
     assert_eq!(elsewhere.as_str(), "pay-v1-dbbbb", "unique in the mesh, not in the namespace");
     let long = "x".repeat(63);
-    let long = join(&mut roster, instance("shop", &long, 9003), None, 0).expect("let in");
+    let long = join(&mut roster, newcomer("shop", &long, 9003), None, 0).expect("let in");
     assert!(long.as_str().len() <= 63);
 }
 
@@ -170,8 +168,8 @@ fn who_was_forgotten_comes_back_under_its_name() {
     let mut roster = empty();
     let id = pay(&mut roster);
     roster.leave(&id);
-    assert_eq!(join(&mut roster, instance("shop", "pay", 9000), Some(id.as_str()), 0), Ok(id.clone()));
-    assert_eq!(join(&mut roster, instance("shop", "pay", 9000), Some(id.as_str()), 0), Ok(id.clone()));
+    assert_eq!(join(&mut roster, newcomer("shop", "pay", 9000), Some(id.as_str()), 0), Ok(id.clone()));
+    assert_eq!(join(&mut roster, newcomer("shop", "pay", 9000), Some(id.as_str()), 0), Ok(id.clone()));
     assert_eq!(roster.instances().len(), 1);
 }
 
@@ -180,10 +178,10 @@ fn nobody_takes_the_name_of_another() {
     let mut roster = empty();
     let id = pay(&mut roster);
     let taken = Some(id.as_str());
-    assert_eq!(join(&mut roster, instance("shop", "pay", 9001), taken, 1), Err(Turned::NameTaken));
-    assert_eq!(join(&mut roster, instance("other", "pay", 9001), taken, 1), Err(Turned::NameTaken));
+    assert_eq!(join(&mut roster, newcomer("shop", "pay", 9001), taken, 1), Err(Turned::NameTaken));
+    assert_eq!(join(&mut roster, newcomer("other", "pay", 9001), taken, 1), Err(Turned::NameTaken));
     for name in ["orders-v1-a", "pay-v2-a", "pay-v1", "pay-v1-a-b", "pay-v1-abcdefg", "pay-v10-a"] {
-        let joined = join(&mut roster, instance("shop", "pay", 9001), Some(name), 1);
+        let joined = join(&mut roster, newcomer("shop", "pay", 9001), Some(name), 1);
         assert_eq!(joined, Err(Turned::NotYours), "{name}");
     }
     let stranger = identity("shop", "orders");
@@ -192,18 +190,42 @@ fn nobody_takes_the_name_of_another() {
 }
 
 #[test]
-fn a_port_belongs_to_whoever_is_alive_there() {
+fn a_new_copy_in_the_old_place_replaces_the_old_one() {
+    let mut roster = empty();
+    pay(&mut roster);
+    let next = pay(&mut roster);
+    assert_eq!(roster.instances().keys().collect::<Vec<_>>(), [&next]);
+    let orders = join(&mut roster, newcomer("shop", "orders", 9000), None, 2).expect("let in");
+    assert_eq!(
+        roster.instances().keys().collect::<Vec<_>>(),
+        [&orders, &next],
+        "another workload replaces nobody"
+    );
+}
+
+#[test]
+fn a_member_that_joins_again_as_it_was_stays_in_rotation() {
     let mut roster = empty();
     let id = pay(&mut roster);
-    let orders = || instance("shop", "orders", 9000);
-    assert_eq!(join(&mut roster, orders(), None, 1), Err(Turned::PortTaken { port: 9000 }));
-    assert!(roster.instances().contains_key(&id));
-    // A new copy of the same workload in the old place: the old one is gone.
-    let next = join(&mut roster, instance("shop", "pay", 9000), None, 2).expect("let in");
-    assert_eq!(roster.instances().keys().collect::<Vec<_>>(), [&next]);
-    // A dead one does not keep its port until it is forgotten.
-    let orders = join(&mut roster, orders(), None, 2_600).expect("let in");
-    assert_eq!(roster.instances().keys().collect::<Vec<_>>(), [&orders]);
+    beat(&mut roster, &id, App::Healthy, 1);
+    roster.mark_proxy_ready(&id);
+    let again = |roster: &mut Roster, newcomer| join(roster, newcomer, Some(id.as_str()), 2);
+    assert_eq!(again(&mut roster, newcomer("shop", "pay", 9000)), Ok(id.clone()));
+    check_health(&roster, &id, Health::Healthy);
+    let changed = Newcomer { outbound_port: 1, ..newcomer("shop", "pay", 9000) };
+    assert_eq!(again(&mut roster, changed), Ok(id.clone()));
+    check_health(&roster, &id, Health::Starting);
+}
+
+#[test]
+fn the_name_of_a_silent_member_is_free_for_its_workload() {
+    let mut roster = empty();
+    let id = pay(&mut roster);
+    let moved = || newcomer("shop", "pay", 9001);
+    assert_eq!(join(&mut roster, moved(), Some(id.as_str()), 2_500), Err(Turned::NameTaken));
+    let elsewhere = newcomer("other", "pay", 9001);
+    assert_eq!(join(&mut roster, elsewhere, Some(id.as_str()), 2_501), Err(Turned::NameTaken));
+    assert_eq!(join(&mut roster, moved(), Some(id.as_str()), 2_501), Ok(id));
 }
 
 #[test]

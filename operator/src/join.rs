@@ -1,0 +1,268 @@
+//! What sidecars ask of the operator: to be let in, certified, kept, taken out of rotation and forgotten.
+//!
+//! [`Wire::join`] is the only method that anybody may call; it believes a token. The others believe the client
+//! certificate alone: whatever a message says, the caller is the [`Peer`] of its connection.
+
+mod failures;
+mod request;
+mod token;
+
+use crate::{
+    ca::{Admitted, Ca, Issued},
+    clock::Clock,
+    registry::{App, Beat, Heartbeats, Outlier, Registry, Turned},
+    serve::Remote,
+    store::Store,
+    tls::Peer,
+};
+use airlane_core::{
+    id::{Identity, InstanceId, Name, Namespace},
+    pki::Refusal,
+    world::Instance,
+};
+use airlane_envoy::bootstrap::{self, Bootstrap};
+use airlane_wire::{
+    message::{
+        AppHealth, Certificate, DrainRequest, DrainResponse, HeartbeatRequest, HeartbeatResponse,
+        JoinRequest, JoinResponse, LeaveRequest, LeaveResponse, OutlierEvent, RenewRequest,
+    },
+    operator::{OUTLIERS_PER_HEARTBEAT, Operator},
+};
+use failures::Failures;
+use jiff::Timestamp;
+use std::{error::Error, sync::Arc, time::Duration};
+use token::NotLetIn;
+pub(crate) use token::{OperatorAt, create as create_token, leave_local_join};
+use tonic::{Request, Response, Status};
+
+/// The longest that a drain waits for callers.
+const DRAIN_MAX: Duration = Duration::from_secs(60);
+
+/// What became of taking an instance out of rotation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Drained {
+    /// Proxies that acknowledged that it is gone.
+    pub acknowledged: u32,
+    /// Proxies that did not in time.
+    pub outstanding: u32,
+}
+
+/// Who knows which proxies call an instance.
+#[tonic::async_trait]
+pub(crate) trait Rotation: Send + Sync + 'static {
+    /// Waits until every proxy that calls the instance has acknowledged that it is gone, but no longer than `wait`.
+    async fn out_of_rotation(&self, instance: &InstanceId, wait: Duration) -> Drained;
+}
+
+/// What a proxy is told about its operator.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct OperatorForProxies {
+    /// Its host: an address or a DNS name.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Who it proves to be.
+    pub identity: Identity,
+}
+
+/// Serves sidecars.
+pub(crate) struct Wire {
+    ca: Arc<Ca>,
+    store: Store,
+    registry: Arc<Registry>,
+    rotation: Arc<dyn Rotation>,
+    clock: Arc<dyn Clock>,
+    heartbeats: Heartbeats,
+    operator: OperatorForProxies,
+    failures: Failures,
+}
+
+impl Wire {
+    /// A server that lets workloads into this registry.
+    pub(crate) fn new(
+        ca: Arc<Ca>,
+        store: Store,
+        registry: Arc<Registry>,
+        rotation: Arc<dyn Rotation>,
+        clock: Arc<dyn Clock>,
+        heartbeats: Heartbeats,
+        operator: OperatorForProxies,
+    ) -> Wire {
+        Wire { ca, store, registry, rotation, clock, heartbeats, operator, failures: Failures::default() }
+    }
+
+    async fn check_token(
+        &self,
+        shown: &str,
+        namespace: &Namespace,
+        service: &Name,
+        remote: Remote,
+    ) -> Result<(), Status> {
+        let checked = token::check(&self.store, shown, namespace, service, self.clock.now()).await;
+        let refused = match checked.map_err(|error| internal("a join token", &error))? {
+            Ok(()) => return Ok(()),
+            Err(refused) => refused,
+        };
+        if !self.failures.note(remote.0.ip(), self.clock.uptime()) {
+            return Err(Status::resource_exhausted(
+                "too many refused joins from this address; wait ten seconds",
+            ));
+        }
+        tracing::warn!(remote = %remote.0, %namespace, %service, error = %refused, "not let in");
+        Err(match refused {
+            NotLetIn::Invalid => Status::unauthenticated(refused.to_string()),
+            NotLetIn::OtherService => Status::permission_denied(refused.to_string()),
+        })
+    }
+
+    fn issue(&self, admitted: &Admitted, instance: &InstanceId) -> Result<Certificate, Status> {
+        let issued = self.ca.sign(admitted, instance, self.clock.now());
+        let Issued { chain_pem, not_after, renew_at, serial } =
+            issued.map_err(|error| internal("a certificate", &error))?;
+        tracing::info!(%instance, serial, %not_after, "signed");
+        Ok(Certificate {
+            chain_pem,
+            bundle_pem: self.ca.bundle_pem(),
+            renew_at_ms: renew_at.as_millisecond(),
+            not_after_ms: not_after.as_millisecond(),
+        })
+    }
+
+    fn bootstrap(&self, instance: &Instance, request: JoinRequest) -> String {
+        bootstrap::render(&Bootstrap {
+            instance: instance.id.clone(),
+            namespace: instance.workload.namespace.clone(),
+            operator_host: self.operator.host.clone(),
+            operator_port: self.operator.port,
+            operator_identity: self.operator.identity.clone(),
+            agent_socket: request.agent_socket,
+            admin_socket: request.admin_socket,
+            event_log: request.event_log,
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Operator for Wire {
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        let remote =
+            *request.extensions().get::<Remote>().ok_or_else(|| Status::internal("no remote address"))?;
+        let request = request.into_inner();
+        let wish = request::read(&request, self.ca.trust_domain())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let Identity { namespace, service_account, .. } = &wish.identity;
+        self.check_token(&request.token, namespace, service_account, remote).await?;
+        let admitted = Ca::admit(&request.csr, wish.identity).map_err(|refusal| refused(&refusal))?;
+        let joined = self.registry.join(wish.newcomer, wish.had).await;
+        let instance = joined.map_err(|turned| match turned {
+            Turned::NotYours => Status::permission_denied(turned.to_string()),
+            Turned::NameTaken => Status::already_exists(turned.to_string()),
+        })?;
+        let certificate = self.issue(&admitted, &instance.id)?;
+        tracing::info!(instance = %instance.id, workload = %instance.workload, address = %instance.address,
+            sidecar = request.sidecar_version.escape_debug().take(40).collect::<String>(), "joined");
+        Ok(Response::new(JoinResponse {
+            instance: instance.id.to_string(),
+            certificate: Some(certificate),
+            bootstrap: self.bootstrap(&instance, request),
+            heartbeat_every_ms: u32::try_from(self.heartbeats.every.as_millis()).unwrap_or(u32::MAX),
+        }))
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<Certificate>, Status> {
+        let peer = peer_of(&request)?;
+        // Whoever was forgotten shows a token again, which may have been revoked.
+        if self.registry.instance_of(&peer).is_none() {
+            return Err(Status::not_found("this instance is not registered; join again"));
+        }
+        let admitted =
+            Ca::admit(&request.into_inner().csr, peer.identity).map_err(|refusal| refused(&refusal))?;
+        let certificate = self.issue(&admitted, &peer.instance)?;
+        self.registry.renewed(&peer.instance);
+        Ok(Response::new(certificate))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<HeartbeatRequest>,
+    ) -> Result<Response<HeartbeatResponse>, Status> {
+        let peer = peer_of(&request)?;
+        let beat = beat_of(request.into_inner(), self.clock.now())?;
+        let renew = self.registry.heartbeat(&peer, beat);
+        Ok(Response::new(HeartbeatResponse { known: renew.is_some(), renew_now: renew == Some(true) }))
+    }
+
+    async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<DrainResponse>, Status> {
+        let peer = peer_of(&request)?;
+        let wait = Duration::from_millis(request.into_inner().wait_ms.into()).min(DRAIN_MAX);
+        if self.registry.instance_of(&peer).is_none() {
+            // Nobody calls who is not published.
+            return Ok(Response::new(DrainResponse { acknowledged: 0, outstanding: 0 }));
+        }
+        self.registry.drain(&peer);
+        let Drained { acknowledged, outstanding } = self.rotation.out_of_rotation(&peer.instance, wait).await;
+        tracing::info!(instance = %peer.instance, acknowledged, outstanding, "out of rotation");
+        Ok(Response::new(DrainResponse { acknowledged, outstanding }))
+    }
+
+    async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
+        let peer = peer_of(&request)?;
+        self.registry.leave(&peer);
+        tracing::info!(instance = %peer.instance, "left");
+        Ok(Response::new(LeaveResponse {}))
+    }
+}
+
+fn peer_of<T>(request: &Request<T>) -> Result<Peer, Status> {
+    request
+        .extensions()
+        .get()
+        .cloned()
+        .ok_or_else(|| Status::unauthenticated("this needs a client certificate"))
+}
+
+fn refused(refusal: &Refusal) -> Status {
+    match refusal {
+        Refusal::Names { .. } | Refusal::OtherIdentity { .. } | Refusal::Authority => {
+            Status::permission_denied(refusal.to_string())
+        }
+        _ => Status::invalid_argument(refusal.to_string()),
+    }
+}
+
+/// Our own failure: told in the log in full, and to the caller without paths.
+fn internal(what: &'static str, error: &(dyn Error + 'static)) -> Status {
+    tracing::error!(error, "{what} failed");
+    Status::unavailable(format!("{what} failed; the operator's log says why"))
+}
+
+fn beat_of(request: HeartbeatRequest, now: Timestamp) -> Result<Beat, Status> {
+    let app = match AppHealth::try_from(request.health) {
+        Ok(AppHealth::Starting) => App::Starting,
+        Ok(AppHealth::Healthy) => App::Healthy,
+        Ok(AppHealth::Unhealthy) => App::Unhealthy,
+        Err(_) => return Err(Status::invalid_argument("health: unknown; use the sidecar of this operator")),
+    };
+    if request.outliers.len() > OUTLIERS_PER_HEARTBEAT {
+        let most =
+            format!("outliers: more than {OUTLIERS_PER_HEARTBEAT}; send the rest with the next heartbeat");
+        return Err(Status::invalid_argument(most));
+    }
+    let outlier = |event: OutlierEvent| Outlier {
+        cluster: event.cluster,
+        upstream: event.upstream,
+        ejected: event.ejected,
+        reason: event.reason,
+        ejections: event.ejections,
+        at: Timestamp::from_millisecond(event.at_ms).unwrap_or(now),
+    };
+    Ok(Beat {
+        app,
+        reason: request.reason,
+        outliers: request.outliers.into_iter().map(outlier).collect(),
+        app_reachable: request.app_reachable,
+    })
+}
+
+#[cfg(test)]
+mod tests;
