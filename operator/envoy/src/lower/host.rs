@@ -56,8 +56,22 @@ pub(super) struct Host<'a> {
     route: &'a To,
     request_timeout: Option<Millis>,
     stream_idle_timeout: Millis,
+    connection_idle_timeout: Millis,
     retries: &'a Retries,
     when_open: &'a Option<WhenOpen>,
+}
+
+/// What a route is for, which decides its timeouts and retries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    /// Requests that may be repeated after they reached the application.
+    Repeatable,
+    /// Other requests.
+    Other,
+    /// Calls whose caller sends its own deadline, and that may be streams.
+    Grpc,
+    /// A CONNECT to a TCP port.
+    Bytes,
 }
 
 impl<'a> Host<'a> {
@@ -71,6 +85,7 @@ impl<'a> Host<'a> {
             route: &destination.route,
             request_timeout: destination.calls.request_timeout,
             stream_idle_timeout: destination.calls.stream_idle_timeout,
+            connection_idle_timeout: destination.calls.connection_idle_timeout,
             retries: &destination.calls.retries,
             when_open: &destination.calls.when_open,
         }
@@ -87,88 +102,117 @@ impl<'a> Host<'a> {
             names.extend([name.to_string(), format!("{name}.{SUFFIX}")]);
         }
         let port = self.port.port;
-        let bare =
-            self.default_port.then_some([None, Some(80)]).into_iter().flatten().filter(|p| *p != Some(port));
-        let ports: Vec<Option<u16>> = bare.chain([Some(port)]).collect();
-        let with = |name: &String, port: &Option<u16>| match port {
-            Some(port) => format!("{name}:{port}"),
-            None => name.clone(),
-        };
-        names.iter().flat_map(|name| ports.iter().map(|port| with(name, port)).collect::<Vec<_>>()).collect()
+        let mut domains = Vec::new();
+        for name in names {
+            domains.push(format!("{name}:{port}"));
+            if self.default_port && port != 80 {
+                domains.push(format!("{name}:80"));
+            }
+            if self.default_port {
+                domains.push(name);
+            }
+        }
+        domains
     }
 
     fn routes(&self) -> Vec<Route> {
-        let connect = RouteMatch {
-            path_specifier: Some(PathSpecifier::ConnectMatcher(ConnectMatcher {})),
-            ..Default::default()
-        };
-        if !self.protocol.is_http() {
-            let refusal = format!("{} speaks TCP: reach it by CONNECT", self.port);
-            return vec![
-                Route {
-                    name: "connect".to_owned(),
-                    r#match: Some(connect),
-                    metadata: Some(self.answers()),
-                    action: Some(Action::Route(RouteAction {
-                        upgrade_configs: connect_upgrade(),
-                        ..self.to(false, Some(retry_policy(self.retries, &self.retries.others_on)))
-                    })),
-                    ..Default::default()
-                },
-                Route {
-                    name: "not-connect".to_owned(),
-                    r#match: Some(anything()),
-                    action: Some(direct_response(
-                        400,
-                        fields([("error", text("protocol mismatch")), ("hint", text(refusal))]),
-                    )),
-                    ..Default::default()
-                },
-            ];
-        }
-        let tunnel = Route {
-            name: "connect".to_owned(),
-            r#match: Some(connect),
-            action: Some(Action::Route(RouteAction {
-                cluster_specifier: Some(ClusterSpecifier::Cluster(TUNNEL.to_owned())),
-                upgrade_configs: connect_upgrade(),
-                timeout: Some(Duration::default()),
-                idle_timeout: Some(duration(self.stream_idle_timeout)),
-                ..Default::default()
-            })),
-            ..Default::default()
-        };
-        let mut routes = vec![tunnel];
-        let mut add = |name: &str, matching: RouteMatch, grpc: bool, conditions: &BTreeSet<RetryOn>| {
-            routes.push(Route {
-                name: name.to_owned(),
-                r#match: Some(matching),
-                metadata: Some(self.answers()),
-                action: Some(Action::Route(self.to(grpc, Some(retry_policy(self.retries, conditions))))),
-                ..Default::default()
-            });
-        };
         let grpc = RouteMatch { grpc: Some(GrpcRouteMatchOptions {}), ..anything() };
+        if !self.protocol.is_http() {
+            return vec![self.route("connect", connect(), Class::Bytes), self.not_bytes()];
+        }
+        let mut routes = vec![self.tunnel(), self.route("grpc", grpc, Class::Grpc)];
         match &self.retries.repeatable {
-            Repeatable::All => {
-                add("grpc", grpc, true, &self.retries.repeatable_on);
-                add("all", anything(), false, &self.retries.repeatable_on);
-            }
+            Repeatable::All => routes.push(self.route("repeatable", anything(), Class::Repeatable)),
             Repeatable::Methods(methods) => {
-                add("grpc", grpc, true, &self.retries.others_on);
                 if !methods.is_empty() {
-                    add("repeatable", having_method(methods), false, &self.retries.repeatable_on);
+                    routes.push(self.route("repeatable", having_method(methods), Class::Repeatable));
                 }
-                add("others", anything(), false, &self.retries.others_on);
+                routes.push(self.route("others", anything(), Class::Other));
             }
         }
         routes
     }
 
-    /// To the destination's clusters. For gRPC the caller's `grpc-timeout` decides, the policy's limit caps it.
-    fn to(&self, grpc: bool, retry_policy: Option<RetryPolicy>) -> RouteAction {
-        let timeout = if grpc { None } else { self.request_timeout };
-        let (cluster_specifier, split) = match self.route {
+    /// What is inside a CONNECT is routed by its own name, request by request.
+    fn tunnel(&self) -> Route {
+        Route {
+            name: "connect".to_owned(),
+            r#match: Some(connect()),
+            action: Some(Action::Route(RouteAction {
+                cluster_specifier: Some(ClusterSpecifier::Cluster(TUNNEL.to_owned())),
+                upgrade_configs: connect_upgrade(),
+                timeout: Some(Duration::default()),
+                idle_timeout: Some(duration(self.connection_idle_timeout)),
+                ..Default::default()
+            })),
+            ..Default::default()
+        }
+    }
+
+    /// The answer to a request where only bytes are understood.
+    fn not_bytes(&self) -> Route {
+        let hint = format!("{} speaks TCP: reach it by CONNECT", self.port);
+        Route {
+            name: "not-connect".to_owned(),
+            r#match: Some(anything()),
+            action: Some(direct_response(
+                400,
+                fields([("error", text("protocol mismatch")), ("hint", text(hint))]),
+            )),
+            ..Default::default()
+        }
+    }
+
+    fn route(&self, name: &str, matching: RouteMatch, class: Class) -> Route {
+        Route {
+            name: name.to_owned(),
+            r#match: Some(matching),
+            metadata: Some(self.answers()),
+            action: Some(Action::Route(self.to(class))),
+            ..Default::default()
+        }
+    }
+
+    fn to(&self, class: Class) -> RouteAction {
+        let all_are_repeatable = self.retries.repeatable == Repeatable::All;
+        let conditions = match class {
+            Class::Repeatable => &self.retries.repeatable_on,
+            Class::Grpc if all_are_repeatable => &self.retries.repeatable_on,
+            Class::Grpc | Class::Other | Class::Bytes => &self.retries.others_on,
+        };
+        // A stream's first message may take any time; only a try that is repeated is worth cutting short.
+        let each_try_is_bounded = match class {
+            Class::Repeatable | Class::Other => true,
+            Class::Grpc => all_are_repeatable,
+            Class::Bytes => false,
+        };
+        let timeout = self.request_timeout.filter(|_| matches!(class, Class::Repeatable | Class::Other));
+        let idle =
+            if class == Class::Bytes { self.connection_idle_timeout } else { self.stream_idle_timeout };
+        let (cluster_specifier, split) = self.clusters_of_route();
+        RouteAction {
+            cluster_specifier: Some(cluster_specifier),
+            timeout: Some(timeout.map(duration).unwrap_or_default()),
+            // The caller's `grpc-timeout` decides; the policy's limit caps it.
+            max_stream_duration: (class == Class::Grpc).then(|| MaxStreamDuration {
+                grpc_timeout_header_max: Some(self.request_timeout.map(duration).unwrap_or_default()),
+                ..Default::default()
+            }),
+            idle_timeout: Some(duration(idle)),
+            upgrade_configs: if class == Class::Bytes { connect_upgrade() } else { vec![] },
+            retry_policy: Some(RetryPolicy {
+                per_try_timeout: self.retries.per_try_timeout.filter(|_| each_try_is_bounded).map(duration),
+                // The coin is thrown again, so that a request that failed on the canary is saved by stable.
+                refresh_cluster_on_retry: split,
+                ..retry_policy(self.retries, conditions)
+            }),
+            ..Default::default()
+        }
+    }
+
+    /// Where requests go, and whether a coin decides.
+    fn clusters_of_route(&self) -> (ClusterSpecifier, bool) {
+        match self.route {
             To::To(cluster) => (ClusterSpecifier::Cluster(cluster.to_string()), false),
             To::Split(split) => {
                 let clusters = split.fail_safe.iter().map(|(cluster, share)| ClusterWeight {
@@ -183,24 +227,6 @@ impl<'a> Host<'a> {
                 };
                 (ClusterSpecifier::WeightedClusters(weighted), true)
             }
-        };
-        RouteAction {
-            cluster_specifier: Some(cluster_specifier),
-            timeout: Some(timeout.map(duration).unwrap_or_default()),
-            max_stream_duration: grpc.then(|| MaxStreamDuration {
-                grpc_timeout_header_max: Some(self.request_timeout.map(duration).unwrap_or_default()),
-                ..Default::default()
-            }),
-            idle_timeout: Some(duration(self.stream_idle_timeout)),
-            retry_policy: retry_policy.map(|policy| RetryPolicy {
-                per_try_timeout: policy
-                    .per_try_timeout
-                    .filter(|_| !grpc || self.retries.repeatable == Repeatable::All),
-                // The coin is thrown again, so that a request that failed on the canary is saved by stable.
-                refresh_cluster_on_retry: split,
-                ..policy
-            }),
-            ..Default::default()
         }
     }
 
@@ -287,6 +313,13 @@ fn anything() -> RouteMatch {
     RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".to_owned())), ..Default::default() }
 }
 
+fn connect() -> RouteMatch {
+    RouteMatch {
+        path_specifier: Some(PathSpecifier::ConnectMatcher(ConnectMatcher {})),
+        ..Default::default()
+    }
+}
+
 fn having_method(methods: &BTreeSet<String>) -> RouteMatch {
     // A method is any token (RFC 9110, 9.1), which may hold what means something in a regular expression.
     let literal = |method: &String| -> String {
@@ -326,7 +359,6 @@ fn retry_policy(retries: &Retries, conditions: &BTreeSet<RetryOn>) -> RetryPolic
     RetryPolicy {
         retry_on: conditions.join(","),
         num_retries: Some(number(attempts)),
-        per_try_timeout: retries.per_try_timeout.map(duration),
         retry_back_off: Some(RetryBackOff {
             base_interval: Some(duration(retries.backoff_base)),
             max_interval: Some(duration(retries.backoff_max)),

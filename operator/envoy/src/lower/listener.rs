@@ -314,7 +314,11 @@ fn calls(caller: &Namespace, stat_prefix: &str) -> Filter {
                 route_config_name: Routes::of(caller),
             })),
             http_filters: vec![
-                http_filter(outside::FORWARD_PROXY, outside::forward_proxy()),
+                // Calls inside the mesh pass the router alone.
+                HttpFilter {
+                    disabled: true,
+                    ..http_filter(outside::FORWARD_PROXY, outside::forward_proxy())
+                },
                 HttpFilter { disabled: true, ..http_filter(outside::REFUSAL, Rbac::default()) },
                 http_filter(ROUTER, router),
             ],

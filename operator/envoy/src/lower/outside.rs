@@ -10,11 +10,14 @@ use envoy_types::pb::{
         config::{
             cluster::v3::cluster::DnsLookupFamily,
             rbac::v3::{Permission, Policy, Principal, Rbac as Rules, permission, principal, rbac},
+            route::v3::FilterConfig,
         },
         extensions::{
             common::dynamic_forward_proxy::v3::DnsCacheConfig,
             filters::http::{
-                dynamic_forward_proxy::v3::{FilterConfig, filter_config::ImplementationSpecifier},
+                dynamic_forward_proxy::v3::{
+                    FilterConfig as ForwardProxy, PerRouteConfig, filter_config::ImplementationSpecifier,
+                },
                 rbac::v3::{Rbac, RbacPerRoute},
             },
             rbac::matchers::upstream_ip_port::v3::UpstreamIpPortMatcher,
@@ -76,16 +79,16 @@ pub(super) fn dns_cache() -> DnsCacheConfig {
 }
 
 /// The configuration of [`FORWARD_PROXY`].
-pub(super) fn forward_proxy() -> FilterConfig {
-    FilterConfig {
+pub(super) fn forward_proxy() -> ForwardProxy {
+    ForwardProxy {
         save_upstream_address: true,
         implementation_specifier: Some(ImplementationSpecifier::DnsCacheConfig(dns_cache())),
         ..Default::default()
     }
 }
 
-/// What the routes to the outside ask of [`REFUSAL`]; on every other route that filter does nothing.
-pub(super) fn refusal() -> HashMap<String, Any> {
+/// What the routes to the outside ask of [`FORWARD_PROXY`] and [`REFUSAL`], which do nothing on every other route.
+pub(super) fn filters() -> HashMap<String, Any> {
     let permissions = refused().map(|at| Permission {
         rule: Some(permission::Rule::Matcher(extension(
             "envoy.rbac.matchers.upstream_ip_port",
@@ -102,6 +105,7 @@ pub(super) fn refusal() -> HashMap<String, Any> {
         policies: HashMap::from([("loopback-link-local-metadata".to_owned(), policy)]),
         ..Default::default()
     };
-    let per_route = RbacPerRoute { rbac: Some(Rbac { rules: Some(rules), ..Default::default() }) };
-    HashMap::from([(REFUSAL.to_owned(), packed(per_route))])
+    let refuse = RbacPerRoute { rbac: Some(Rbac { rules: Some(rules), ..Default::default() }) };
+    let resolve = FilterConfig { config: Some(packed(PerRouteConfig::default())), ..Default::default() };
+    HashMap::from([(FORWARD_PROXY.to_owned(), packed(resolve)), (REFUSAL.to_owned(), packed(refuse))])
 }

@@ -5,7 +5,7 @@ use super::{
     Lowered,
     cluster::OUTSIDE,
     host::{SUFFIX, connect_upgrade},
-    outside::refusal,
+    outside::filters,
     proto::{ads, duration, fields, header, matching, packed, text},
 };
 use crate::catalog::Kind;
@@ -80,7 +80,7 @@ impl Lowered for Routes<'_> {
                 "x-forwarded-proto".to_owned(),
                 "x-envoy-attempt-count".to_owned(),
             ],
-            typed_per_filter_config: refusal(),
+            typed_per_filter_config: filters(),
             action: Some(Action::Route(RouteAction {
                 cluster_specifier: Some(ClusterSpecifier::Cluster(OUTSIDE.to_owned())),
                 upgrade_configs: if name == "connect" { connect_upgrade() } else { vec![] },
