@@ -165,7 +165,8 @@ impl<'a> DestinationCluster<'a> {
                 min_retry_concurrency: Some(number(self.budget_min_concurrent)),
                 ..Default::default()
             }),
-            track_remaining: true,
+            // A gauge each second for every cluster is worth it only where there is a limit to come near to.
+            track_remaining: *self.limits != Limits::default(),
             ..Default::default()
         }
     }

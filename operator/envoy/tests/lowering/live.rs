@@ -14,6 +14,10 @@ use airlane_core::{
     world::Protocol,
 };
 use airlane_envoy::lower::{Lowerer, Settings};
+use opentelemetry_proto::tonic::{
+    common::v1::{KeyValue, any_value::Value as AnyText},
+    metrics::v1::{NumberDataPoint, metric::Data, number_data_point::Value as Number},
+};
 use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr, UdpSocket},
@@ -486,6 +490,54 @@ fn an_endpoint_without_a_sidecar_is_called_in_plaintext_beside_one_with() {
     assert!(answers.iter().all(|answer| answer.status == 200), "{}", caller.log());
     let mtls = answers.iter().filter(|answer| answer.body.contains("/sa/front")).count();
     assert!((1..20).contains(&mtls), "{mtls} of 20 over mTLS");
+}
+
+#[test]
+fn calls_are_told_each_second_by_cluster_endpoint_and_kind_of_caller() {
+    let Some(mut bench) = Bench::new() else { return };
+    let app = ok();
+    let (_caller, _called) = bench.pair(app, door(MtlsMode::Permissive, Protocol::Http), H2);
+    for _ in 0..5 {
+        client::get(bench.outbound, "http://pay/");
+    }
+    let total = |metric: &str, key: &str, value: &str| -> i64 {
+        let metrics = bench.plane.seen.metrics.lock().unwrap();
+        let sums = metrics.iter().filter(|m| m.name == metric).filter_map(|m| match &m.data {
+            Some(Data::Sum(sum)) => Some(&sum.data_points),
+            _ => None,
+        });
+        let has = |point: &&NumberDataPoint| {
+            let text = |a: &KeyValue| match a.value.as_ref()?.value.as_ref()? {
+                AnyText::StringValue(text) => Some(text.clone()),
+                _ => None,
+            };
+            point.attributes.iter().any(|a| a.key == key && text(a).as_deref() == Some(value))
+        };
+        sums.flatten()
+            .filter(has)
+            .map(|point| match point.value {
+                Some(Number::AsInt(value)) => value,
+                _ => panic!("not a count: {point:?}"),
+            })
+            .sum()
+    };
+    until("the totals of both proxies arrive", || {
+        let totals = [
+            total("cluster.upstream_rq_total", "envoy.cluster_name", "80|pay|shop"),
+            total("cluster.endpoint.rq_success", "envoy.endpoint_hostname", "pay-1"),
+            total(
+                "http.downstream_rq_total",
+                "envoy.http_conn_manager_prefix",
+                &format!("inbound|{app}|mtls"),
+            ),
+        ];
+        (totals == [5, 5, 5]).then_some(())
+    });
+    let metrics = bench.plane.seen.metrics.lock().unwrap();
+    let kept =
+        |name: &str| ["cluster.", "http.", "tcp.", "control_plane."].iter().any(|p| name.starts_with(p));
+    let other: Vec<_> = metrics.iter().map(|metric| &metric.name).filter(|name| !kept(name)).collect();
+    assert!(other.is_empty(), "{other:?}");
 }
 
 /// The address by which other machines would reach this one; nothing is sent.

@@ -19,6 +19,13 @@ use envoy_types::pb::envoy::{
         },
     },
 };
+use opentelemetry_proto::tonic::{
+    collector::metrics::v1::{
+        ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+        metrics_service_server::{MetricsService, MetricsServiceServer},
+    },
+    metrics::v1::Metric,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
@@ -45,6 +52,7 @@ pub struct Plane {
 pub struct Seen {
     pub nacks: Mutex<Vec<String>>,
     pub failures: Mutex<Vec<HttpAccessLogEntry>>,
+    pub metrics: Mutex<Vec<Metric>>,
 }
 
 impl Plane {
@@ -68,7 +76,8 @@ impl Plane {
                     .tls_config(tls)
                     .unwrap()
                     .add_service(AggregatedDiscoveryServiceServer::new(service.clone()))
-                    .add_service(AccessLogServiceServer::new(service))
+                    .add_service(AccessLogServiceServer::new(service.clone()))
+                    .add_service(MetricsServiceServer::new(service))
                     .serve_with_incoming(incoming)
                     .await
                     .unwrap();
@@ -112,6 +121,19 @@ impl AccessLogService for Service {
             }
         }
         Ok(Response::new(StreamAccessLogsResponse {}))
+    }
+}
+
+#[tonic::async_trait]
+impl MetricsService for Service {
+    async fn export(
+        &self,
+        request: Request<ExportMetricsServiceRequest>,
+    ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
+        let scopes =
+            request.into_inner().resource_metrics.into_iter().flat_map(|resource| resource.scope_metrics);
+        self.seen.metrics.lock().unwrap().extend(scopes.flat_map(|scope| scope.metrics));
+        Ok(Response::new(ExportMetricsServiceResponse::default()))
     }
 }
 
