@@ -389,7 +389,7 @@ impl Conversation {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, max_shrink_iters: 4000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_conversation_keeps_traffic_safe_and_comes_to_rest(ops in proptest::collection::vec(op(), 1..120)) {
