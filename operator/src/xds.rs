@@ -4,5 +4,7 @@
 
 mod publisher;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use publisher::{Acks, ProxyState, Publisher, Refusal, Refusals, Shares};

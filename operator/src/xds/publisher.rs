@@ -242,6 +242,10 @@ impl Publisher {
         self.0.clock.uptime()
     }
 
+    pub(super) fn now(&self) -> Timestamp {
+        self.0.clock.now()
+    }
+
     /// What a session may send now.
     pub(super) fn published(&self, publication: &Publication) -> Published {
         Published {

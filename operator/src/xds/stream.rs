@@ -33,6 +33,8 @@ const REQUEST_BYTES_MAX: usize = 4 << 20;
 enum Ended {
     #[error("the same instance opened another stream")]
     Replaced,
+    #[error("the certificate the stream was opened with has ended")]
+    Expired,
     #[error("the control plane is shutting down")]
     ShuttingDown,
     #[error("the node's id is not the instance in its certificate")]
@@ -54,6 +56,7 @@ impl From<&Ended> for Status {
         let text = ended.to_string();
         match ended {
             Ended::Replaced => Status::aborted(text),
+            Ended::Expired => Status::unauthenticated(text),
             Ended::ShuttingDown => Status::unavailable(text),
             Ended::NotItself => Status::permission_denied(text),
             Ended::Silent | Ended::NotReading => Status::deadline_exceeded(text),
@@ -133,7 +136,9 @@ struct Stream {
 impl Stream {
     async fn run(mut self) {
         let encoded = self.encoded.clone();
+        let lifetime = self.peer.remaining(self.publisher.now());
         let ended = tokio::select! {
+            () = tokio::time::sleep(lifetime) => Ended::Expired,
             () = encoded.closed() => Ended::Left,
             () = self.shutdown.clone().cancelled_owned() => Ended::ShuttingDown,
             () = self.connection.replaced.clone().cancelled_owned() => Ended::Replaced,
