@@ -32,7 +32,7 @@ pub use {
 };
 
 use crate::{mesh::FULL_SHARE, rollout::Objective};
-use wealth::{Case, Contributor, shown};
+use wealth::{Case, Contributor};
 
 /// Evidence against the canary from which on no step is left: ln 10.
 const LN_SUSPICIOUS: f64 = std::f64::consts::LN_10;
@@ -129,8 +129,8 @@ fn certify(objectives: &Objectives, wealth: &Wealth, evidence: &Evidence) -> Ver
     if wealth.ln_wealth >= LN_SUSPICIOUS {
         return Verdict::Unknown(Doubt::Suspicious {
             objective: wealth.worst(objectives).map(|o| o.name.clone()).unwrap_or_default(),
-            canary: shown(wealth.canary),
-            stable: shown(wealth.stable),
+            canary: wealth.canary,
+            stable: wealth.stable,
             ln_wealth: wealth.ln_wealth,
         });
     }

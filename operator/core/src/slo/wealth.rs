@@ -27,6 +27,8 @@ pub struct Wealth {
     pub canary: Counts,
     /// Stable's first attempts at this step.
     pub stable: Counts,
+    /// What complete windows of this step say of (canary, stable).
+    ended: (u64, u64),
     ln_reserve: f64,
     /// Events so far (share changed, a spell of stable ended, an hour passed, restart).
     events: u32,
@@ -90,6 +92,7 @@ impl Wealth {
             step: 0,
             canary: Counts::default(),
             stable: Counts::default(),
+            ended: (0, 0),
             ln_reserve: libm::log(0.5),
             events: 0,
             event_at: now,
@@ -141,6 +144,7 @@ impl Wealth {
         if self.step != objectives.step {
             self.step = objectives.step;
             (self.canary, self.stable) = (Counts::default(), Counts::default());
+            self.ended = (0, 0);
             self.certification = Certification::default();
         }
         if moved {
@@ -198,9 +202,12 @@ impl Wealth {
                 }
             }
         }
+        // Failures run ahead of totals.
+        self.canary.ended = self.ended.0.max(self.canary.failed);
+        self.stable.ended = self.ended.1.max(self.stable.failed);
         if let Case::Proven(breach) = &mut case {
             // The counts are told as they stand after the batch, the wealth as it was when it sufficed.
-            (breach.canary, breach.stable) = (shown(self.canary), shown(self.stable));
+            (breach.canary, breach.stable) = (self.canary, self.stable);
         }
         self.ln_wealth = self.ln_wealth_now(&[]);
         case
@@ -217,8 +224,8 @@ impl Wealth {
             if totals.trusted {
                 self.certification.clean = self.certification.clean.saturating_add(clean);
             }
-            self.canary.ended = self.canary.ended.saturating_add(totals.canary.ended);
-            self.stable.ended = self.stable.ended.saturating_add(totals.stable.ended);
+            self.ended.0 = self.ended.0.saturating_add(totals.canary.ended);
+            self.ended.1 = self.ended.1.saturating_add(totals.stable.ended);
             self.recent.add(totals);
             self.totals_until = self.totals_until.max(totals.until);
             #[expect(
@@ -300,8 +307,8 @@ impl Wealth {
         Case::Proven(Breach {
             objective: worst.name.clone(),
             against: if objectives.has_control() { Against::Stable } else { Against::Max(worst.max) },
-            canary: shown(self.canary),
-            stable: shown(self.stable),
+            canary: self.canary,
+            stable: self.stable,
             ln_wealth,
             false_rollback: objectives.false_rollback,
         })
@@ -334,11 +341,6 @@ impl Wealth {
     fn ln_wealth_now(&self, unseen: &[Vec<f64>]) -> f64 {
         ln_worth(self.ln_reserve, &self.capitals, unseen)
     }
-}
-
-/// Counts as people expect them while failures run ahead of totals.
-pub(super) fn shown(counts: Counts) -> Counts {
-    Counts { ended: counts.ended.max(counts.failed), ..counts }
 }
 
 /// ln γ_n.
