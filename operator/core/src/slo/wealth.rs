@@ -61,6 +61,8 @@ pub(super) struct Certification {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 struct Without {
     contributor: Contributor,
+    /// Its canary failures, since it is kept.
+    failed: u64,
     capitals: Vec<Capital>,
 }
 
@@ -83,6 +85,9 @@ pub(super) enum Case {
     /// Enough.
     Proven(Breach),
 }
+
+/// Endpoints and callers whose share in the evidence is kept at the same time.
+const MOST_CONTRIBUTORS: usize = 64;
 
 impl Wealth {
     /// The wealth an attempt begins with.
@@ -141,7 +146,7 @@ impl Wealth {
             fit(capitals, objectives, control);
         }
         let moved = objectives.share != self.share;
-        if self.step != objectives.step {
+        if moved || self.step != objectives.step {
             self.step = objectives.step;
             (self.canary, self.stable) = (Counts::default(), Counts::default());
             self.ended = (0, 0);
@@ -273,10 +278,9 @@ impl Wealth {
         self.canary_failed = self.canary_failed.saturating_add(1);
         let contributors: Vec<Contributor> = contributors.collect();
         for contributor in &contributors {
-            if !self.without.iter().any(|without| without.contributor == *contributor) {
-                // Nothing of what was folded so far came from it.
-                let (contributor, capitals) = (contributor.clone(), self.capitals.clone());
-                self.without.push(Without { contributor, capitals });
+            match self.without.iter_mut().find(|without| without.contributor == *contributor) {
+                Some(known) => known.failed = known.failed.saturating_add(1),
+                None => self.keep(contributor.clone()),
             }
         }
         let others = self.without.iter_mut().filter(|without| !contributors.contains(&without.contributor));
@@ -288,13 +292,23 @@ impl Wealth {
         }
     }
 
+    /// Begins to keep what the capitals are without one more contributor: nothing folded so far came from it. Where
+    /// very many contribute, those with the fewest failures cannot be what a breach hangs on.
+    fn keep(&mut self, contributor: Contributor) {
+        if self.without.len() >= MOST_CONTRIBUTORS {
+            let fewest = (0..self.without.len()).min_by_key(|&i| self.without[i].failed);
+            fewest.map(|i| self.without.remove(i));
+        }
+        self.without.push(Without { contributor, failed: 1, capitals: self.capitals.clone() });
+    }
+
     fn look(&self, objectives: &Objectives, evidence: &Evidence, unseen: &[Vec<f64>], before: Case) -> Case {
         let ln_bound = -libm::log(objectives.false_rollback);
         let ln_wealth = self.ln_wealth_now(unseen);
         if ln_wealth < ln_bound || self.canary_failed < objectives.least_failures {
             return before;
         }
-        for Without { contributor, capitals } in &self.without {
+        for Without { contributor, capitals, .. } in &self.without {
             let others = match contributor {
                 Contributor::Endpoint(_) => evidence.canary_endpoints,
                 Contributor::Caller(_) => evidence.senders,
