@@ -10,7 +10,8 @@ use std::{
     io::{self, IsTerminal, Write},
     process::ExitCode,
 };
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 mod admin;
 mod agent;
@@ -44,13 +45,7 @@ fn main() -> ExitCode {
 }
 
 fn run_agent(run: args::Run) -> ExitCode {
-    let filter = EnvFilter::try_from_env("AIRLANE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
-        .init();
+    tell_to_stderr();
     let ended = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -63,6 +58,17 @@ fn run_agent(run: args::Run) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// One line for each event, from `info` on, or as `AIRLANE_LOG` says (`debug`, `airlane_sidecar=debug,h2=warn`).
+fn tell_to_stderr() {
+    let asked = std::env::var("AIRLANE_LOG").ok().and_then(|asked| asked.parse::<Targets>().ok());
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .with_filter(asked.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO)));
+    tracing_subscriber::registry().with(lines).init();
 }
 
 /// Only returns if it fails; then with a shell's code for a command that cannot be run.
