@@ -266,7 +266,10 @@ async fn finish_requests(admin: &Admin) {
                 tracing::warn!(active, "some callers still wait for an answer");
                 return;
             }
-            Ok(_) => sleep(IN_FLIGHT_INTERVAL).await,
+            Ok(active) => {
+                tracing::debug!(active, "callers wait for an answer");
+                sleep(IN_FLIGHT_INTERVAL).await;
+            }
             Err(error) => {
                 tracing::warn!(%error, "cannot count the callers that wait for an answer");
                 return;

@@ -64,6 +64,7 @@ impl Agent {
             .args(command)
             .env("XDG_RUNTIME_DIR", runtime.path())
             .env("AIRLANE_JOIN", join.to_string())
+            .env("AIRLANE_LOG", "airlane_sidecar=debug")
             .env("NO_PROXY", "db.internal")
             .stdin(Stdio::null())
             .stderr(file)
@@ -425,11 +426,12 @@ async fn a_request_on_its_way_is_answered_before_the_end() {
     let (answer, ()) = tokio::join!(call(&operator.ca, mesh_port), async {
         timeout(PATIENCE, asked.wait_for(|asked| *asked > 0)).await.expect("in time").expect("asked");
         agent.signal(Signal::SIGTERM);
-        agent.until_told(&operator, "the drain", |told| told.drains == 1).await;
+        agent.until("the agent waits", || agent.output().contains("callers wait for an answer")).await;
         answer_now.send_replace(true);
     });
     assert!(answer.expect("answered").1.ends_with("ok"));
     agent.ended().await;
+    assert_eq!(operator.told.borrow().drains, 1);
 }
 
 #[tokio::test]
