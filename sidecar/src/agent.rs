@@ -84,8 +84,9 @@ impl Claims {
 
 fn join_request(run: &Run, dir: &RunDir, claims: &Claims) -> JoinRequest {
     let text = |path: &Path| path.to_string_lossy().into_owned();
-    let ports = run.ports.iter().zip(&claims.mesh).map(|(app, mesh)| Port {
-        app: (*app).into(),
+    let ports = run.service_ports().zip(&claims.mesh).map(|((service, port), mesh)| Port {
+        service: service.into(),
+        app: port.app.into(),
         mesh: mesh.number.into(),
         protocol: run.protocol.as_str().into(),
     });
@@ -176,7 +177,7 @@ impl Sidecar {
             }
         };
         let probe = Probe {
-            ports: run.ports.clone(),
+            ports: run.ports.iter().map(|port| port.app).collect(),
             path: run.health.clone(),
             version: run.protocol.http_version(),
         };

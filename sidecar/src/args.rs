@@ -41,9 +41,10 @@ pub(crate) struct Run {
     /// The application's version: canaries tell versions apart
     #[arg(long = "version", value_parser = label)]
     pub(crate) revision: String,
-    /// A port the application listens on, on 127.0.0.1; give it once for each port
-    #[arg(long = "port", required = true, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    pub(crate) ports: Vec<u16>,
+    /// A port the application listens on, on 127.0.0.1, and the service's port it stands behind; give it once for
+    /// each port [default SERVICE: 80 for the first port of HTTP and gRPC, else the same number]
+    #[arg(long = "port", required = true, value_name = "[SERVICE:]PORT", value_parser = app_port)]
+    pub(crate) ports: Vec<AppPort>,
     /// The namespace to join
     #[arg(long, default_value = "default", value_parser = label)]
     pub(crate) namespace: String,
@@ -68,6 +69,37 @@ pub(crate) struct Run {
     /// The application; without one the agent serves an application that is started elsewhere
     #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<OsString>,
+}
+
+/// A port of the application.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AppPort {
+    /// The service's port, where it was said.
+    pub(crate) service: Option<u16>,
+    /// Where the application listens.
+    pub(crate) app: u16,
+}
+
+fn app_port(text: &str) -> Result<AppPort, String> {
+    let port = |text: &str| match text.parse::<u16>() {
+        Ok(port) if port > 0 => Ok(port),
+        _ => Err(format!("{text:?} is not a port: write 8080, or 80:8080 for the service's port 80")),
+    };
+    match text.split_once(':') {
+        Some((service, app)) => Ok(AppPort { service: Some(port(service)?), app: port(app)? }),
+        None => Ok(AppPort { service: None, app: port(text)? }),
+    }
+}
+
+impl Run {
+    /// The application's ports with the service's ports they stand behind.
+    pub(crate) fn service_ports(&self) -> impl Iterator<Item = (u16, AppPort)> {
+        self.ports.iter().enumerate().map(|(index, port)| {
+            // Where every copy on one host listens on a port of its own, callers need one that is the same.
+            let usual = if index == 0 && self.protocol != Protocol::Tcp { 80 } else { port.app };
+            (port.service.unwrap_or(usual), *port)
+        })
+    }
 }
 
 /// What an application speaks.

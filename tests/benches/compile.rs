@@ -89,7 +89,7 @@ fn instance(n: usize, copy: usize, health: Health) -> Instance {
         service_account: service.name.clone(),
         services: [service].into(),
         address: IpAddr::from([10, u8::try_from(copy).unwrap(), high, low]),
-        ports: vec![InstancePort { app: 8080, mesh: 18080, protocol: Protocol::Http }],
+        ports: vec![InstancePort { service: 80, app: 8080, mesh: 18080, protocol: Protocol::Http }],
         outbound_port: 15001,
         health,
     }

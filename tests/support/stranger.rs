@@ -155,7 +155,7 @@ pub fn join_request(join: &JoinInfo, service: &str, identity: &str) -> (JoinRequ
         service: service.to_owned(),
         revision: "v1".to_owned(),
         address: "127.0.0.1".to_owned(),
-        ports: vec![Port { app: 9, mesh: 9, protocol: "http".to_owned() }],
+        ports: vec![Port { app: 9, mesh: 9, protocol: "http".to_owned(), service: 80 }],
         outbound_port: 9,
         agent_socket: "/nowhere/agent.sock".to_owned(),
         admin_socket: "/nowhere/admin.sock".to_owned(),

@@ -76,6 +76,9 @@ pub struct Port {
     /// `http`, `http2`, `grpc` or `tcp`.
     #[prost(string, tag = "3")]
     pub protocol: String,
+    /// The service's port behind which it stands; 0: the application's own.
+    #[prost(uint32, tag = "4")]
+    pub service: u32,
 }
 
 /// A certificate and what to trust.

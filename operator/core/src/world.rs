@@ -124,6 +124,14 @@ pub struct Instance {
 }
 
 impl Instance {
+    /// The port of the instance behind a port of a service: the one the service leads to, else the one that was
+    /// registered for it. `None`: it is no endpoint of that port. A mesh port of 0 was never bound.
+    pub fn behind(&self, port: &Port) -> Option<&InstancePort> {
+        let bound = || self.ports.iter().filter(|bound| bound.mesh != 0);
+        let led_to = bound().filter(|bound| bound.app == port.target).min();
+        led_to.or_else(|| bound().filter(|bound| bound.service == port.number).min())
+    }
+
     /// The instance's revision.
     pub fn revision(&self) -> &Revision {
         &self.workload.revision
@@ -133,6 +141,9 @@ impl Instance {
 /// A port of the application and the proxy's port before it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct InstancePort {
+    /// The service's port behind which it stands. Copies on one host listen on ports of their own and are the same
+    /// to their callers.
+    pub service: u16,
     /// The application's port on loopback.
     pub app: u16,
     /// The proxy's port that other proxies call.

@@ -168,6 +168,7 @@ fn ports(given: &[Port]) -> Result<Vec<InstancePort>, BadField> {
         .iter()
         .map(|given| {
             let (app, mesh) = (port("ports.app", given.app)?, port("ports.mesh", given.mesh)?);
+            let service = if given.service == 0 { app } else { port("ports.service", given.service)? };
             if !apps.insert(app) {
                 return Err(BadField::Twice { port: app });
             }
@@ -181,7 +182,7 @@ fn ports(given: &[Port]) -> Result<Vec<InstancePort>, BadField> {
                 "tcp" => Protocol::Tcp,
                 other => return Err(BadField::Protocol { given: cut(other) }),
             };
-            Ok(InstancePort { app, mesh, protocol })
+            Ok(InstancePort { service, app, mesh, protocol })
         })
         .collect()
 }
@@ -196,7 +197,7 @@ mod tests {
             service: "pay".into(),
             revision: "v1".into(),
             address: "127.0.0.1".into(),
-            ports: vec![Port { app: 8080, mesh: 15006, protocol: "grpc".into() }],
+            ports: vec![Port { app: 8080, mesh: 15006, protocol: "grpc".into(), service: 80 }],
             outbound_port: 15001,
             agent_socket: "/run/a/agent.sock".into(),
             admin_socket: "/run/a/admin.sock".into(),
@@ -225,7 +226,10 @@ mod tests {
         let wish = read(&good(), &trust_domain).expect("well-formed");
         assert_eq!(wish.identity.to_string(), "spiffe://airlane.local/ns/shop/sa/pay");
         assert_eq!(wish.newcomer.workload.to_string(), "shop/pay@v1");
-        assert_eq!(wish.newcomer.ports, [InstancePort { app: 8080, mesh: 15006, protocol: Protocol::Grpc }]);
+        assert_eq!(
+            wish.newcomer.ports,
+            [InstancePort { service: 80, app: 8080, mesh: 15006, protocol: Protocol::Grpc }]
+        );
         assert_eq!(wish.had, None);
         check(|r| r.ports.clear(), "");
         check(|r| r.outbound_port = 0, "");
@@ -266,7 +270,7 @@ mod tests {
 
     #[test]
     fn ports_and_paths_that_are_none_are_refused() {
-        let port = |app, mesh, protocol: &str| Port { app, mesh, protocol: protocol.into() };
+        let port = |app, mesh, protocol: &str| Port { app, mesh, protocol: protocol.into(), service: 0 };
         for bad in [0, 65_536, u32::MAX] {
             check(|r| r.ports = vec![port(bad, 1, "http")], "ports.app");
             check(|r| r.ports = vec![port(1, bad, "http")], "ports.mesh");

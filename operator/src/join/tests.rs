@@ -98,7 +98,7 @@ impl Mesh {
             service: service.into(),
             revision: "v1".into(),
             address: "127.0.0.1".into(),
-            ports: vec![Port { app: 8080, mesh: 15006, protocol: "http".into() }],
+            ports: vec![Port { app: 8080, mesh: 15006, protocol: "http".into(), service: 80 }],
             outbound_port: 15001,
             agent_socket: "/run/a/agent.sock".into(),
             admin_socket: "/run/a/admin.sock".into(),

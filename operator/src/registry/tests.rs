@@ -19,7 +19,7 @@ fn pay(mesh_port: u16) -> Newcomer {
         service_account: name.clone(),
         services: [ServiceId { namespace, name }].into(),
         address: [127, 0, 0, 1].into(),
-        ports: vec![InstancePort { app: 8080, mesh: mesh_port, protocol: Protocol::Http }],
+        ports: vec![InstancePort { service: 80, app: 8080, mesh: mesh_port, protocol: Protocol::Http }],
         outbound_port: 15001,
     }
 }

@@ -39,8 +39,8 @@ fn registration(id: &str) -> Registration {
         services: [ServiceId { namespace, name }].into(),
         address: "::1".parse().expect("an address"),
         ports: vec![
-            InstancePort { app: 8080, mesh: 65535, protocol: Protocol::Grpc },
-            InstancePort { app: 1, mesh: 9001, protocol: Protocol::Tcp },
+            InstancePort { service: 80, app: 8080, mesh: 65535, protocol: Protocol::Grpc },
+            InstancePort { service: 1, app: 1, mesh: 9001, protocol: Protocol::Tcp },
         ],
         outbound_port: 15001,
         health: Health::Starting,

@@ -74,7 +74,7 @@ pub fn effective(world: &World, service: &ServiceId) -> Option<Effective> {
     let ports = declared.by_number().into_values().map(|port| {
         let mut rows: Vec<Row> = Vec::new();
         for door in &doors {
-            let ruling = door.ruling(port.target);
+            let ruling = door.ruling(port.target, port.number);
             let (value, origin) = (ruling.mode.written(), Origin::of(ruling.by));
             let row = Row { field: "spec.mtls.mode".to_owned(), value, origin };
             if !rows.contains(&row) {

@@ -46,15 +46,17 @@ pub(super) struct Ruling<'a> {
 }
 
 impl Words {
-    /// The mode of the door before one port of the application.
-    pub(super) fn ruling(&self, app_port: u16) -> Ruling<'_> {
+    /// The mode of the door before one port of the application, which stands behind a port of a service.
+    pub(super) fn ruling(&self, app_port: u16, service_port: u16) -> Ruling<'_> {
         let inherited = strictest(&self.namespace, app_port)
             .or_else(|| strictest(&self.mesh, app_port))
             .unwrap_or(Ruling { mode: defaults::MTLS, by: None });
         let own = strictest(self.workload.iter().chain(&self.accounts), app_port);
         let base = own.unwrap_or(inherited);
-        let services =
-            self.services.iter().map(|(service, policies)| of_service(service, policies, app_port, base));
+        let services = self
+            .services
+            .iter()
+            .map(|(service, policies)| of_service(service, policies, (app_port, service_port), base));
         let found = own.into_iter().chain(services).reduce(stricter).unwrap_or(base);
         match self.floor(app_port) {
             Some(floor) if floor.mode > found.mode => floor,
@@ -97,7 +99,7 @@ fn strictest<'a>(policies: impl IntoIterator<Item = &'a Arc<Policy>>, app_port: 
 fn of_service<'a>(
     service: &Service,
     policies: &'a [Arc<Policy>],
-    app_port: u16,
+    (app_port, service_port): (u16, u16),
     base: Ruling<'a>,
 ) -> Ruling<'a> {
     let about = |wanted: Option<u16>| {
@@ -107,7 +109,7 @@ fn of_service<'a>(
     };
     let whole = strictest(about(None), app_port).unwrap_or(base);
     let ports = service.by_number();
-    let ports = ports.values().filter(|port| port.target == app_port);
+    let ports = ports.values().filter(|port| port.target == app_port || port.number == service_port);
     ports
         .map(|port| strictest(about(Some(port.number)), app_port).unwrap_or(whole))
         .reduce(stricter)
@@ -134,7 +136,7 @@ pub(super) fn door(inputs: &Inputs) -> Inbound {
     let mut shaped_by = BTreeSet::new();
     for port in instances.iter().flat_map(|instance| &instance.ports) {
         ports.entry(port.app).or_insert_with(|| {
-            let ruling = words.ruling(port.app);
+            let ruling = words.ruling(port.app, port.service);
             shaped_by.extend(ruling.by.cloned());
             Door { mtls: ruling.mode, protocol: port.protocol }
         });
@@ -196,7 +198,12 @@ mod tests {
     fn check(policies: &[(Target, Option<MtlsSpec>)], expected: [MtlsMode; 2]) {
         let mut pod = instance("shop/pay", "v1", 1);
         pod.services.insert(service_id("shop/also"));
-        pod.ports.push(crate::world::InstancePort { app: 9090, mesh: 20_100, protocol: Protocol::Http });
+        pod.ports.push(crate::world::InstancePort {
+            service: 9090,
+            app: 9090,
+            mesh: 20_100,
+            protocol: Protocol::Http,
+        });
         let declared: [Edit; 3] = [
             service("shop/pay", &[(80, 8080, Protocol::Http), (90, 9090, Protocol::Http)]).into(),
             service("shop/also", &[(80, 8080, Protocol::Http)]).into(),

@@ -115,7 +115,7 @@ impl<'a> OnePort<'a> {
             });
         }
         let mut shaped_by = merged.shaped_by;
-        shaped_by.extend(door_alone.ruling(self.port.target).by.cloned());
+        shaped_by.extend(door_alone.ruling(self.port.target, self.port.number).by.cloned());
         shaped_by.extend(governing.iter().map(|governing| governing.by.clone()));
         let identities = self.identities();
         let cluster = |name: ClusterName| Cluster {
@@ -158,12 +158,14 @@ impl<'a> OnePort<'a> {
 
     /// The port of an instance behind this port; an instance without one is no endpoint of it.
     fn behind(&self, instance: &'a Instance) -> Option<&'a InstancePort> {
-        // A mesh port of 0 was never bound: nothing can be sent there.
-        instance.ports.iter().filter(|port| port.app == self.port.target && port.mesh != 0).min()
+        instance.behind(self.port)
     }
 
-    fn accepts_mtls(&self, door: &Inbound) -> bool {
-        door.ports.get(&self.port.target).is_some_and(|door| door.mtls != MtlsMode::Disabled)
+    fn accepts_mtls(&self, instance: &Instance, door: &Inbound) -> bool {
+        instance
+            .behind(self.port)
+            .and_then(|port| door.ports.get(&port.app))
+            .is_some_and(|door| door.mtls != MtlsMode::Disabled)
     }
 
     /// The endpoints of the cluster: those of the one it names of the revision, or of all.
@@ -179,7 +181,7 @@ impl<'a> OnePort<'a> {
             Some(Endpoint {
                 instance: instance.id.clone(),
                 address: SocketAddr::new(instance.address, self.behind(instance)?.mesh),
-                mtls: self.accepts_mtls(door),
+                mtls: self.accepts_mtls(instance, door),
                 healthy,
             })
         };
@@ -210,9 +212,10 @@ impl<'a> OnePort<'a> {
     }
 
     fn transport(&self, http2: Http2) -> Transport {
-        let alone = self.inputs.door_alone.ruling(self.port.target).mode != MtlsMode::Disabled;
+        let alone =
+            self.inputs.door_alone.ruling(self.port.target, self.port.number).mode != MtlsMode::Disabled;
         let with_port = self.inputs.instances.iter().filter(|(instance, _)| self.behind(instance).is_some());
-        let mut modes = with_port.map(|(_, door)| self.accepts_mtls(door));
+        let mut modes = with_port.map(|(instance, door)| self.accepts_mtls(instance, door));
         if !modes.all(|mtls| mtls == alone) {
             return Transport::Mixed;
         }
@@ -231,8 +234,7 @@ impl<'a> OnePort<'a> {
     fn check_instances(&self, problems: &mut Vec<Problem>) {
         let instances = || self.inputs.instances.iter().map(|(instance, _)| instance);
         let Port { number, target, protocol } = self.port;
-        let with_port =
-            instances().filter(|instance| instance.ports.iter().any(|port| port.app == *target)).count();
+        let with_port = instances().filter(|instance| instance.behind(self.port).is_some()).count();
         if with_port == 0
             && let Some(instance) = instances().next()
         {
@@ -244,12 +246,13 @@ impl<'a> OnePort<'a> {
             );
             problems.push(problem_of(&self.inputs.service, message));
         }
-        let differs = |port: &&InstancePort| port.app == *target && port.protocol != *protocol;
-        let other = instances().find_map(|instance| Some((instance, instance.ports.iter().find(differs)?)));
+        let differs = |port: &&InstancePort| port.protocol != *protocol;
+        let other =
+            instances().find_map(|instance| Some((instance, instance.behind(self.port).filter(differs)?)));
         if let Some((instance, port)) = other {
             let message = format!(
-                "port {number} is declared {protocol}, but {} says its application speaks {} on {target}: make them agree",
-                instance.id, port.protocol
+                "port {number} is declared {protocol}, but {} says its application speaks {} on {}: make them agree",
+                instance.id, port.protocol, port.app
             );
             problems.push(problem_of(&self.inputs.service, message));
         }
@@ -315,7 +318,9 @@ mod tests {
 
     #[test]
     fn an_instance_without_the_port_is_no_endpoint_and_the_service_is_told() {
-        let elsewhere = with(instance("shop/pay", "v1", 1), |instance| instance.ports[0].app = 9090);
+        let elsewhere = with(instance("shop/pay", "v1", 1), |instance| {
+            (instance.ports[0].app, instance.ports[0].service) = (9090, 9090);
+        });
         check([elsewhere], |destination, problems| {
             assert!(destination.clusters[0].endpoints.is_empty());
             let [problem] = problems else { panic!("one problem: {problems:?}") };

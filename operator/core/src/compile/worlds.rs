@@ -66,7 +66,12 @@ pub(crate) fn instance(service: &str, version: &str, number: u8) -> Instance {
         service_account: service.name.clone(),
         services: BTreeSet::from([service]),
         address: IpAddr::V4(Ipv4Addr::new(127, 0, 0, number)),
-        ports: vec![InstancePort { app: 8080, mesh: 20_000 + u16::from(number), protocol: Protocol::Http }],
+        ports: vec![InstancePort {
+            service: 80,
+            app: 8080,
+            mesh: 20_000 + u16::from(number),
+            protocol: Protocol::Http,
+        }],
         outbound_port: 15_001,
         health: Health::Healthy,
     }
@@ -243,6 +248,7 @@ fn any_instance() -> impl Strategy<Value = Instance> {
             }
             instance.outbound_port *= u16::from(calls);
             instance.ports.extend(ports.into_iter().map(|(app, mesh, protocol)| InstancePort {
+                service: app,
                 app,
                 mesh,
                 protocol,

@@ -28,7 +28,7 @@ fn newcomer(namespace: &str, service: &str, mesh_port: u16) -> Newcomer {
         service_account: name.clone(),
         services: [ServiceId { namespace, name }].into(),
         address: [127, 0, 0, 1].into(),
-        ports: vec![InstancePort { app: 8080, mesh: mesh_port, protocol: Protocol::Http }],
+        ports: vec![InstancePort { service: 80, app: 8080, mesh: mesh_port, protocol: Protocol::Http }],
         outbound_port: 15001,
     }
 }
