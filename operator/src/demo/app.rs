@@ -43,6 +43,8 @@ const TRACE_HEADERS: [&str; 9] = [
 
 /// How the example service is started.
 #[derive(clap::Args, Debug, Clone)]
+// `--version` is the example's, not the program's.
+#[command(disable_version_flag = true)]
 pub(crate) struct AppArgs {
     /// The port on loopback.
     #[arg(long)]
@@ -298,6 +300,7 @@ mod tests {
 
     fn app(more: &[&str]) -> Router {
         #[derive(clap::Parser)]
+        #[command(version = "1", propagate_version = true)]
         struct Line {
             #[command(flatten)]
             app: AppArgs,
