@@ -170,6 +170,9 @@ impl Envoy {
             "200",
             "--log-level",
             "warn",
+            // Else every field that Envoy calls work in progress is a line, dozens of times.
+            "--component-log-level",
+            "misc:error",
             "--log-format",
             "%Y-%m-%dT%T.%fZ envoy %l %v",
         ];
