@@ -23,7 +23,7 @@ const MISTAKES: [Mistake; 12] = [
         yaml: "apiVersion: airlane.dev/v1alpha1\nkind: MeshPolicy\nmetadata: { name: payments\nspec: {}\n",
         line: 4,
         field: "",
-        mend: "}",
+        mend: "brackets",
     },
     Mistake {
         name: "unknown-field",
@@ -58,12 +58,12 @@ const MISTAKES: [Mistake; 12] = [
         yaml: "apiVersion: airlane.dev/v1alpha1\nkind: MeshPolicy\nmetadata: { name: payments }\nspec:\n  timeouts:\n    request: 10 seconds\n",
         line: 6,
         field: "spec.timeouts.request",
-        mend: "10s",
+        mend: "250ms",
     },
     Mistake {
         name: "bad-choice",
-        yaml: "apiVersion: airlane.dev/v1alpha1\nkind: MeshPolicy\nmetadata: { name: payments }\nspec:\n  mtls: { mode: strict }\n",
-        line: 5,
+        yaml: "apiVersion: airlane.dev/v1alpha1\nkind: MeshPolicy\nmetadata: { name: payments }\nspec:\n  targetRef: { kind: Service, name: ledger }\n  mtls: { mode: strict }\n",
+        line: 6,
         field: "spec.mtls.mode",
         mend: "Strict",
     },
@@ -72,7 +72,7 @@ const MISTAKES: [Mistake; 12] = [
         yaml: "apiVersion: airlane.dev/v1alpha1\nkind: MeshPolicy\nmetadata: { name: payments }\nspec:\n  retries:\n    attempts: three\n",
         line: 6,
         field: "spec.retries.attempts",
-        mend: "number",
+        mend: "digits",
     },
     Mistake {
         name: "text-for-list",
@@ -86,7 +86,7 @@ const MISTAKES: [Mistake; 12] = [
         yaml: "apiVersion: airlane.dev/v1alpha1\nkind: MeshPolicy\nmetadata: { name: payments }\nspec:\n  timeouts: { request: 1s }\n  timeouts: { request: 2s }\n",
         line: 6,
         field: "timeouts",
-        mend: "once",
+        mend: "keep one",
     },
     Mistake {
         name: "out-of-range",
@@ -100,7 +100,7 @@ const MISTAKES: [Mistake; 12] = [
         yaml: "apiVersion: airlane.dev/v1alpha1\nkind: Canary\nmetadata: { name: payments }\nspec:\n  service: payments\n  stable: { version: v1 }\n  canary: { version: v2 }\n  steps: [{ weight: 50% }, { weight: 10% }]\n  objectives: [{ name: errors, errorRate: { max: 1% } }]\n",
         line: 8,
         field: "spec.steps",
-        mend: "%",
+        mend: "larger",
     },
 ];
 

@@ -81,7 +81,7 @@ async fn a_short_name_of_two_namespaces_is_an_error_that_names_them() {
     until("the answer names both candidates", SOON, async || {
         let answer = get_through(front.outbound(), "http://ledger/").await?;
         let text = answer.text();
-        let names_both = text.contains("ledger.shop.mesh") && text.contains("ledger.bank.mesh");
+        let names_both = text.contains("ledger.shop") && text.contains("ledger.bank");
         if answer.status >= 400 && names_both { Ok(()) } else { Err(answer.to_string()) }
     })
     .await;

@@ -226,7 +226,7 @@ async fn a_certificate_speaks_for_its_own_instance_only() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn expired_and_foreign_certificates_are_refused() {
-    let mesh = Mesh::start_with(&["--leaf-ttl", "2s"]).await;
+    let mesh = Mesh::start_with(&["--leaf-ttl", "10s"]).await;
     let join = join_info(&mesh);
     let papers = join_properly(&join, &mesh.state(), "payments").await;
     let heartbeat = HeartbeatRequest::default();
