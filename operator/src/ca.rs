@@ -177,6 +177,7 @@ pub(crate) struct ServerLeaf {
 pub(crate) struct Ca {
     dir: PathBuf,
     trust_domain: TrustDomain,
+    operator: Identity,
     leaf_lifetime: SignedDuration,
     root: CertificateDer<'static>,
     root_not_after: Timestamp,
@@ -230,9 +231,12 @@ impl Ca {
             None => make_intermediate(&dir, &trust_domain, &root, not_after, now)?,
         };
         let root = root.cert;
+        #[expect(clippy::expect_used, reason = "whatever the trust domain, the text is canonical")]
+        let operator = operator_identity(trust_domain.as_str()).parse().expect("an identity");
         let ca = Ca {
             dir,
             trust_domain,
+            operator,
             leaf_lifetime,
             root,
             root_not_after: not_after,
@@ -247,6 +251,11 @@ impl Ca {
     /// The trust domain.
     pub(crate) fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
+    }
+
+    /// Who the operator is: the identity of [`Ca::server_leaf`].
+    pub(crate) fn operator(&self) -> &Identity {
+        &self.operator
     }
 
     /// The roots to trust, PEM.
@@ -322,13 +331,7 @@ impl Ca {
     pub(crate) fn server_leaf(&self, now: Timestamp) -> Result<ServerLeaf, SignError> {
         let mut key = KeyPair::generate()?;
         let intermediate = self.intermediate.load();
-        let leaf = self.leaf(
-            &intermediate,
-            &key,
-            operator_identity(self.trust_domain.as_str()),
-            OPERATOR_DNS_NAME,
-            now,
-        )?;
+        let leaf = self.leaf(&intermediate, &key, self.operator.to_string(), OPERATOR_DNS_NAME, now)?;
         let der = PrivatePkcs8KeyDer::from(key.serialize_der());
         key.zeroize();
         Ok(ServerLeaf {

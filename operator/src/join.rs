@@ -54,41 +54,34 @@ pub(crate) trait Rotation: Send + Sync + 'static {
     async fn out_of_rotation(&self, instance: &InstanceId, wait: Duration) -> Drained;
 }
 
-/// What a proxy is told about its operator.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct OperatorForProxies {
-    /// Its host: an address or a DNS name.
-    pub host: String,
-    /// Its port.
-    pub port: u16,
-    /// Who it proves to be.
-    pub identity: Identity,
+/// What the server works with.
+pub(crate) struct Parts {
+    /// Signs.
+    pub ca: Arc<Ca>,
+    /// Knows the tokens.
+    pub store: Store,
+    /// Takes who is let in.
+    pub registry: Arc<Registry>,
+    /// Knows who calls whom.
+    pub rotation: Arc<dyn Rotation>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// What sidecars are asked for.
+    pub heartbeats: Heartbeats,
+    /// Where proxies reach the operator: an address or a DNS name, and a port.
+    pub operator: (String, u16),
 }
 
 /// Serves sidecars.
 pub(crate) struct Wire {
-    ca: Arc<Ca>,
-    store: Store,
-    registry: Arc<Registry>,
-    rotation: Arc<dyn Rotation>,
-    clock: Arc<dyn Clock>,
-    heartbeats: Heartbeats,
-    operator: OperatorForProxies,
+    parts: Parts,
     failures: Failures,
 }
 
 impl Wire {
-    /// A server that lets workloads into this registry.
-    pub(crate) fn new(
-        ca: Arc<Ca>,
-        store: Store,
-        registry: Arc<Registry>,
-        rotation: Arc<dyn Rotation>,
-        clock: Arc<dyn Clock>,
-        heartbeats: Heartbeats,
-        operator: OperatorForProxies,
-    ) -> Wire {
-        Wire { ca, store, registry, rotation, clock, heartbeats, operator, failures: Failures::default() }
+    /// A server of these parts.
+    pub(crate) fn new(parts: Parts) -> Wire {
+        Wire { parts, failures: Failures::default() }
     }
 
     async fn check_token(
@@ -98,12 +91,13 @@ impl Wire {
         service: &Name,
         remote: Remote,
     ) -> Result<(), Status> {
-        let checked = token::check(&self.store, shown, namespace, service, self.clock.now()).await;
+        let checked =
+            token::check(&self.parts.store, shown, namespace, service, self.parts.clock.now()).await;
         let refused = match checked.map_err(|error| internal("a join token", &error))? {
             Ok(()) => return Ok(()),
             Err(refused) => refused,
         };
-        if !self.failures.note(remote.0.ip(), self.clock.uptime()) {
+        if !self.failures.note(remote.0.ip(), self.parts.clock.uptime()) {
             return Err(Status::resource_exhausted(
                 "too many refused joins from this address; wait ten seconds",
             ));
@@ -116,13 +110,13 @@ impl Wire {
     }
 
     fn issue(&self, admitted: &Admitted, instance: &InstanceId) -> Result<Certificate, Status> {
-        let issued = self.ca.sign(admitted, instance, self.clock.now());
+        let issued = self.parts.ca.sign(admitted, instance, self.parts.clock.now());
         let Issued { chain_pem, not_after, renew_at, serial } =
             issued.map_err(|error| internal("a certificate", &error))?;
         tracing::info!(%instance, serial, %not_after, "signed");
         Ok(Certificate {
             chain_pem,
-            bundle_pem: self.ca.bundle_pem(),
+            bundle_pem: self.parts.ca.bundle_pem(),
             renew_at_ms: renew_at.as_millisecond(),
             not_after_ms: not_after.as_millisecond(),
         })
@@ -132,9 +126,9 @@ impl Wire {
         bootstrap::render(&Bootstrap {
             instance: instance.id.clone(),
             namespace: instance.workload.namespace.clone(),
-            operator_host: self.operator.host.clone(),
-            operator_port: self.operator.port,
-            operator_identity: self.operator.identity.clone(),
+            operator_host: self.parts.operator.0.clone(),
+            operator_port: self.parts.operator.1,
+            operator_identity: self.parts.ca.operator().clone(),
             agent_socket: request.agent_socket,
             admin_socket: request.admin_socket,
             event_log: request.event_log,
@@ -148,12 +142,12 @@ impl Operator for Wire {
         let remote =
             *request.extensions().get::<Remote>().ok_or_else(|| Status::internal("no remote address"))?;
         let request = request.into_inner();
-        let wish = request::read(&request, self.ca.trust_domain())
+        let wish = request::read(&request, self.parts.ca.trust_domain())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let Identity { namespace, service_account, .. } = &wish.identity;
         self.check_token(&request.token, namespace, service_account, remote).await?;
         let admitted = Ca::admit(&request.csr, wish.identity).map_err(|refusal| refused(&refusal))?;
-        let joined = self.registry.join(wish.newcomer, wish.had).await;
+        let joined = self.parts.registry.join(wish.newcomer, wish.had).await;
         let instance = joined.map_err(|turned| match turned {
             Turned::NotYours => Status::permission_denied(turned.to_string()),
             Turned::NameTaken => Status::already_exists(turned.to_string()),
@@ -165,20 +159,20 @@ impl Operator for Wire {
             instance: instance.id.to_string(),
             certificate: Some(certificate),
             bootstrap: self.bootstrap(&instance, request),
-            heartbeat_every_ms: u32::try_from(self.heartbeats.every.as_millis()).unwrap_or(u32::MAX),
+            heartbeat_every_ms: u32::try_from(self.parts.heartbeats.every.as_millis()).unwrap_or(u32::MAX),
         }))
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<Certificate>, Status> {
         let peer = peer_of(&request)?;
         // Whoever was forgotten shows a token again, which may have been revoked.
-        if self.registry.instance_of(&peer).is_none() {
+        if self.parts.registry.instance_of(&peer).is_none() {
             return Err(Status::not_found("this instance is not registered; join again"));
         }
         let admitted =
             Ca::admit(&request.into_inner().csr, peer.identity).map_err(|refusal| refused(&refusal))?;
         let certificate = self.issue(&admitted, &peer.instance)?;
-        self.registry.renewed(&peer.instance);
+        self.parts.registry.renewed(&peer.instance);
         Ok(Response::new(certificate))
     }
 
@@ -187,27 +181,28 @@ impl Operator for Wire {
         request: Request<HeartbeatRequest>,
     ) -> Result<Response<HeartbeatResponse>, Status> {
         let peer = peer_of(&request)?;
-        let beat = beat_of(request.into_inner(), self.clock.now())?;
-        let renew = self.registry.heartbeat(&peer, beat);
+        let beat = beat_of(request.into_inner(), self.parts.clock.now())?;
+        let renew = self.parts.registry.heartbeat(&peer, beat);
         Ok(Response::new(HeartbeatResponse { known: renew.is_some(), renew_now: renew == Some(true) }))
     }
 
     async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<DrainResponse>, Status> {
         let peer = peer_of(&request)?;
         let wait = Duration::from_millis(request.into_inner().wait_ms.into()).min(DRAIN_MAX);
-        if self.registry.instance_of(&peer).is_none() {
+        if self.parts.registry.instance_of(&peer).is_none() {
             // Nobody calls who is not published.
             return Ok(Response::new(DrainResponse { acknowledged: 0, outstanding: 0 }));
         }
-        self.registry.drain(&peer);
-        let Drained { acknowledged, outstanding } = self.rotation.out_of_rotation(&peer.instance, wait).await;
+        self.parts.registry.drain(&peer);
+        let Drained { acknowledged, outstanding } =
+            self.parts.rotation.out_of_rotation(&peer.instance, wait).await;
         tracing::info!(instance = %peer.instance, acknowledged, outstanding, "out of rotation");
         Ok(Response::new(DrainResponse { acknowledged, outstanding }))
     }
 
     async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
         let peer = peer_of(&request)?;
-        self.registry.leave(&peer);
+        self.parts.registry.leave(&peer);
         tracing::info!(instance = %peer.instance, "left");
         Ok(Response::new(LeaveResponse {}))
     }

@@ -5,7 +5,6 @@ use crate::{
 };
 use airlane_core::world::Health;
 use airlane_wire::{
-    join::operator_identity,
     message::Port,
     operator::{OperatorClient, OperatorServer},
 };
@@ -57,20 +56,15 @@ async fn start_mesh() -> Mesh {
         async move { registry.run(writing).await }
     });
     let running = start(|ca, clock| {
-        let operator = OperatorForProxies {
-            host: "127.0.0.1".into(),
-            port: 15010,
-            identity: operator_identity("airlane.local").parse().expect("an identity"),
-        };
-        Routes::new(OperatorServer::new(Arc::new(Wire::new(
-            Arc::clone(ca),
-            store.clone(),
-            Arc::clone(&registry),
-            Arc::clone(&rotation) as Arc<dyn Rotation>,
-            Arc::clone(clock) as Arc<dyn Clock>,
-            Heartbeats::default(),
-            operator,
-        ))))
+        Routes::new(OperatorServer::new(Arc::new(Wire::new(Parts {
+            ca: Arc::clone(ca),
+            store: store.clone(),
+            registry: Arc::clone(&registry),
+            rotation: Arc::clone(&rotation) as Arc<dyn Rotation>,
+            clock: Arc::clone(clock) as Arc<dyn Clock>,
+            heartbeats: Heartbeats::default(),
+            operator: ("127.0.0.1".into(), 15010),
+        }))))
     });
     let token = create_token(&store, None, None, running.clock.now()).await.expect("made").secret.to_string();
     Mesh { running, store, registry, rotation, token, writing, _state: state }

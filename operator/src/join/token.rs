@@ -1,6 +1,7 @@
 //! Join tokens: a public part by which they are found, and a secret of which only the hash is kept.
 
 use crate::{
+    ca::Ca,
     private_file::{PrivateFileError, read_private, write_private},
     store::{Store, StoreError, StoredToken},
 };
@@ -174,6 +175,12 @@ pub(crate) struct OperatorAt {
 }
 
 impl OperatorAt {
+    /// The operator with this authority, at `host:port`.
+    pub(crate) fn new(address: String, ca: &Ca) -> OperatorAt {
+        let (root_fingerprint, trust_domain) = (ca.root_fingerprint(), ca.trust_domain().to_string());
+        OperatorAt { address, root_fingerprint, trust_domain }
+    }
+
     /// The join string's content with this token.
     pub(crate) fn join_info(self, secret: String) -> JoinInfo {
         let OperatorAt { address, root_fingerprint, trust_domain } = self;
