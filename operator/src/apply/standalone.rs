@@ -1,0 +1,110 @@
+//! Statuses on one host: written to `state.db` first, then published to the world.
+//!
+//! A rollout's weights travel through its status and back through the world, never around it, so what a crash
+//! interrupts is resumed from what was written.
+
+use crate::store::{Store, StoreError};
+use airlane_core::{
+    id::ObjectId,
+    rollout::{Asked, Progress},
+};
+use jiff::Timestamp;
+use std::{collections::BTreeMap, sync::Arc};
+use tokio::sync::watch;
+
+/// What is remembered about one canary.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub(crate) struct Status {
+    /// The rollout's memory.
+    pub(crate) progress: Option<Progress>,
+    /// A verb not yet carried out.
+    pub(crate) asked: Option<Asked>,
+}
+
+/// What is remembered about every canary.
+pub(crate) type Statuses = BTreeMap<ObjectId, Status>;
+
+/// Writes statuses. One writer: its callers are the rollouts and the command line's verbs.
+#[derive(Clone)]
+pub(crate) struct Recorder {
+    store: Store,
+    current: Arc<watch::Sender<Arc<Statuses>>>,
+    writing: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Recorder {
+    /// Reads what was remembered.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the database cannot be read.
+    pub(crate) async fn open(store: Store) -> Result<Self, StoreError> {
+        let mut statuses = Statuses::new();
+        for (id, progress) in store.progress().await? {
+            statuses.entry(id).or_default().progress = Some(progress);
+        }
+        for (id, asked) in store.asked().await? {
+            statuses.entry(id).or_default().asked = Some(asked);
+        }
+        Ok(Recorder {
+            store,
+            current: Arc::new(watch::Sender::new(Arc::new(statuses))),
+            writing: Arc::default(),
+        })
+    }
+
+    /// What is remembered now, and news of changes.
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<Statuses>> {
+        self.current.subscribe()
+    }
+
+    /// Remembers a step, and that the verb it answered is done with.
+    ///
+    /// # Errors
+    /// [`StoreError`] if it could not be written; then nothing is published either.
+    pub(crate) async fn step(
+        &self,
+        id: &ObjectId,
+        progress: Progress,
+        answered: Option<Asked>,
+    ) -> Result<(), StoreError> {
+        let _writing = self.writing.lock().await;
+        match answered {
+            Some(verb) => self.store.carried_out(id, verb, &progress).await?,
+            None => self.store.write_progress(id, &progress).await?,
+        }
+        self.publish(id, |status| {
+            status.progress = Some(progress);
+            // Another verb may have been asked for meanwhile.
+            if answered.is_some() && status.asked == answered {
+                status.asked = None;
+            }
+        });
+        Ok(())
+    }
+
+    /// Remembers a verb until a step answers it.
+    ///
+    /// # Errors
+    /// [`StoreError`] if it could not be written.
+    pub(crate) async fn ask(&self, id: &ObjectId, asked: Asked, at: Timestamp) -> Result<(), StoreError> {
+        let _writing = self.writing.lock().await;
+        self.store.ask(id, asked, at).await?;
+        self.publish(id, |status| status.asked = Some(asked));
+        Ok(())
+    }
+
+    /// Forgets a canary that nobody wants any more.
+    ///
+    /// # Errors
+    /// [`StoreError`] if it could not be forgotten.
+    pub(crate) async fn forget(&self, id: &ObjectId) -> Result<(), StoreError> {
+        let _writing = self.writing.lock().await;
+        self.store.forget_canary(id).await?;
+        self.current.send_modify(|statuses| drop(Arc::make_mut(statuses).remove(id)));
+        Ok(())
+    }
+
+    fn publish(&self, id: &ObjectId, change: impl FnOnce(&mut Status)) {
+        self.current.send_modify(|statuses| change(Arc::make_mut(statuses).entry(id.clone()).or_default()));
+    }
+}
