@@ -1,0 +1,128 @@
+//! The control loop: observe → compile → lower → publish, once for every change, never by a timer.
+
+use crate::{
+    apply::standalone::Statuses,
+    observe::{manifests::Manifests, world},
+    signals,
+    xds::Publisher,
+};
+use airlane_core::{
+    compile::{Compiled, Memo},
+    id::{ClusterName, InstanceId, ObjectId},
+    world::{Instance, World},
+};
+use airlane_envoy::{catalog::Catalog, lower::Lowerer};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// How often the loop vouches for the shares of rollouts.
+const BEAT: Duration = Duration::from_millis(500);
+
+/// How long the vouching lasts: a loop that is stuck for longer lets the proxies' layers expire.
+const VOUCHED: Duration = Duration::from_secs(2);
+
+/// One consistent picture: what was observed and what was decided from it.
+#[derive(Clone)]
+pub(crate) struct Picture {
+    /// What was observed.
+    pub(crate) world: Arc<World>,
+    /// What was decided.
+    pub(crate) compiled: Arc<Compiled>,
+    /// The files behind it.
+    pub(crate) manifests: Arc<Manifests>,
+    /// The epoch in which it was published.
+    pub(crate) epoch: u64,
+    /// The generation of each object, and the epoch in which it was published.
+    pub(crate) published_in: BTreeMap<ObjectId, (i64, u64)>,
+    /// What is published.
+    pub(crate) catalog: Arc<Catalog>,
+}
+
+/// What the loop watches.
+pub(crate) struct Inputs {
+    /// Files.
+    pub(crate) manifests: watch::Receiver<Arc<Manifests>>,
+    /// Registrations.
+    pub(crate) instances: watch::Receiver<Arc<BTreeMap<InstanceId, Arc<Instance>>>>,
+    /// Statuses.
+    pub(crate) statuses: watch::Receiver<Arc<Statuses>>,
+}
+
+/// What the loop tells.
+pub(crate) struct Outputs {
+    /// To proxies.
+    pub(crate) publisher: Publisher,
+    /// To everybody who asks.
+    pub(crate) picture: watch::Sender<Option<Picture>>,
+    /// To the receivers of evidence.
+    pub(crate) clusters: watch::Sender<Arc<HashSet<ClusterName>>>,
+}
+
+/// Runs until shutdown.
+pub(crate) async fn run(
+    settings: world::MeshSettings,
+    mut lowerer: Lowerer,
+    mut inputs: Inputs,
+    outputs: Outputs,
+    shutdown: CancellationToken,
+) {
+    let mut memo = Memo::default();
+    let mut before: Option<Picture> = None;
+    let mut beat = tokio::time::interval(BEAT);
+    loop {
+        let manifests = inputs.manifests.borrow_and_update().clone();
+        let instances = inputs.instances.borrow_and_update().clone();
+        let statuses = inputs.statuses.borrow_and_update().clone();
+        let last = before.as_ref().map(|picture| &*picture.world);
+        let world = Arc::new(world::assemble(&settings, &manifests, &instances, &statuses, last));
+        let compiled = Arc::new(memo.compile(&world));
+        let (catalog, change) = lowerer.lower(&compiled.mesh);
+        let catalog = Arc::new(catalog);
+        let published_in = published_in(&manifests, catalog.epoch, before.as_ref());
+        // Evidence about a cluster may arrive as soon as a proxy knows it.
+        outputs.clusters.send_replace(Arc::new(signals::clusters_of(&compiled.mesh)));
+        outputs.publisher.publish(catalog.clone(), change);
+        let picture = Picture { world, compiled, manifests, epoch: catalog.epoch, published_in, catalog };
+        outputs.picture.send_replace(Some(picture.clone()));
+        before = Some(picture);
+        loop {
+            let changed = tokio::select! {
+                () = shutdown.cancelled() => return,
+                changed = inputs.manifests.changed() => changed,
+                changed = inputs.instances.changed() => changed,
+                changed = inputs.statuses.changed() => changed,
+                _ = beat.tick() => {
+                    outputs.publisher.beat(VOUCHED);
+                    continue;
+                }
+            };
+            if changed.is_err() {
+                return;
+            }
+            break;
+        }
+    }
+}
+
+/// An object that changed is published in this epoch, the others in the one they had.
+fn published_in(
+    manifests: &Manifests,
+    epoch: u64,
+    before: Option<&Picture>,
+) -> BTreeMap<ObjectId, (i64, u64)> {
+    manifests
+        .objects
+        .iter()
+        .map(|(id, accepted)| {
+            let unchanged = before
+                .and_then(|picture| picture.published_in.get(id))
+                .filter(|(generation, _)| *generation == accepted.generation);
+            (id.clone(), unchanged.copied().unwrap_or((accepted.generation, epoch)))
+        })
+        .collect()
+}

@@ -1,0 +1,83 @@
+//! What has to wait for acknowledgements: a new instance is called only after its own proxy is in place, and a
+//! leaving one stops only after its callers have let go.
+
+use crate::{
+    control::Picture,
+    join::{Drained, Rotation},
+    registry::Registry,
+    xds::Publisher,
+};
+use airlane_core::{id::InstanceId, world::Health};
+use std::{collections::HashMap, sync::Arc, time::Duration};
+use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+/// Tells the registry which proxies have acknowledged their own listeners.
+pub(crate) async fn announce(
+    mut picture: watch::Receiver<Option<Picture>>,
+    publisher: Publisher,
+    registry: Arc<Registry>,
+    shutdown: CancellationToken,
+) {
+    let mut acknowledgements = publisher.progress();
+    let mut first_published: HashMap<InstanceId, u64> = HashMap::new();
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            changed = picture.changed() => if changed.is_err() { return },
+            changed = acknowledgements.changed() => if changed.is_err() { return },
+        }
+        let Some(picture) = picture.borrow_and_update().clone() else { continue };
+        acknowledgements.mark_unchanged();
+        let proxies = &picture.compiled.mesh.proxies;
+        first_published.retain(|instance, _| proxies.contains_key(instance));
+        for instance in proxies.keys() {
+            first_published.entry(instance.clone()).or_insert(picture.epoch);
+        }
+        for proxy in publisher.connected() {
+            if first_published
+                .get(&proxy.instance)
+                .is_some_and(|epoch| proxy.acked_epoch.is_some_and(|acked| acked >= *epoch))
+            {
+                registry.mark_proxy_ready(&proxy.instance);
+            }
+        }
+    }
+}
+
+/// Takes instances out of rotation.
+pub(crate) struct Leaving {
+    /// Where it shows that the instance is not published any more.
+    pub(crate) picture: watch::Receiver<Option<Picture>>,
+    /// Who acknowledges that.
+    pub(crate) publisher: Publisher,
+}
+
+#[tonic::async_trait]
+impl Rotation for Leaving {
+    async fn out_of_rotation(&self, instance: &InstanceId, wait: Duration) -> Drained {
+        let deadline = Instant::now() + wait;
+        let mut picture = self.picture.clone();
+        let unpublished = picture.wait_for(|picture| {
+            picture.as_ref().is_some_and(|picture| {
+                picture
+                    .world
+                    .instances
+                    .get(instance)
+                    .is_none_or(|instance| instance.health == Health::Draining)
+            })
+        });
+        let epoch = match tokio::time::timeout_at(deadline, unpublished).await {
+            Ok(Ok(picture)) => picture.as_ref().map_or(0, |picture| picture.epoch),
+            Ok(Err(_)) | Err(_) => return drained(0, self.publisher.connected().len()),
+        };
+        let acks =
+            self.publisher.acknowledged(epoch, deadline.saturating_duration_since(Instant::now())).await;
+        drained(acks.acknowledged.len(), acks.outstanding.len())
+    }
+}
+
+fn drained(acknowledged: usize, outstanding: usize) -> Drained {
+    let count = |proxies: usize| u32::try_from(proxies).unwrap_or(u32::MAX);
+    Drained { acknowledged: count(acknowledged), outstanding: count(outstanding) }
+}

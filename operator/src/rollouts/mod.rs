@@ -1,0 +1,283 @@
+//! Judges every rollout and takes its steps: evidence → verdict → step → status. Nothing is acted on before it is
+//! written: a step's shares reach the proxies by way of the status.
+
+mod evidence;
+
+use crate::{apply::standalone::Recorder, clock::Clock, control::Picture, signals::Signals, xds::Publisher};
+use airlane_core::{
+    id::{ClusterName, InstanceId, ObjectId, Revision},
+    mesh::{Destination, FULL_SHARE, Route},
+    policy::Millis,
+    problem::Reason,
+    rollout::{Acknowledged, Canary, Facts, Progress, Step, objectives, step},
+    slo::judge,
+};
+use evidence::{Comparison, Gatherer, Surroundings};
+use jiff::{SignedDuration, Timestamp};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{sync::watch, time::MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use crate::signals::intake::{Complete, Failure};
+
+/// How often rollouts are looked at without a failure: windows of totals arrive each second.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Failures that arrive together are judged together: proxies flush their logs every 100 ms, so waiting a little
+/// costs little and saves a write per failure.
+const GATHER: Duration = Duration::from_millis(5);
+
+/// The judge's sums are saved at least this often.
+const SAVE_EVERY: SignedDuration = SignedDuration::from_secs(10);
+
+/// How long a request may last where nothing limits it: what is assumed of outcomes after a change of the share.
+const UNLIMITED: Millis = Millis(15_000);
+
+/// Everything the rollouts need.
+pub(crate) struct Rollouts {
+    /// What was observed and decided.
+    pub(crate) picture: watch::Receiver<Option<Picture>>,
+    /// What proxies reported.
+    pub(crate) signals: Signals,
+    /// What proxies acknowledged.
+    pub(crate) publisher: Publisher,
+    /// Where steps are written.
+    pub(crate) recorder: Recorder,
+    /// The time.
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+/// One rollout under way. `progress` is ahead of what was saved by evidence only, never by a step.
+struct Trial {
+    gatherer: Gatherer,
+    progress: Progress,
+    saved: Progress,
+    saved_at: Timestamp,
+    /// The shares the world carries, and the first epoch that published them.
+    published: Option<(Acknowledged, u64)>,
+}
+
+/// What is new since the last look.
+struct News {
+    failures: Vec<(InstanceId, Failure)>,
+    windows: Vec<Complete>,
+    now: Timestamp,
+}
+
+impl Rollouts {
+    /// Runs until shutdown.
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
+        let mut trials: BTreeMap<ObjectId, Trial> = BTreeMap::new();
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = look.tick() => {}
+                () = self.signals.failure_logged() => tokio::time::sleep(GATHER).await,
+                changed = self.picture.changed() => if changed.is_err() { return },
+            }
+            let Some(picture) = self.picture.borrow_and_update().clone() else { continue };
+            let now = self.clock.now();
+            let (failures, windows) = self.signals.with(|intake| {
+                let read = (intake.take_failures(), intake.take_windows(now));
+                intake.retain(|caller| picture.world.instances.contains_key(caller));
+                read
+            });
+            let news = News { failures, windows, now };
+            let governing: Vec<&Arc<Canary>> =
+                picture.world.canaries.values().filter(|canary| governs(&picture, &canary.id)).collect();
+            trials.retain(|id, _| governing.iter().any(|canary| canary.id == *id));
+            self.forget_deleted(&picture).await;
+            for canary in governing {
+                let trial = trials.entry(canary.id.clone()).or_insert_with(|| Trial::resume(canary, now));
+                self.turn(canary, trial, &picture, &news).await;
+            }
+        }
+    }
+
+    /// A canary whose object was deleted begins anew when it comes back. While a file cannot be read, what it held
+    /// may still be wanted.
+    async fn forget_deleted(&self, picture: &Picture) {
+        if !picture.manifests.errors.is_empty() {
+            return;
+        }
+        let remembered = self.recorder.watch().borrow().clone();
+        for id in remembered.keys().filter(|id| !picture.world.canaries.contains_key(*id)) {
+            if let Err(error) = self.recorder.forget(id).await {
+                tracing::warn!(canary = %id, error = &error as &dyn std::error::Error, "a deleted canary is not forgotten yet");
+            }
+        }
+    }
+
+    async fn turn(&self, canary: &Canary, trial: &mut Trial, picture: &Picture, news: &News) {
+        let plan = &canary.plan;
+        if *trial.gatherer.comparison() != comparison(canary) {
+            trial.gatherer = Gatherer::new(comparison(canary), probability(trial.progress.share));
+        }
+        trial.note_published(canary, picture.epoch);
+        let site = Site::of(canary, picture);
+        self.note_acknowledged(trial, &site, news.now);
+        let around = Surroundings {
+            endpoints: &site.endpoints,
+            canary_endpoints: site.canary_ready,
+            route_timeout: site.route_timeout,
+            instances: &picture.world.instances,
+        };
+        let evidence = trial.gatherer.gather(&news.failures, &news.windows, &around, news.now);
+        let (wealth, verdict) =
+            judge(&objectives(plan, &trial.progress), trial.progress.judge.clone(), &evidence);
+        trial.progress.judge = wealth;
+        let asked = self.recorder.watch().borrow().get(&canary.id).and_then(|status| status.asked);
+        let facts = Facts {
+            canary_ready: site.canary_ready,
+            stable_ready: site.stable_ready,
+            acknowledged: self.acknowledged(trial),
+            asked,
+        };
+        let Step { next, because, refused, .. } = step(plan, &trial.progress, &verdict, &facts, news.now);
+        if let Some(refused) = &refused {
+            tracing::warn!(canary = %canary.id, "{refused}");
+        }
+        let moved = because.is_some() || asked.is_some();
+        let due = news.now.duration_since(trial.saved_at) >= SAVE_EVERY && next != trial.saved;
+        if !(moved || due || next.judge.outgrew(&trial.saved.judge)) {
+            trial.progress = next;
+            return;
+        }
+        if next.share != trial.progress.share {
+            trial.gatherer.publish(probability(next.share));
+        }
+        match self.recorder.step(&canary.id, next.clone(), asked).await {
+            Ok(()) => {
+                if let Some(because) = &because {
+                    tracing::info!(canary = %canary.id, phase = ?next.phase, share = next.share, "{because}");
+                }
+                trial.saved = next.clone();
+                trial.saved_at = news.now;
+                trial.progress = next;
+            }
+            Err(error) => {
+                // What was learnt stays learnt; the step is decided anew at the next look.
+                tracing::error!(canary = %canary.id, error = &error as &dyn std::error::Error, "a step could not be written");
+                trial.progress.judge = next.judge;
+            }
+        }
+    }
+
+    /// Tells the books which callers use the share published last.
+    fn note_acknowledged(&self, trial: &mut Trial, site: &Site, now: Timestamp) {
+        let Some(key) = &site.share_key else { return };
+        for proxy in self.publisher.connected() {
+            if let Some((shares, acked_at)) = self.publisher.acked_shares(&proxy.instance)
+                && shares.get(key) == Some(&trial.progress.share)
+            {
+                trial.gatherer.acknowledge(&proxy.instance, acked_at.min(now));
+            }
+        }
+    }
+
+    /// The shares that every connected proxy runs.
+    fn acknowledged(&self, trial: &Trial) -> Option<Acknowledged> {
+        let (shares, epoch) = trial.published?;
+        self.publisher.acks(epoch).outstanding.is_empty().then_some(shares)
+    }
+}
+
+impl Trial {
+    fn resume(canary: &Canary, now: Timestamp) -> Self {
+        let progress = canary.progress.clone().unwrap_or_else(|| Progress::new(&canary.plan, now));
+        Trial {
+            gatherer: Gatherer::new(comparison(canary), probability(progress.share)),
+            saved: progress.clone(),
+            progress,
+            saved_at: now,
+            published: None,
+        }
+    }
+
+    /// Notes the first epoch in which the world carried the shares it carries.
+    fn note_published(&mut self, canary: &Canary, epoch: u64) {
+        let shares = canary.progress.as_ref().map(|progress| Acknowledged {
+            share: progress.share,
+            fail_safe_share: progress.fail_safe_share,
+        });
+        match (shares, self.published) {
+            (Some(shares), Some((published, _))) if shares == published => {}
+            (Some(shares), _) => self.published = Some((shares, epoch)),
+            (None, _) => self.published = None,
+        }
+    }
+}
+
+/// What the mesh looks like to one rollout.
+struct Site {
+    endpoints: HashMap<SocketAddr, InstanceId>,
+    canary_ready: usize,
+    stable_ready: usize,
+    route_timeout: Millis,
+    share_key: Option<String>,
+}
+
+impl Site {
+    fn of(canary: &Canary, picture: &Picture) -> Self {
+        let destinations: Vec<&Arc<Destination>> = picture
+            .compiled
+            .mesh
+            .destinations
+            .values()
+            .filter(|destination| destination.port.service == canary.plan.service)
+            .collect();
+        let clusters = || destinations.iter().flat_map(|destination| &destination.clusters);
+        // Every port of a service has the same copies behind it.
+        let ready = |revision: &Revision| {
+            clusters()
+                .filter(|cluster| cluster.name.revision.as_ref() == Some(revision))
+                .map(|cluster| cluster.endpoints.iter().filter(|endpoint| endpoint.healthy).count())
+                .max()
+                .unwrap_or(0)
+        };
+        Site {
+            endpoints: clusters()
+                .flat_map(|cluster| cluster.endpoints.iter())
+                .map(|endpoint| (endpoint.address, endpoint.instance.clone()))
+                .collect(),
+            canary_ready: ready(&canary.plan.canary),
+            stable_ready: ready(&canary.plan.stable),
+            route_timeout: destinations
+                .iter()
+                .map(|destination| destination.calls.request_timeout.unwrap_or(UNLIMITED))
+                .max()
+                .unwrap_or(UNLIMITED),
+            share_key: destinations.iter().find_map(|destination| match &destination.route {
+                Route::Split(split) => {
+                    let revision = Some(canary.plan.canary.clone());
+                    Some(split.runtime_key(&ClusterName { port: destination.port.clone(), revision }))
+                }
+                Route::To(_) => None,
+            }),
+        }
+    }
+}
+
+/// Whether a canary decides about its service, and not another one or nobody.
+fn governs(picture: &Picture, id: &ObjectId) -> bool {
+    !picture.compiled.problems.iter().any(|problem| {
+        problem.subject == *id
+            && matches!(problem.reason, Reason::Conflicted | Reason::TargetNotFound | Reason::Unsplittable)
+    })
+}
+
+fn comparison(canary: &Canary) -> Comparison {
+    let plan = &canary.plan;
+    Comparison { service: plan.service.clone(), stable: plan.stable.clone(), canary: plan.canary.clone() }
+}
+
+fn probability(share: u32) -> f64 {
+    f64::from(share) / f64::from(FULL_SHARE)
+}
