@@ -1,0 +1,293 @@
+//! The command line, as its users type it.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+/// Airlane: a service mesh that proves its releases.
+#[derive(Parser, Debug)]
+#[command(name = "airlane", version, about, max_term_width = 100)]
+pub(crate) struct Airlane {
+    /// The state directory of the mesh on this host: keys, registrations, the socket commands talk to.
+    #[arg(long, global = true, env = "AIRLANE_STATE", value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Run the control plane on this host, reading policies from a directory.
+    Up(Up),
+    /// Start a mesh of example services, release a bad version and a good one, and tell what happens.
+    Demo(Demo),
+    /// Print the resource definitions, or write them into a directory.
+    Crds {
+        /// Write one file each into this directory instead of printing.
+        #[arg(long, value_name = "DIR")]
+        write: Option<PathBuf>,
+    },
+    /// Is this host ready, is the mesh healthy, are these files right?
+    Check {
+        /// Files or directories with resources to check, without a running mesh.
+        files: Vec<PathBuf>,
+    },
+    /// List what the mesh knows.
+    Get {
+        /// What to list.
+        what: Listing,
+        /// Only this one: NAME or NAMESPACE/NAME.
+        name: Option<String>,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Everything about one thing: its values, where they come from, its problems.
+    Describe {
+        /// What it is.
+        what: Describable,
+        /// NAME or NAMESPACE/NAME.
+        name: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Wait until something is true.
+    Wait {
+        /// `mesh`, or `canary/NAME`, `policy/NAME`, `service/NAME` (NAMESPACE may come before NAME: `canary/shop/pay`).
+        what: String,
+        /// `Ready` (mesh, service), `Programmed` (policy), a phase such as `Succeeded` or `RolledBack` (canary).
+        #[arg(long = "for", value_name = "CONDITION")]
+        condition: Option<String>,
+        /// Give up after this long.
+        #[arg(long, default_value = "60s", value_parser = duration)]
+        timeout: Duration,
+    },
+    /// Look at a rollout, or tell it what to do.
+    Canary {
+        #[command(subcommand)]
+        verb: CanaryVerb,
+    },
+    /// Look into a proxy.
+    Proxy {
+        #[command(subcommand)]
+        verb: ProxyVerb,
+    },
+    /// Certificates of the mesh.
+    Certs {
+        #[command(subcommand)]
+        verb: CertsVerb,
+    },
+    /// Join tokens.
+    Token {
+        #[command(subcommand)]
+        verb: TokenVerb,
+    },
+    /// The example service of the demo.
+    #[command(hide = true)]
+    ExampleApp(crate::demo::app::AppArgs),
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Up {
+    /// The directory with MeshPolicy, Canary and Service files; it is watched.
+    pub(crate) dir: PathBuf,
+    /// Where sidecars join, get their configuration and report; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:15010", value_name = "ADDR:PORT")]
+    pub(crate) listen: SocketAddr,
+    /// How long a workload's certificate lives, at most 24h.
+    #[arg(long, default_value = "24h", value_parser = leaf_ttl, value_name = "DURATION")]
+    pub(crate) leaf_ttl: Duration,
+    /// How long proxies keep a rollout's uncertified share when the control plane falls silent.
+    #[arg(long, default_value = "10m", value_parser = duration, value_name = "DURATION")]
+    pub(crate) fail_safe_after: Duration,
+    /// How often sidecars report; one that is silent for five times as long is taken out.
+    #[arg(long, default_value = "1s", value_parser = duration, value_name = "DURATION")]
+    pub(crate) heartbeat: Duration,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Demo {
+    /// Stop after the story; exit 0 only if every act happened as told.
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Plain lines without colours or a moving cursor.
+    #[arg(long)]
+    pub(crate) no_tty: bool,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Listing {
+    /// Services with their ports, instances and traffic.
+    #[value(alias = "service", alias = "svc")]
+    Services,
+    /// Every copy of every service, its health and breaker.
+    #[value(alias = "endpoint", alias = "ep")]
+    Endpoints,
+    /// Proxies and the configuration they acknowledged.
+    #[value(alias = "proxy")]
+    Proxies,
+    /// Policies with their problems and who runs them.
+    #[value(alias = "policy", alias = "meshpolicies", alias = "meshpolicy")]
+    Policies,
+    /// Every value in force for a service and the object it came from.
+    Effective,
+    /// Rollouts.
+    #[value(alias = "canary")]
+    Canaries,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Describable {
+    /// A service.
+    Service,
+    /// A policy.
+    Policy,
+    /// A rollout.
+    Canary,
+    /// A proxy.
+    Proxy,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum CanaryVerb {
+    /// Where the rollout is, why, and what it needs.
+    Status {
+        /// NAME or NAMESPACE/NAME.
+        name: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Stop advancing; the judge goes on.
+    Pause {
+        /// NAME or NAMESPACE/NAME.
+        name: String,
+    },
+    /// Go on after a pause.
+    Resume {
+        /// NAME or NAMESPACE/NAME.
+        name: String,
+    },
+    /// Skip the rest and move all traffic to the canary.
+    Promote {
+        /// NAME or NAMESPACE/NAME.
+        name: String,
+    },
+    /// Take the canary back now.
+    Abort {
+        /// NAME or NAMESPACE/NAME.
+        name: String,
+    },
+    /// Try a version that was taken back once more.
+    Retry {
+        /// NAME or NAMESPACE/NAME.
+        name: String,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum ProxyVerb {
+    /// What the control plane publishes to a proxy: kinds, names, versions, acknowledged or not.
+    Config {
+        /// The proxy (`airlane get proxies`).
+        name: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum CertsVerb {
+    /// The authority's certificates and every workload's.
+    List {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Ask sidecars for new keys and certificates now.
+    Rotate {
+        /// Only this instance (`airlane get endpoints`); all of them if not said.
+        instance: Option<String>,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum TokenVerb {
+    /// The tokens there are, without their secrets.
+    List {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Make a token worthless. Who has joined with it stays.
+    Revoke {
+        /// Its name in `airlane token list`.
+        id: String,
+    },
+    /// Make a join token; printed once, kept only as a hash.
+    Create {
+        /// The service that may join with it.
+        #[arg(long)]
+        service: String,
+        /// Its namespace.
+        #[arg(long, default_value = "default")]
+        namespace: String,
+        /// How long it is good for; for ever if not said.
+        #[arg(long, value_parser = duration)]
+        ttl: Option<Duration>,
+    },
+}
+
+#[derive(Args, Debug, Clone, Copy)]
+pub(crate) struct OutputArgs {
+    /// A table for people, or the whole for programs.
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Output {
+    Table,
+    Json,
+    Yaml,
+}
+
+/// `250ms`, `10s`, `5m`, `24h`, as in the resources.
+fn duration(text: &str) -> Result<Duration, String> {
+    let mend = || format!("{text:?} is not a duration: write 250ms, 10s, 5m or 24h");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(mend)?;
+    let number: u64 = text[..digits].parse().map_err(|_| mend())?;
+    let unit_ms = match &text[digits..] {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(mend()),
+    };
+    number.checked_mul(unit_ms).filter(|ms| *ms > 0).map(Duration::from_millis).ok_or_else(mend)
+}
+
+fn leaf_ttl(text: &str) -> Result<Duration, String> {
+    const LONGEST: Duration = Duration::from_secs(24 * 3600);
+    let ttl = duration(text)?;
+    if ttl > LONGEST {
+        return Err("a workload's certificate lives at most 24h".to_owned());
+    }
+    Ok(ttl)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Airlane::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_are_written_as_in_the_resources() {
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("24h"), Ok(Duration::from_secs(86_400)));
+        for bad in ["", "5", "5d", "ms", "-1s", "0s", "99999999999999999999h", "1 s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert!(leaf_ttl("25h").is_err());
+    }
+}

@@ -1,0 +1,357 @@
+//! The commands that ask or tell a running mesh.
+//!
+//! Exit codes: 0 it is so; 1 it is not (a check failed, a wait ran out, the mesh refused); 2 the command was
+//! misspelt (by the argument parser).
+
+mod check;
+mod client;
+mod show;
+mod table;
+
+use crate::{
+    args::{CanaryVerb, CertsVerb, Describable, Listing, Output, ProxyVerb, TokenVerb},
+    local::{
+        server::{CertificateView, ResourceView, RotateRequest, StoredTokenView, TokenRequest, TokenView},
+        view::{CanaryView, EffectiveView, EndpointView, PolicyView, ProxyView, ServiceView},
+    },
+};
+use anyhow::{Context, bail};
+use serde::Serialize;
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+pub(crate) use check::{check_files, check_mesh};
+pub(crate) use client::Client;
+
+/// How often a condition is looked at while waiting for it.
+const WAIT_POLL: Duration = Duration::from_millis(100);
+
+/// Prints to standard output; a closed pipe is the reader's way to say "enough".
+#[expect(clippy::print_stdout, reason = "printing is what a command is for")]
+fn say(text: &str) {
+    print!("{text}");
+}
+
+fn show<T: Serialize>(output: Output, value: &T, table: impl FnOnce() -> String) -> anyhow::Result<()> {
+    match output {
+        Output::Table => say(&table()),
+        Output::Json => say(&format!("{}\n", serde_json::to_string_pretty(value)?)),
+        Output::Yaml => say(&serde_saphyr::to_string(value)?),
+    }
+    Ok(())
+}
+
+/// `NAME` or `NAMESPACE/NAME`; a bare name is looked for in every namespace.
+#[derive(Clone, Debug)]
+struct Wanted {
+    namespace: Option<String>,
+    name: String,
+}
+
+impl Wanted {
+    fn parse(text: &str) -> Self {
+        match text.split_once('/') {
+            Some((namespace, name)) => {
+                Wanted { namespace: Some(namespace.to_owned()), name: name.to_owned() }
+            }
+            None => Wanted { namespace: None, name: text.to_owned() },
+        }
+    }
+    fn matches(&self, namespace: &str, name: &str) -> bool {
+        self.name == name && self.namespace.as_deref().is_none_or(|wanted| wanted == namespace)
+    }
+    /// The only one that matches.
+    fn only<T>(&self, kind: &str, found: Vec<T>, named: impl Fn(&T) -> String) -> anyhow::Result<T> {
+        let mut found = found;
+        match (found.pop(), found.is_empty()) {
+            (Some(one), true) => Ok(one),
+            (None, _) => bail!("no {kind} {}", self.name),
+            (Some(last), false) => {
+                found.push(last);
+                let names: Vec<String> = found.iter().map(named).collect();
+                bail!("{} could be any of {}: say which", self.name, names.join(", "))
+            }
+        }
+    }
+}
+
+/// `airlane get`.
+pub(crate) async fn get(
+    state: &Path,
+    what: Listing,
+    name: Option<&str>,
+    output: Output,
+) -> anyhow::Result<()> {
+    let client = Client::new(state);
+    let wanted = name.map(Wanted::parse);
+    let keep =
+        |namespace: &str, name: &str| wanted.as_ref().is_none_or(|wanted| wanted.matches(namespace, name));
+    match what {
+        Listing::Services => {
+            let mut rows: Vec<ServiceView> = client.get("/v1/services").await?;
+            rows.retain(|row| keep(&row.namespace, &row.name));
+            some(&rows, "service", name)?;
+            show(output, &rows, || show::services(&rows))
+        }
+        Listing::Endpoints => {
+            let mut rows: Vec<EndpointView> = client.get("/v1/endpoints").await?;
+            rows.retain(|row| keep(&row.namespace, &row.service) || keep(&row.namespace, &row.instance));
+            some(&rows, "endpoint", name)?;
+            show(output, &rows, || show::endpoints(&rows))
+        }
+        Listing::Proxies => {
+            let mut rows: Vec<ProxyView> = client.get("/v1/proxies").await?;
+            rows.retain(|row| keep(&row.namespace, &row.instance));
+            some(&rows, "proxy", name)?;
+            show(output, &rows, || show::proxies(&rows))
+        }
+        Listing::Policies => {
+            let mut rows: Vec<PolicyView> = client.get("/v1/policies").await?;
+            rows.retain(|row| keep(&row.namespace, &row.name));
+            some(&rows, "policy", name)?;
+            show(output, &rows, || show::policies(&rows))
+        }
+        Listing::Effective => {
+            let wanted = wanted.context("which service? `airlane get effective NAMESPACE/NAME`")?;
+            let rows = effective(&client, &wanted).await?;
+            show(output, &rows, || show::effective(&rows))
+        }
+        Listing::Canaries => {
+            let mut rows: Vec<CanaryView> = client.get("/v1/canaries").await?;
+            rows.retain(|row| keep(&row.namespace, &row.name));
+            some(&rows, "canary", name)?;
+            show(output, &rows, || show::canaries(&rows))
+        }
+    }
+}
+
+/// A name that was asked for and is not there is an error; an empty list is not.
+fn some<T>(rows: &[T], kind: &str, name: Option<&str>) -> anyhow::Result<()> {
+    match name {
+        Some(name) if rows.is_empty() => bail!("no {kind} {name}"),
+        _ => Ok(()),
+    }
+}
+
+async fn effective(client: &Client, wanted: &Wanted) -> anyhow::Result<Vec<EffectiveView>> {
+    let service = service(client, wanted).await?;
+    Ok(client.get(&format!("/v1/effective/{}/{}", service.namespace, service.name)).await?)
+}
+
+async fn service(client: &Client, wanted: &Wanted) -> anyhow::Result<ServiceView> {
+    let mut rows: Vec<ServiceView> = client.get("/v1/services").await?;
+    rows.retain(|row| wanted.matches(&row.namespace, &row.name));
+    wanted.only("service", rows, |row| format!("{}/{}", row.namespace, row.name))
+}
+
+async fn canary(client: &Client, name: &str) -> anyhow::Result<CanaryView> {
+    let wanted = Wanted::parse(name);
+    let mut rows: Vec<CanaryView> = client.get("/v1/canaries").await?;
+    rows.retain(|row| wanted.matches(&row.namespace, &row.name));
+    wanted.only("canary", rows, |row| format!("{}/{}", row.namespace, row.name))
+}
+
+async fn policy(client: &Client, name: &str) -> anyhow::Result<PolicyView> {
+    let wanted = Wanted::parse(name);
+    let mut rows: Vec<PolicyView> = client.get("/v1/policies").await?;
+    rows.retain(|row| wanted.matches(&row.namespace, &row.name));
+    wanted.only("policy", rows, |row| format!("{}/{}", row.namespace, row.name))
+}
+
+/// `airlane describe`.
+pub(crate) async fn describe(
+    state: &Path,
+    what: Describable,
+    name: &str,
+    output: Output,
+) -> anyhow::Result<()> {
+    let client = Client::new(state);
+    match what {
+        Describable::Service => {
+            let service = service(&client, &Wanted::parse(name)).await?;
+            let endpoints: Vec<EndpointView> = client.get("/v1/endpoints").await?;
+            let endpoints: Vec<EndpointView> = endpoints
+                .into_iter()
+                .filter(|row| row.namespace == service.namespace && row.service == service.name)
+                .collect();
+            let path = format!("/v1/effective/{}/{}", service.namespace, service.name);
+            let values: Vec<EffectiveView> = client.get(&path).await?;
+            let whole =
+                serde_json::json!({ "service": service, "endpoints": endpoints, "effective": values });
+            show(output, &whole, || show::service(&service, &endpoints, &values))
+        }
+        Describable::Policy => {
+            let policy = policy(&client, name).await?;
+            show(output, &policy, || show::policy(&policy))
+        }
+        Describable::Canary => {
+            let canary = canary(&client, name).await?;
+            show(output, &canary, || show::canary(&canary))
+        }
+        Describable::Proxy => {
+            let wanted = Wanted::parse(name);
+            let mut rows: Vec<ProxyView> = client.get("/v1/proxies").await?;
+            rows.retain(|row| wanted.matches(&row.namespace, &row.instance));
+            let proxy = wanted.only("proxy", rows, |row| row.instance.clone())?;
+            show(output, &proxy, || show::proxy(&proxy))
+        }
+    }
+}
+
+/// `airlane canary`.
+pub(crate) async fn canary_verb(state: &Path, verb: &CanaryVerb) -> anyhow::Result<()> {
+    let client = Client::new(state);
+    let (name, verb, done) = match verb {
+        CanaryVerb::Status { name, output } => {
+            let canary = canary(&client, name).await?;
+            return show(output.output, &canary, || show::canary(&canary));
+        }
+        CanaryVerb::Pause { name } => (name, "pause", "will pause"),
+        CanaryVerb::Resume { name } => (name, "resume", "will go on"),
+        CanaryVerb::Promote { name } => (name, "promote", "will be promoted"),
+        CanaryVerb::Abort { name } => (name, "abort", "will be taken back"),
+        CanaryVerb::Retry { name } => (name, "retry", "will be tried again"),
+    };
+    let canary = canary(&client, name).await?;
+    client.post::<()>(&format!("/v1/canaries/{}/{}/{verb}", canary.namespace, canary.name), &()).await?;
+    say(&format!("canary {}/{} {done}\n", canary.namespace, canary.name));
+    Ok(())
+}
+
+/// `airlane proxy`.
+pub(crate) async fn proxy_verb(state: &Path, verb: &ProxyVerb) -> anyhow::Result<()> {
+    let ProxyVerb::Config { name, output } = verb;
+    let name = Wanted::parse(name).name;
+    let rows: Vec<ResourceView> = Client::new(state).get(&format!("/v1/proxies/{name}/config")).await?;
+    show(output.output, &rows, || show::resources(&rows))
+}
+
+/// `airlane certs`.
+pub(crate) async fn certs_verb(state: &Path, verb: &CertsVerb) -> anyhow::Result<()> {
+    let client = Client::new(state);
+    match verb {
+        CertsVerb::List { output } => {
+            let rows: Vec<CertificateView> = client.get("/v1/certificates").await?;
+            show(output.output, &rows, || show::certificates(&rows))
+        }
+        CertsVerb::Rotate { instance } => {
+            let instance = instance.as_deref().map(str::parse).transpose().context("the instance")?;
+            let asked: usize = client.post("/v1/certificates/rotate", &RotateRequest { instance }).await?;
+            say(&format!("{asked} sidecars will renew with their next heartbeat\n"));
+            Ok(())
+        }
+    }
+}
+
+/// `airlane token`.
+pub(crate) async fn token_verb(state: &Path, verb: &TokenVerb) -> anyhow::Result<()> {
+    let client = Client::new(state);
+    let (service, namespace, ttl) = match verb {
+        TokenVerb::Create { service, namespace, ttl } => (service, namespace, ttl),
+        TokenVerb::List { output } => {
+            let rows: Vec<StoredTokenView> = client.get("/v1/tokens").await?;
+            return show(output.output, &rows, || show::tokens(&rows));
+        }
+        TokenVerb::Revoke { id } => {
+            if !id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')) {
+                bail!("no token {id}; `airlane token list` lists them");
+            }
+            client.post::<()>(&format!("/v1/tokens/{id}/revoke"), &()).await?;
+            say(&format!("token {id} is revoked\n"));
+            return Ok(());
+        }
+    };
+    let request = TokenRequest {
+        namespace: namespace.parse().context("--namespace")?,
+        service: service.parse().context("--service")?,
+        ttl_s: ttl.map(|ttl| ttl.as_secs()),
+    };
+    let token: TokenView = client.post("/v1/tokens", &request).await?;
+    say(&format!("{}\n", token.join));
+    Ok(())
+}
+
+/// `airlane wait`.
+pub(crate) async fn wait(
+    state: &Path,
+    what: &str,
+    condition: Option<&str>,
+    timeout: Duration,
+) -> anyhow::Result<()> {
+    let client = Client::new(state);
+    let deadline = Instant::now() + timeout;
+    loop {
+        let last = match holds(&client, what, condition).await {
+            Ok(None) => return Ok(()),
+            Ok(Some(instead)) => instead,
+            Err(error) if error.is::<Misspelt>() => return Err(error),
+            Err(error) => error.to_string(),
+        };
+        if Instant::now() >= deadline {
+            bail!("waited {} s for {what}: {last}", timeout.as_secs());
+        }
+        tokio::time::sleep(WAIT_POLL).await;
+    }
+}
+
+/// A condition that nothing could fulfil: waiting would be in vain.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Misspelt(String);
+
+/// `None` when the condition holds, else what is the case instead.
+async fn holds(client: &Client, what: &str, condition: Option<&str>) -> anyhow::Result<Option<String>> {
+    let (kind, name) = what.split_once('/').map_or((what, None), |(kind, name)| (kind, Some(name)));
+    match (kind, name) {
+        ("mesh", None) => {
+            let proxies: Vec<ProxyView> = client.get("/v1/proxies").await?;
+            let behind: Vec<&str> =
+                proxies.iter().filter(|proxy| !proxy.current).map(|proxy| proxy.instance.as_str()).collect();
+            Ok((!behind.is_empty()).then(|| format!("not yet acknowledged by {}", behind.join(", "))))
+        }
+        ("service", Some(name)) => {
+            let service = service(client, &Wanted::parse(name)).await?;
+            Ok((service.ready == 0).then(|| "no instance is ready".to_owned()))
+        }
+        ("policy", Some(name)) => {
+            let policy = policy(client, name).await?;
+            let programmed = policy.programmed;
+            Ok((programmed.acknowledged < programmed.targeted).then(|| {
+                format!("{} of {} proxies acknowledged it", programmed.acknowledged, programmed.targeted)
+            }))
+        }
+        ("canary", Some(name)) => {
+            let canary = canary(client, name).await?;
+            let wanted = condition.unwrap_or("Succeeded");
+            let phase = format!("{:?}", canary.phase);
+            let known = [
+                "Idle",
+                "Progressing",
+                "Holding",
+                "Paused",
+                "Promoting",
+                "Succeeded",
+                "RollingBack",
+                "RolledBack",
+            ];
+            if !known.contains(&wanted) {
+                return Err(Misspelt(format!("no phase {wanted}: {}", known.join(", "))).into());
+            }
+            if phase != wanted
+                && matches!(
+                    (wanted, phase.as_str()),
+                    ("Succeeded", "RolledBack") | ("RolledBack", "Succeeded")
+                )
+            {
+                return Err(Misspelt(format!("the canary is {phase}: {}", canary.because)).into());
+            }
+            Ok((phase != wanted).then(|| format!("it is {phase}: {}", canary.because)))
+        }
+        _ => {
+            Err(Misspelt(format!("cannot wait for {what:?}: mesh, service/NAME, policy/NAME or canary/NAME"))
+                .into())
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! How views look to people.
+
+use super::table::{plain, table};
+use crate::local::{
+    server::{CertificateView, ResourceView, StoredTokenView},
+    view::{CanaryView, EffectiveView, EndpointView, PolicyView, ProxyView, ServiceView},
+};
+use airlane_core::problem::Problem;
+use std::fmt::Write;
+
+pub(super) fn services(rows: &[ServiceView]) -> String {
+    let cells = |row: &ServiceView| {
+        let ports: Vec<String> =
+            row.ports.iter().map(|port| format!("{}/{}", port.number, port.protocol)).collect();
+        vec![
+            row.namespace.clone(),
+            row.name.clone(),
+            ports.join(","),
+            format!("{}/{}", row.ready, row.instances),
+            row.mtls.clone(),
+            format!("{:.1}", row.requests_per_second),
+            format!("{:.2}%", row.error_percent),
+            format!("{:.1}", row.retries_per_second),
+            row.breaker.clone(),
+        ]
+    };
+    let rows: Vec<_> = rows.iter().map(cells).collect();
+    table(&["NAMESPACE", "NAME", "PORTS", "READY", "MTLS", "RPS", "5XX", "RETRIES/S", "BREAKER"], &rows)
+}
+
+pub(super) fn endpoints(rows: &[EndpointView]) -> String {
+    let cells = |row: &EndpointView| {
+        vec![
+            row.namespace.clone(),
+            row.service.clone(),
+            row.revision.clone(),
+            row.instance.clone(),
+            row.addresses.join(","),
+            row.health.clone(),
+            row.breaker.clone(),
+            why(row),
+        ]
+    };
+    let rows: Vec<_> = rows.iter().map(cells).collect();
+    table(&["NAMESPACE", "SERVICE", "VERSION", "INSTANCE", "ADDRESS", "HEALTH", "BREAKER", "WHY"], &rows)
+}
+
+fn why(row: &EndpointView) -> String {
+    let mut reasons = Vec::new();
+    if !row.health_reason.is_empty() && row.health != "Healthy" {
+        reasons.push(row.health_reason.clone());
+    }
+    if !row.left_out_by.is_empty() {
+        reasons.push(format!("left out by {}: {}", row.left_out_by.join(", "), row.reason));
+    }
+    if row.app_reachable {
+        reasons.push("the application can be reached past its proxy: let it listen on loopback".to_owned());
+    }
+    reasons.join("; ")
+}
+
+pub(super) fn proxies(rows: &[ProxyView]) -> String {
+    let cells = |row: &ProxyView| {
+        vec![
+            row.namespace.clone(),
+            row.instance.clone(),
+            if row.connected { "yes" } else { "no" }.to_owned(),
+            if row.current { "yes" } else { "no" }.to_owned(),
+            format!("{}/{}", row.acknowledged_epoch, row.published_epoch),
+            row.rejected.to_string(),
+        ]
+    };
+    let rows: Vec<_> = rows.iter().map(cells).collect();
+    table(&["NAMESPACE", "PROXY", "CONNECTED", "CURRENT", "EPOCH", "REJECTED"], &rows)
+}
+
+pub(super) fn policies(rows: &[PolicyView]) -> String {
+    let cells = |row: &PolicyView| {
+        vec![
+            row.namespace.clone(),
+            row.name.clone(),
+            row.target.clone(),
+            if row.outdated { "file in error" } else { "yes" }.to_owned(),
+            format!("{}/{}", row.programmed.acknowledged, row.programmed.targeted),
+            row.problems.len().to_string(),
+        ]
+    };
+    let rows: Vec<_> = rows.iter().map(cells).collect();
+    table(&["NAMESPACE", "NAME", "TARGET", "ACCEPTED", "PROGRAMMED", "PROBLEMS"], &rows)
+}
+
+pub(super) fn effective(rows: &[EffectiveView]) -> String {
+    let field = |row: &EffectiveView| match row.port {
+        Some(port) => format!("{} (port {port})", row.field),
+        None => row.field.clone(),
+    };
+    let rows: Vec<_> =
+        rows.iter().map(|row| vec![field(row), row.value.clone(), row.origin.clone()]).collect();
+    table(&["FIELD", "VALUE", "FROM"], &rows)
+}
+
+pub(super) fn canaries(rows: &[CanaryView]) -> String {
+    let cells = |row: &CanaryView| {
+        vec![
+            row.namespace.clone(),
+            row.name.clone(),
+            format!("{} → {}", row.stable, row.canary),
+            format!("{:?}", row.phase),
+            row.step.clone(),
+            percent(row.share_percent),
+            row.because.clone(),
+        ]
+    };
+    let rows: Vec<_> = rows.iter().map(cells).collect();
+    table(&["NAMESPACE", "NAME", "VERSIONS", "PHASE", "STEP", "WEIGHT", "BECAUSE"], &rows)
+}
+
+pub(super) fn resources(rows: &[ResourceView]) -> String {
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|row| vec![row.kind.clone(), row.name.clone(), row.version.clone(), row.bytes.to_string()])
+        .collect();
+    table(&["KIND", "NAME", "VERSION", "BYTES"], &rows)
+}
+
+pub(super) fn certificates(rows: &[CertificateView]) -> String {
+    let cells = |row: &CertificateView| {
+        vec![
+            row.holder.clone(),
+            row.subject.clone(),
+            row.not_after.to_string(),
+            row.renew_at.map_or_else(|| "at half of its life".to_owned(), |at| at.to_string()),
+        ]
+    };
+    let rows: Vec<_> = rows.iter().map(cells).collect();
+    table(&["HOLDER", "SUBJECT", "ENDS", "RENEWED"], &rows)
+}
+
+pub(super) fn tokens(rows: &[StoredTokenView]) -> String {
+    let cells = |row: &StoredTokenView| {
+        let state = match (row.revoked_at, row.expires_at) {
+            (Some(at), _) => format!("revoked {at}"),
+            (None, Some(at)) => format!("until {at}"),
+            (None, None) => "until revoked".to_owned(),
+        };
+        vec![
+            row.id.clone(),
+            row.service.clone().unwrap_or_else(|| "any service".to_owned()),
+            row.created_at.to_string(),
+            state,
+        ]
+    };
+    let rows: Vec<_> = rows.iter().map(cells).collect();
+    table(&["ID", "FOR", "MADE", "GOOD"], &rows)
+}
+
+fn percent(value: f64) -> String {
+    // Two digits are enough for the smallest share there is (0.01 %); whole percents are written whole.
+    let text = format!("{value:.2}");
+    format!("{}%", text.trim_end_matches('0').trim_end_matches('.'))
+}
+
+fn problems(text: &mut String, problems: &[Problem]) {
+    if problems.is_empty() {
+        return;
+    }
+    text.push_str("\nProblems:\n");
+    for problem in problems {
+        let field =
+            if problem.field.is_empty() { String::new() } else { format!("{}: ", plain(&problem.field)) };
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "  {} {field}{}", problem.reason, plain(&problem.message));
+    }
+}
+
+fn facts(rows: &[(&str, String)]) -> String {
+    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0) + 2;
+    rows.iter().fold(String::new(), |mut text, (name, value)| {
+        let _ = writeln!(text, "{:<width$}{}", format!("{name}:"), plain(value));
+        text
+    })
+}
+
+pub(super) fn service(row: &ServiceView, copies: &[EndpointView], values: &[EffectiveView]) -> String {
+    let mut text = facts(&[
+        ("Service", format!("{}/{}", row.namespace, row.name)),
+        ("mTLS", row.mtls.clone()),
+        ("Retries", format!("{:.1}/s", row.retries_per_second)),
+        ("Breaker", row.breaker.clone()),
+        ("Requests", format!("{:.1}/s, {:.2}% answered 5xx", row.requests_per_second, row.error_percent)),
+        ("Called by", row.callers.join(", ")),
+    ]);
+    let _ = write!(text, "\n{}\n{}", endpoints(copies), effective(values));
+    text
+}
+
+pub(super) fn policy(row: &PolicyView) -> String {
+    let mut text = facts(&[
+        ("MeshPolicy", format!("{}/{}", row.namespace, row.name)),
+        ("Target", row.target.clone()),
+        ("File", row.file.clone()),
+        ("Generation", row.generation.to_string()),
+        ("Programmed", format!("{} of {} proxies", row.programmed.acknowledged, row.programmed.targeted)),
+    ]);
+    if row.outdated {
+        text.push_str(
+            "The file is in error: an earlier version is in force. `airlane check` says what is wrong.\n",
+        );
+    }
+    problems(&mut text, &row.problems);
+    text
+}
+
+pub(super) fn canary(row: &CanaryView) -> String {
+    let mut text = facts(&[
+        ("Canary", format!("{}/{}", row.namespace, row.name)),
+        ("Service", row.service.clone()),
+        ("Versions", format!("{} → {}", row.stable, row.canary)),
+        ("Phase", format!("{:?}", row.phase)),
+        ("Step", row.step.clone()),
+        ("Weight", percent(row.share_percent)),
+        ("Because", row.because.clone()),
+    ]);
+    if let Some(needs) = &row.needs {
+        let _ = writeln!(text, "Needs: {}", plain(needs));
+    }
+    if let Some(progress) = &row.progress {
+        text.push_str("\nHistory:\n");
+        for transition in &progress.history {
+            let share = 100.0 * f64::from(transition.share) / f64::from(airlane_core::mesh::FULL_SHARE);
+            let _ = writeln!(
+                text,
+                "  {}  {:?} at {}: {}",
+                transition.at.strftime("%H:%M:%S%.3f"),
+                transition.phase,
+                percent(share),
+                plain(&transition.because)
+            );
+        }
+    }
+    problems(&mut text, &row.problems);
+    text
+}
+
+pub(super) fn proxy(row: &ProxyView) -> String {
+    let mut text = facts(&[
+        ("Proxy", row.instance.clone()),
+        ("Identity", row.identity.clone()),
+        ("Connected", row.connected_at.map_or_else(|| "no".to_owned(), |at| format!("since {at}"))),
+        ("Epoch", format!("{} of {}", row.acknowledged_epoch, row.published_epoch)),
+        ("Reported", row.heard_at.map_or_else(|| "never".to_owned(), |at| at.to_string())),
+    ]);
+    for rejection in &row.rejections {
+        let _ = writeln!(text, "Rejected: {}", plain(rejection));
+    }
+    text
+}

@@ -1,0 +1,4 @@
+//! The socket on this host that the command line talks to: HTTP and JSON over a unix socket only its owner opens.
+
+pub(crate) mod server;
+pub(crate) mod view;

@@ -1,0 +1,393 @@
+//! Serves the views, and takes verbs, on `STATE/airlane.sock`.
+
+use super::view::Sources;
+use crate::{
+    apply::standalone::Recorder,
+    clock::Clock,
+    control::Picture,
+    join::{self, OperatorAt},
+    registry::{Member, Registry},
+    signals::Signals,
+    store::{Store, StoredToken},
+    tls::ServerTls,
+    xds::Publisher,
+};
+use airlane_core::{
+    id::{InstanceId, Name, Namespace, ObjectId, ObjectKind, ServiceId},
+    pki::Certificate,
+    rollout::Asked,
+};
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use jiff::SignedDuration;
+use serde::{Deserialize, Serialize};
+use std::{os::unix::fs::PermissionsExt, path::Path as FilePath, sync::Arc};
+use tokio::{net::UnixListener, sync::watch};
+use tokio_util::sync::CancellationToken;
+
+/// What the socket can reach.
+#[derive(Clone)]
+pub(crate) struct Local {
+    /// What was observed and decided.
+    pub(crate) picture: watch::Receiver<Option<Picture>>,
+    /// What proxies reported.
+    pub(crate) signals: Signals,
+    /// Who is connected.
+    pub(crate) publisher: Publisher,
+    /// What sidecars said of themselves.
+    pub(crate) registry: Arc<Registry>,
+    /// Where verbs are remembered.
+    pub(crate) recorder: Recorder,
+    /// Where tokens are kept.
+    pub(crate) store: Store,
+    /// The operator's own certificates.
+    pub(crate) tls: ServerTls,
+    /// Where sidecars join.
+    pub(crate) operator_at: OperatorAt,
+    /// The time.
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+/// A refusal, as the command line shows it.
+#[derive(Serialize, Deserialize, Debug)]
+pub(crate) struct Refusal {
+    /// What is wrong and what to do.
+    pub(crate) error: String,
+}
+
+struct Refused(StatusCode, String);
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        (self.0, Json(Refusal { error: self.1 })).into_response()
+    }
+}
+
+fn failed(what: &str, error: &(dyn std::error::Error + 'static)) -> Refused {
+    tracing::error!(error, "cannot {what}");
+    Refused(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot {what}: {error}"))
+}
+
+fn not_found(what: impl Into<String>) -> Refused {
+    Refused(StatusCode::NOT_FOUND, what.into())
+}
+
+/// Serves until shutdown.
+pub(crate) async fn serve(
+    socket: &FilePath,
+    local: Local,
+    shutdown: CancellationToken,
+) -> std::io::Result<()> {
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // The directory is 0700, so nobody else can connect between the bind and the change of mode.
+    let listener = UnixListener::bind(socket)?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
+    axum::serve(listener, router(local)).with_graceful_shutdown(shutdown.cancelled_owned()).await
+}
+
+fn router(local: Local) -> Router {
+    Router::new()
+        .route("/v1/summary", get(summary))
+        .route("/v1/services", get(|state: State<Local>| view(state, |sources| sources.services())))
+        .route("/v1/endpoints", get(|state: State<Local>| view(state, |sources| sources.endpoints())))
+        .route("/v1/proxies", get(|state: State<Local>| view(state, |sources| sources.proxies())))
+        .route("/v1/policies", get(|state: State<Local>| view(state, |sources| sources.policies())))
+        .route("/v1/canaries", get(|state: State<Local>| view(state, |sources| sources.canaries())))
+        .route("/v1/errors", get(|state: State<Local>| view(state, |sources| sources.errors())))
+        .route("/v1/effective/{namespace}/{name}", get(effective))
+        .route("/v1/proxies/{instance}/config", get(proxy_config))
+        .route("/v1/canaries/{namespace}/{name}/{verb}", post(verb))
+        .route("/v1/certificates", get(certificates))
+        .route("/v1/certificates/rotate", post(rotate))
+        .route("/v1/tokens", get(tokens).post(create_token))
+        .route("/v1/tokens/{id}/revoke", post(revoke_token))
+        .with_state(local)
+}
+
+async fn with_sources<T>(local: &Local, f: impl FnOnce(&Sources<'_>) -> T) -> Result<T, Refused> {
+    let Some(picture) = local.picture.borrow().clone() else {
+        return Err(Refused(StatusCode::SERVICE_UNAVAILABLE, "the mesh is starting".to_owned()));
+    };
+    let proxies = local.publisher.connected();
+    let members = local.registry.members();
+    let refusals = local.publisher.refusals().borrow().clone();
+    Ok(local.signals.with(|intake| {
+        f(&Sources { picture: &picture, intake, proxies: &proxies, members: &members, refusals: &refusals })
+    }))
+}
+
+async fn view<T: Serialize>(
+    State(local): State<Local>,
+    f: impl FnOnce(&Sources<'_>) -> T,
+) -> Result<Json<T>, Refused> {
+    with_sources(&local, f).await.map(Json)
+}
+
+/// `airlane check` of a running mesh.
+#[derive(Serialize, Deserialize, Debug)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Summary {
+    /// Services known.
+    pub(crate) services: usize,
+    /// Proxies connected, of those registered.
+    pub(crate) connected: usize,
+    /// See `connected`.
+    pub(crate) proxies: usize,
+    /// Proxies that acknowledged everything published.
+    pub(crate) current: usize,
+    /// Files in error.
+    pub(crate) errors: Vec<super::view::ErrorView>,
+    /// Problems of objects, as sentences.
+    pub(crate) problems: Vec<String>,
+    /// Evidence that was dropped because it was not read in time.
+    pub(crate) dropped_reports: u64,
+}
+
+async fn summary(State(local): State<Local>) -> Result<Json<Summary>, Refused> {
+    let summary = with_sources(&local, |sources| {
+        let proxies = sources.proxies();
+        let mut problems: Vec<String> =
+            sources.picture.compiled.problems.iter().map(ToString::to_string).collect();
+        let accepted = sources.picture.manifests.objects.values().flat_map(|object| &object.problems);
+        problems.extend(accepted.map(ToString::to_string));
+        problems.extend(sources.rejected().map(|problem| problem.to_string()));
+        Summary {
+            services: sources.picture.world.services.len(),
+            connected: proxies.iter().filter(|proxy| proxy.connected).count(),
+            current: proxies.iter().filter(|proxy| proxy.current).count(),
+            proxies: proxies.len(),
+            errors: sources.errors(),
+            problems,
+            dropped_reports: sources.intake.dropped(),
+        }
+    })
+    .await?;
+    Ok(Json(summary))
+}
+
+fn parse<T: std::str::FromStr<Err = airlane_core::id::BadName>>(text: &str) -> Result<T, Refused> {
+    text.parse()
+        .map_err(|error: airlane_core::id::BadName| Refused(StatusCode::BAD_REQUEST, error.to_string()))
+}
+
+async fn effective(
+    State(local): State<Local>,
+    Path((namespace, name)): Path<(String, String)>,
+) -> Result<Json<Vec<super::view::EffectiveView>>, Refused> {
+    let id = ServiceId { namespace: parse(&namespace)?, name: parse(&name)? };
+    with_sources(&local, |sources| sources.effective(&id))
+        .await?
+        .map(Json)
+        .ok_or_else(|| not_found(format!("no service {id}; `airlane get services` lists them")))
+}
+
+/// One published resource, and whether the proxy acknowledged it.
+#[derive(Serialize, Deserialize, Debug)]
+pub(crate) struct ResourceView {
+    /// Its kind.
+    pub(crate) kind: String,
+    /// Its name.
+    pub(crate) name: String,
+    /// Its version.
+    pub(crate) version: String,
+    /// Encoded size.
+    pub(crate) bytes: usize,
+}
+
+async fn proxy_config(
+    State(local): State<Local>,
+    Path(instance): Path<String>,
+) -> Result<Json<Vec<ResourceView>>, Refused> {
+    let instance: InstanceId = parse(&instance)?;
+    let Some(picture) = local.picture.borrow().clone() else {
+        return Err(Refused(StatusCode::SERVICE_UNAVAILABLE, "the mesh is starting".to_owned()));
+    };
+    let proxy = picture.compiled.mesh.proxies.get(&instance);
+    let proxy =
+        proxy.ok_or_else(|| not_found(format!("no proxy {instance}; `airlane get proxies` lists them")))?;
+    let rows = picture.catalog.seen_by(&instance, &proxy.identity.namespace).map(|resource| ResourceView {
+        kind: format!("{:?}", resource.key.kind),
+        name: resource.key.name.to_string(),
+        version: resource.version.to_string(),
+        bytes: resource.body.value.len(),
+    });
+    Ok(Json(rows.collect()))
+}
+
+async fn verb(
+    State(local): State<Local>,
+    Path((namespace, name, verb)): Path<(String, String, String)>,
+) -> Result<Json<()>, Refused> {
+    let asked = match verb.as_str() {
+        "pause" => Asked::Pause,
+        "resume" => Asked::Resume,
+        "promote" => Asked::Promote,
+        "abort" => Asked::Abort,
+        "retry" => Asked::Retry,
+        other => return Err(not_found(format!("no verb {other}: pause, resume, promote, abort or retry"))),
+    };
+    let id = ObjectId { kind: ObjectKind::Canary, namespace: parse(&namespace)?, name: parse(&name)? };
+    let known = with_sources(&local, |sources| sources.picture.world.canaries.contains_key(&id)).await?;
+    if !known {
+        return Err(not_found(format!("no {id}; `airlane get canaries` lists them")));
+    }
+    local
+        .recorder
+        .ask(&id, asked, local.clock.now())
+        .await
+        .map_err(|error| failed("remember this", &error))?;
+    Ok(Json(()))
+}
+
+/// One certificate.
+#[derive(Serialize, Deserialize, Debug)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct CertificateView {
+    /// What it is for.
+    pub(crate) subject: String,
+    /// `authority`, `operator`, or the instance.
+    pub(crate) holder: String,
+    /// When it ends.
+    pub(crate) not_after: jiff::Timestamp,
+    /// When it is renewed; a workload's at half of its life, by its sidecar.
+    pub(crate) renew_at: Option<jiff::Timestamp>,
+}
+
+async fn certificates(State(local): State<Local>) -> Json<Vec<CertificateView>> {
+    let own = local.tls.held().into_iter().map(|held| {
+        let (holder, subject) = match held.certificate {
+            Certificate::Intermediate => ("authority", "intermediate"),
+            Certificate::Server => ("operator", "server"),
+        };
+        CertificateView {
+            subject: subject.to_owned(),
+            holder: holder.to_owned(),
+            not_after: held.not_after,
+            renew_at: Some(held.renew_at()),
+        }
+    });
+    let trust_domain = local.tls.trust_domain();
+    let members = local.registry.members();
+    let workloads = members.iter().filter_map(|member| {
+        let instance = &member.registration.instance;
+        Some(CertificateView {
+            subject: format!(
+                "spiffe://{trust_domain}/ns/{}/sa/{}",
+                instance.workload.namespace, instance.service_account
+            ),
+            holder: instance.id.to_string(),
+            not_after: member.leaf_not_after?,
+            renew_at: None,
+        })
+    });
+    Json(own.chain(workloads).collect())
+}
+
+/// Whose certificates to renew.
+#[derive(Serialize, Deserialize, Debug)]
+pub(crate) struct RotateRequest {
+    /// `None`: everybody's.
+    pub(crate) instance: Option<InstanceId>,
+}
+
+/// How many were asked.
+async fn rotate(
+    State(local): State<Local>,
+    Json(request): Json<RotateRequest>,
+) -> Result<Json<usize>, Refused> {
+    let members = local.registry.members();
+    let asked = |member: &&Member| {
+        request.instance.as_ref().is_none_or(|instance| member.registration.instance.id == *instance)
+    };
+    let count = members.iter().filter(asked).count();
+    match &request.instance {
+        Some(instance) if count == 0 => {
+            Err(not_found(format!("no instance {instance}; `airlane get endpoints` lists them")))
+        }
+        instance => {
+            local.registry.ask_renewal(instance.as_ref());
+            Ok(Json(count))
+        }
+    }
+}
+
+/// A join token without its secret.
+#[derive(Serialize, Deserialize, Debug)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct StoredTokenView {
+    /// Its name.
+    pub(crate) id: String,
+    /// The service it is good for; `None`: any.
+    pub(crate) service: Option<String>,
+    /// When it was made.
+    pub(crate) created_at: jiff::Timestamp,
+    /// Until when it is good.
+    pub(crate) expires_at: Option<jiff::Timestamp>,
+    /// When it was revoked.
+    pub(crate) revoked_at: Option<jiff::Timestamp>,
+}
+
+async fn tokens(State(local): State<Local>) -> Result<Json<Vec<StoredTokenView>>, Refused> {
+    let tokens = local.store.tokens().await.map_err(|error| failed("read the tokens", &error))?;
+    let view = |token: StoredToken| StoredTokenView {
+        id: token.id,
+        service: token.service.map(|(namespace, name)| format!("{namespace}/{name}")),
+        created_at: token.created_at,
+        expires_at: token.expires_at,
+        revoked_at: token.revoked_at,
+    };
+    Ok(Json(tokens.into_iter().map(view).collect()))
+}
+
+async fn revoke_token(State(local): State<Local>, Path(id): Path<String>) -> Result<Json<()>, Refused> {
+    let revoked = local.store.revoke_token(&id, local.clock.now()).await;
+    match revoked.map_err(|error| failed("revoke the token", &error))? {
+        true => Ok(Json(())),
+        false => Err(not_found(format!("no token {id} is good; `airlane token list` lists them"))),
+    }
+}
+
+/// What a join token is asked for.
+#[derive(Serialize, Deserialize, Debug)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct TokenRequest {
+    /// The namespace it is good for.
+    pub(crate) namespace: Namespace,
+    /// The service it is good for.
+    pub(crate) service: Name,
+    /// How long it is good for.
+    pub(crate) ttl_s: Option<u64>,
+}
+
+/// A join token, said once.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct TokenView {
+    /// Its name, to revoke it by.
+    pub(crate) id: String,
+    /// The join string.
+    pub(crate) join: String,
+}
+
+async fn create_token(
+    State(local): State<Local>,
+    Json(request): Json<TokenRequest>,
+) -> Result<Json<TokenView>, Refused> {
+    let lifetime =
+        request.ttl_s.map(|ttl_s| SignedDuration::from_secs(i64::try_from(ttl_s).unwrap_or(i64::MAX)));
+    let service = Some((request.namespace, request.service));
+    join::create_token(&local.store, service, lifetime, local.clock.now())
+        .await
+        .map(|minted| {
+            let join = local.operator_at.clone().join_info(minted.secret.to_string());
+            Json(TokenView { id: minted.stored.id, join: join.to_string() })
+        })
+        .map_err(|error| failed("make a token", &error))
+}
