@@ -174,7 +174,8 @@ impl App {
     fn failure(&self, status: StatusCode, error: &str, hops: &[Value]) -> Response {
         self.failed.fetch_add(1, Relaxed);
         let AppArgs { name, version, .. } = &self.args;
-        (status, Json(json!({"service": name, "version": version, "error": error, "hops": hops}))).into_response()
+        (status, Json(json!({"service": name, "version": version, "error": error, "hops": hops})))
+            .into_response()
     }
 }
 
@@ -270,7 +271,8 @@ fn traced(headers: &HeaderMap) -> HeaderMap {
 /// could agree with round robin.
 fn fails(seed: u64, number: u64, share: f64) -> bool {
     // SplitMix64 (Steele, Lea, Flood 2014); the upper 53 bits as a number in [0, 1).
-    let mut z = number.wrapping_add(seed.wrapping_mul(0xA24B_AED4_963E_E407)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let mut z =
+        number.wrapping_add(seed.wrapping_mul(0xA24B_AED4_963E_E407)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^= z >> 31;
@@ -362,7 +364,8 @@ mod tests {
     #[tokio::test]
     async fn a_call_that_cannot_be_made_is_told() {
         // Port 1 of loopback: nobody listens there.
-        let (status, body) = check(&app(&["--call", "http://127.0.0.1:1/x"]), "GET", "payments", "/", "").await;
+        let (status, body) =
+            check(&app(&["--call", "http://127.0.0.1:1/x"]), "GET", "payments", "/", "").await;
         assert_eq!(status, 500);
         assert!(body["error"].as_str().unwrap().starts_with("http://127.0.0.1:1/x: "), "{body}");
     }

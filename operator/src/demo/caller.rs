@@ -52,7 +52,6 @@ pub(crate) enum CallError {
 
 impl Caller {
     /// A caller that uses no proxy.
-    #[cfg(test)]
     pub(crate) fn direct() -> Self {
         Caller { proxy: None, idle: Mutex::default() }
     }

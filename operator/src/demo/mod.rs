@@ -1,5 +1,8 @@
-//! `airlane demo`: an example service, and the telling of what happens to it.
+//! `airlane demo`: a living mesh of example services in one command, and the story it tells.
 
 pub(crate) mod app;
 mod caller;
-pub(crate) mod teller;
+mod fleet;
+mod load;
+pub(crate) mod story;
+mod teller;
