@@ -33,16 +33,6 @@ CREATE TABLE registrations (
     joined_at INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- Objects read from files: the generation counts the changes of their content.
-CREATE TABLE generations (
-    kind TEXT NOT NULL,
-    namespace TEXT NOT NULL,
-    name TEXT NOT NULL,
-    fingerprint INTEGER NOT NULL,
-    generation INTEGER NOT NULL,
-    PRIMARY KEY (kind, namespace, name)
-) STRICT, WITHOUT ROWID;
-
 -- The status of canaries: the only memory of a rollout.
 CREATE TABLE canaries (
     namespace TEXT NOT NULL,

@@ -252,6 +252,7 @@ fn beat_of(request: HeartbeatRequest, now: Timestamp) -> Result<Beat, Status> {
         at: Timestamp::from_millisecond(event.at_ms).unwrap_or(now),
     };
     Ok(Beat {
+        leaf_not_after: None,
         app,
         reason: request.reason,
         outliers: request.outliers.into_iter().map(outlier).collect(),

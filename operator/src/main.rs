@@ -1,12 +1,107 @@
-//! Placeholder.
-#![allow(dead_code)]
+//! The Airlane operator and its command line.
+
+mod app;
+mod apply;
+mod args;
 mod ca;
+mod cli;
 mod clock;
+mod control;
+mod demo;
 mod join;
+mod local;
+mod observe;
 mod private_file;
+mod readiness;
 mod registry;
+mod rollouts;
 mod serve;
+mod signals;
 mod store;
 mod tls;
 mod xds;
-fn main() {}
+
+use anyhow::Context;
+use args::{Airlane, Command};
+use clap::Parser;
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+fn main() -> ExitCode {
+    let arguments = Airlane::parse();
+    // The first provider installed stays; nothing else in this process installs one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&anyhow::Error::new(error).context("cannot start")),
+    };
+    match runtime.block_on(run(arguments)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the last word of a command that failed")]
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("airlane: {error:#}");
+    ExitCode::FAILURE
+}
+
+async fn run(arguments: Airlane) -> anyhow::Result<()> {
+    let state = match arguments.state {
+        Some(state) => state,
+        None => default_state()?,
+    };
+    match arguments.command {
+        Command::Up(up) => {
+            tell_on_stderr();
+            app::up(&up, &state).await
+        }
+        Command::Demo(demo) => demo::story::run(&demo).await,
+        Command::ExampleApp(app) => Ok(demo::app::run(app).await?),
+        Command::Crds { write } => crds(write.as_deref()),
+        Command::Check { files } if files.is_empty() => cli::check_mesh(&state).await,
+        Command::Check { files } => cli::check_files(&files),
+        Command::Get { what, name, output } => cli::get(&state, what, name.as_deref(), output.output).await,
+        Command::Describe { what, name, output } => cli::describe(&state, what, &name, output.output).await,
+        Command::Wait { what, condition, timeout } => {
+            cli::wait(&state, &what, condition.as_deref(), timeout).await
+        }
+        Command::Canary { verb } => cli::canary_verb(&state, &verb).await,
+        Command::Proxy { verb } => cli::proxy_verb(&state, &verb).await,
+        Command::Certs { verb } => cli::certs_verb(&state, &verb).await,
+        Command::Token { verb } => cli::token_verb(&state, &verb).await,
+    }
+}
+
+/// `$XDG_STATE_HOME/airlane`, else `~/.local/state/airlane` (XDG Base Directory Specification).
+fn default_state() -> anyhow::Result<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("XDG_STATE_HOME")
+        .or_else(|| set("HOME").map(|home| home.join(".local/state")))
+        .map(|base| base.join("airlane"))
+        .context("there is no home directory: name the state directory with --state")
+}
+
+/// Log lines on standard error; `AIRLANE_LOG` filters them (`info` by default).
+fn tell_on_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("AIRLANE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}
+
+#[expect(clippy::print_stdout, reason = "printing is what the command is for")]
+fn crds(write: Option<&Path>) -> anyhow::Result<()> {
+    for (file, yaml) in airlane_api::crds()? {
+        match write {
+            Some(directory) => {
+                let path = directory.join(file);
+                std::fs::write(&path, yaml).with_context(|| format!("cannot write {}", path.display()))?;
+            }
+            None => print!("---\n{yaml}"),
+        }
+    }
+    Ok(())
+}

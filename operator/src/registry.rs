@@ -94,6 +94,7 @@ impl Registry {
     /// Takes a sign of life. `None`: the operator does not know the peer. `Some(true)`: it should renew its
     /// certificate.
     pub(crate) fn heartbeat(&self, peer: &Peer, beat: Beat) -> Option<bool> {
+        let beat = Beat { leaf_not_after: Some(peer.not_after), ..beat };
         self.change(|roster, now| roster.heartbeat(&peer.instance, &peer.identity, beat, now))
     }
 

@@ -259,26 +259,6 @@ impl Store {
         transaction.commit().await.map_err(failed)
     }
 
-    /// The generation of an object whose content has this fingerprint: one more than before if the content changed.
-    ///
-    /// # Errors
-    /// If it cannot be read or written.
-    pub(crate) async fn generation(&self, id: &ObjectId, fingerprint: u64) -> Result<i64, StoreError> {
-        sqlx::query_scalar(
-            "INSERT INTO generations (kind, namespace, name, fingerprint, generation) VALUES (?, ?, ?, ?, 1) \
-             ON CONFLICT (kind, namespace, name) DO UPDATE SET \
-             generation = generation + (fingerprint <> excluded.fingerprint), fingerprint = excluded.fingerprint \
-             RETURNING generation",
-        )
-        .bind(id.kind.to_string())
-        .bind(id.namespace.as_str())
-        .bind(id.name.as_str())
-        .bind(fingerprint.cast_signed())
-        .fetch_one(&self.pool)
-        .await
-        .map_err(writing("generations"))
-    }
-
     /// The progress of every canary.
     ///
     /// # Errors

@@ -7,4 +7,6 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use publisher::{Acks, ProxyState, Publisher, Refusal, Refusals, Shares};
+#[cfg(test)]
+use publisher::Acks;
+pub(crate) use publisher::{ProxyState, Publisher, Refusals};

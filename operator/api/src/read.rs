@@ -63,7 +63,7 @@ impl Object {
 }
 
 /// What an object means. `generation` and `age_rank` are 0: whoever watches the files counts edits.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     /// A `MeshPolicy`.
     Policy(Policy),

@@ -169,6 +169,8 @@ pub(crate) struct Member {
     pub app_reachable: bool,
     /// What its proxy left out and took back, oldest first.
     pub outliers: VecDeque<Outlier>,
+    /// When the certificate ends that its sidecar showed last.
+    pub leaf_not_after: Option<Timestamp>,
     /// The uptime at its last sign of life.
     pub seen_at: Duration,
     renew_asked: bool,
@@ -181,6 +183,7 @@ impl Member {
             reason: String::new(),
             app_reachable: false,
             outliers: VecDeque::new(),
+            leaf_not_after: None,
             seen_at,
             renew_asked: false,
         }
@@ -198,6 +201,8 @@ pub(crate) struct Beat {
     pub outliers: Vec<Outlier>,
     /// Whether the application can be reached past the proxy.
     pub app_reachable: bool,
+    /// When the certificate ends that the sidecar showed.
+    pub leaf_not_after: Option<Timestamp>,
 }
 
 /// Why a workload was not let in.
@@ -329,6 +334,7 @@ impl Roster {
         member.seen_at = now;
         member.reason = cut(&beat.reason);
         member.app_reachable = beat.app_reachable;
+        member.leaf_not_after = beat.leaf_not_after;
         member.outliers.extend(beat.outliers.into_iter().map(|outlier| Outlier {
             cluster: cut(&outlier.cluster),
             upstream: cut(&outlier.upstream),

@@ -115,19 +115,6 @@ async fn tokens_read_back_and_are_revoked_once() {
 }
 
 #[tokio::test]
-async fn a_generation_counts_changes_of_content() {
-    let (dir, store) = new_store().await;
-    let id = canary("pay");
-    for (fingerprint, expected) in [(1, 1), (1, 1), (u64::MAX, 2), (u64::MAX, 2), (1, 3)] {
-        assert_eq!(store.generation(&id, fingerprint).await.expect("counted"), expected);
-    }
-    let store = reopen(&dir, store).await;
-    assert_eq!(store.generation(&id, 1).await.expect("counted"), 3);
-    let policy = ObjectId { kind: ObjectKind::MeshPolicy, ..id };
-    assert_eq!(store.generation(&policy, 1).await.expect("counted"), 1);
-}
-
-#[tokio::test]
 async fn a_verb_goes_with_the_progress_it_led_to() {
     let (dir, store) = new_store().await;
     let id = canary("pay");

@@ -1,7 +1,7 @@
 //! What is published, who is connected, and how far each has come.
 
 use crate::{clock::Clock, tls::Peer};
-use airlane_core::id::{Identity, InstanceId};
+use airlane_core::id::InstanceId;
 use airlane_envoy::{
     catalog::{Catalog, Change, Key, Scope, Version},
     delta::{AckedShares, Published, Quarantine, Rejection, Session, shares_of},
@@ -41,8 +41,6 @@ pub(crate) struct Refusal {
 pub(crate) struct ProxyState {
     /// Which copy it is.
     pub(crate) instance: InstanceId,
-    /// Who it is.
-    pub(crate) identity: Identity,
     /// When its stream began.
     pub(crate) connected_at: Timestamp,
     /// Everything it sees of the publications up to this one is accepted (or refused); `None` until it has answered
@@ -368,7 +366,6 @@ impl Connection {
         let reached = locked(&self.reached);
         ProxyState {
             instance: self.peer.instance.clone(),
-            identity: self.peer.identity.clone(),
             connected_at: self.connected_at,
             acked_epoch: reached.acked_epoch,
             rejections: reached.rejections,
