@@ -58,6 +58,7 @@ async fn a_chain_of_calls_needs_no_code() {
         if answer.json()["hops"] == hops { Ok(()) } else { Err(answer.to_string()) }
     })
     .await;
+    mesh.assert_nothing_rejected().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -70,6 +71,7 @@ async fn an_unknown_service_is_named_in_the_answer() {
         assert!(answer.json().is_object(), "{host}: not JSON: {answer}");
         assert!(answer.text().contains(host), "{host} is not named: {answer}");
     }
+    mesh.assert_nothing_rejected().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,6 +87,7 @@ async fn a_short_name_of_two_namespaces_is_an_error_that_names_them() {
         if answer.status >= 400 && names_both { Ok(()) } else { Err(answer.to_string()) }
     })
     .await;
+    mesh.assert_nothing_rejected().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -101,6 +104,7 @@ async fn connect_tunnels_to_a_mesh_name() {
     tunnel.write_all(b"GET /pay HTTP/1.1\r\nHost: payments.mesh\r\n\r\n").await.unwrap();
     let answer = read_until(&mut tunnel, "}").await;
     assert!(answer.contains(r#""service":"payments""#), "{answer}");
+    mesh.assert_nothing_rejected().await;
 }
 
 async fn read_until(stream: &mut TcpStream, end: &str) -> String {

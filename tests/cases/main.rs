@@ -5,6 +5,7 @@
 //! | two services talk, by every form of the name | [`calls`] |
 //! | nothing fails because of us | [`zero_loss`] |
 //! | a release is judged on evidence | [`rollout`] |
+//! | a policy does what it says | [`policies`] |
 //! | a mistake in a file is explained, and changes nothing | [`bad_yaml`] |
 //! | nobody gets in | [`refused`] |
 //! | keys stay where they are made | [`keys`] |
@@ -19,6 +20,7 @@
 mod bad_yaml;
 mod calls;
 mod keys;
+mod policies;
 mod refused;
 mod rollout;
 mod zero_loss;

@@ -166,6 +166,7 @@ async fn a_silent_operator_leaves_no_uncertified_share_behind() {
     assert!(back_after >= Duration::from_secs(1), "the canary was not called while the operator was silent");
     let report = load.finish().await;
     report.assert_nothing_failed(500);
+    mesh.assert_nothing_rejected().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -187,6 +188,7 @@ async fn a_silent_operator_does_not_undo_what_is_certified() {
     .await;
     mesh.operator().signal(Signal::SIGCONT);
     load.finish().await.assert_nothing_failed(500);
+    mesh.assert_nothing_rejected().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -206,4 +208,5 @@ async fn a_person_can_pause_resume_and_abort() {
     mesh.ask(&["canary", "abort", name]).await;
     mesh.canary_reaches(name, &["RolledBack"], SOON).await;
     load.finish().await.assert_nothing_failed(10);
+    mesh.assert_nothing_rejected().await;
 }

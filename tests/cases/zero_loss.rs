@@ -108,6 +108,7 @@ async fn through_forty_leaf_rotations() {
         .await;
     })
     .await;
+    mesh.assert_nothing_rejected().await;
 }
 
 /// The serial number of the leaf Envoy uses now.
@@ -136,6 +137,7 @@ async fn through_twenty_crashes_of_the_operator() {
     })
     .await;
     assert_eq!(front.config().await.unwrap(), before, "a restart changed a proxy's configuration");
+    mesh.assert_nothing_rejected().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
