@@ -67,6 +67,8 @@ pub(crate) struct Scene {
     pub(crate) restart_every: Option<u64>,
     /// Each proxy dies, unheard, in the second in which a canary request fails.
     pub(crate) dies_with_failures: bool,
+    /// Failed requests are counted from this second on.
+    pub(crate) count_from_s: u64,
     pub(crate) limit_s: u64,
 }
 
@@ -85,6 +87,7 @@ impl Scene {
             route_timeout_ms: 0,
             restart_every: None,
             dies_with_failures: false,
+            count_from_s: 0,
             limit_s: 20_000,
         }
     }
@@ -129,6 +132,7 @@ impl Scene {
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
     pub(crate) phase: Phase,
+    /// From the first share to the decision, or to the limit.
     pub(crate) seconds: f64,
     /// First attempts that failed on the canary until its traffic was gone.
     pub(crate) failed: u64,
@@ -166,14 +170,15 @@ pub(crate) fn run(scene: &Scene, rng: &mut Rng) -> Run {
     let mut doubt = None;
     let tick = scene.tick_ms;
     let ticks_per_window = 1_000 / tick;
-    let mut decided_at_s = 0.0;
+    let (mut began_at, mut decided_at) = (None, None);
     let mut ended_at: Option<u64> = None;
 
     for n in 1..=scene.limit_s * ticks_per_window {
         let now = ORIGIN + SignedDuration::from_millis(i64::try_from(n * tick).expect("in range"));
         for proxy in &mut proxies {
             proxy.receive(n, now);
-            failed += proxy.send(scene, n, tick, rng);
+            let failing = proxy.send(scene, n, tick, rng);
+            failed += if n * tick >= 1_000 * scene.count_from_s { failing } else { 0 };
         }
         if let Some(at) = ended_at {
             if n >= at {
@@ -206,9 +211,10 @@ pub(crate) fn run(scene: &Scene, rng: &mut Rng) -> Run {
                 proxy.publish(progress.share, n, tick);
             }
             published = (progress.share, progress.fail_safe_share);
+            began_at.get_or_insert(n);
         }
         if matches!(progress.phase, Phase::RollingBack | Phase::Promoting) {
-            decided_at_s = (n * tick) as f64 / 1_000.0;
+            decided_at = Some(n);
             let slowest = scene.callers.iter().map(|caller| caller.delay_ms).max().unwrap_or(0);
             ended_at = Some(n + slowest.div_ceil(tick));
             if slowest == 0 {
@@ -216,7 +222,8 @@ pub(crate) fn run(scene: &Scene, rng: &mut Rng) -> Run {
             }
         }
     }
-    let seconds = if ended_at.is_some() { decided_at_s } else { scene.limit_s as f64 };
+    let ticks = decided_at.unwrap_or(scene.limit_s * ticks_per_window) - began_at.unwrap_or(0);
+    let seconds = (ticks * tick) as f64 / 1_000.0;
     Run { phase: progress.phase, seconds, failed, step: step_reached, doubt }
 }
 
