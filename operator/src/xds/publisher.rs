@@ -294,11 +294,11 @@ impl Publisher {
             self.0.progress.send_replace(());
         }
         for rejection in rejections {
-            self.note_rejection(rejection, &connection.peer);
+            self.note_rejection(&rejection, &connection.peer);
         }
     }
 
-    fn note_rejection(&self, rejection: Rejection, peer: &Peer) {
+    fn note_rejection(&self, rejection: &Rejection, peer: &Peer) {
         tracing::warn!(
             resource = %rejection.key.name, kind = ?rejection.key.kind, version = %rejection.version,
             proxy = %peer.instance, detail = rejection.detail, "a proxy refused a resource"
@@ -306,7 +306,7 @@ impl Publisher {
         self.0.publications.send_if_modified(|publication| {
             let Some(publication) = publication else { return false };
             let mut next = (**publication).clone();
-            let withheld = Arc::make_mut(&mut next.quarantine).note(&rejection, &peer.identity);
+            let withheld = Arc::make_mut(&mut next.quarantine).note(rejection, &peer.identity);
             *publication = Arc::new(next);
             withheld
         });
