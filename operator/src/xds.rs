@@ -6,6 +6,7 @@ mod publisher;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 #[cfg(test)]
 use publisher::Acks;

@@ -197,7 +197,7 @@ impl Publisher {
     pub(crate) async fn acknowledged(&self, epoch: u64, patience: Duration) -> Acks {
         let mut progress = self.progress();
         let complete = async {
-            while !self.acks(epoch).outstanding.is_empty() {
+            while !self.all_reached(epoch) {
                 if progress.changed().await.is_err() {
                     break;
                 }
@@ -219,6 +219,12 @@ impl Publisher {
         acks
     }
 
+    /// Asked again at each answer of each proxy: it stops at the first that has not come so far.
+    fn all_reached(&self, epoch: u64) -> bool {
+        let reached = |connection: &Arc<Connection>| locked(&connection.reached).acked_epoch >= Some(epoch);
+        locked(&self.0.connections).values().all(reached)
+    }
+
     /// The shares that a connected proxy uses and since when it does, as far as that is certain: `None` if it has
     /// acknowledged none, or may have let them expire.
     pub(crate) fn acked_shares(&self, instance: &InstanceId) -> Option<(Arc<Shares>, Timestamp)> {
@@ -238,10 +244,6 @@ impl Publisher {
 
     pub(super) fn uptime(&self) -> Duration {
         self.0.clock.uptime()
-    }
-
-    pub(super) fn now(&self) -> Timestamp {
-        self.0.clock.now()
     }
 
     /// What a session may send now.

@@ -1,18 +1,25 @@
 //! One stream of one proxy.
 
-use super::publisher::{Connection, Publication, Publisher};
+use super::{
+    publisher::{Connection, Publication, Publisher},
+    wire::{self, Requests},
+};
 use crate::tls::Peer;
 use airlane_envoy::delta::{Reaction, Refused, Response, Session};
-use envoy_types::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-    aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer},
+use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
+use http::header::CONTENT_TYPE;
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    future::{Ready, ready},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
 };
-use futures::stream::Pending;
-use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Status, Streaming};
+use tonic::{Status, body::Body, metadata::GRPC_CONTENT_TYPE, server::NamedService};
+use tower::Service;
 
 /// A proxy that says nothing for this long after it opened a stream loses it.
 const FIRST_WORD_WITHIN: Duration = Duration::from_secs(10);
@@ -21,20 +28,14 @@ const FIRST_WORD_WITHIN: Duration = Duration::from_secs(10);
 /// gets the differences. Longer than the pauses a proxy should survive.
 const READ_WITHIN: Duration = Duration::from_secs(60);
 
-/// Responses that are encoded ahead of a proxy's reading.
-const ENCODED_AHEAD: usize = 2;
-
-/// The largest message a proxy may send, in bytes: its node description is about 60 KB, and a request names at most
-/// all its resources.
-const REQUEST_BYTES_MAX: usize = 4 << 20;
+/// Responses that wait beside the one that is being sent.
+const QUEUED: usize = 1;
 
 /// Why a stream ended. The text goes to the proxy.
 #[derive(Debug, thiserror::Error)]
 enum Ended {
     #[error("the same instance opened another stream")]
     Replaced,
-    #[error("the certificate the stream was opened with has ended")]
-    Expired,
     #[error("the control plane is shutting down")]
     ShuttingDown,
     #[error("the node's id is not the instance in its certificate")]
@@ -56,7 +57,6 @@ impl From<&Ended> for Status {
         let text = ended.to_string();
         match ended {
             Ended::Replaced => Status::aborted(text),
-            Ended::Expired => Status::unauthenticated(text),
             Ended::ShuttingDown => Status::unavailable(text),
             Ended::NotItself => Status::permission_denied(text),
             Ended::Silent | Ended::NotReading => Status::deadline_exceeded(text),
@@ -66,8 +66,8 @@ impl From<&Ended> for Status {
     }
 }
 
-/// The aggregated discovery service.
-#[derive(Debug)]
+/// The aggregated discovery service, delta alone. [`wire`] says why it is not tonic's own.
+#[derive(Clone, Debug)]
 pub(crate) struct Ads {
     publisher: Publisher,
     shutdown: CancellationToken,
@@ -75,33 +75,39 @@ pub(crate) struct Ads {
 
 impl Publisher {
     /// The gRPC service. Its streams end when `shutdown` is cancelled; a server does not stop before they do.
-    pub(crate) fn service(&self, shutdown: CancellationToken) -> AggregatedDiscoveryServiceServer<Ads> {
-        AggregatedDiscoveryServiceServer::new(Ads { publisher: self.clone(), shutdown })
-            .max_decoding_message_size(REQUEST_BYTES_MAX)
+    pub(crate) fn service(&self, shutdown: CancellationToken) -> Ads {
+        Ads { publisher: self.clone(), shutdown }
     }
 }
 
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for Ads {
-    type StreamAggregatedResourcesStream = Pending<Result<DiscoveryResponse, Status>>;
+impl NamedService for Ads {
+    const NAME: &'static str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
+}
 
-    async fn stream_aggregated_resources(
-        &self,
-        _: Request<Streaming<DiscoveryRequest>>,
-    ) -> Result<tonic::Response<Self::StreamAggregatedResourcesStream>, Status> {
-        Err(Status::unimplemented("only delta xDS is served: set api_type to DELTA_GRPC"))
+impl Service<http::Request<Body>> for Ads {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Ready<Result<http::Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
     }
 
-    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let opened = match request.uri().path().rsplit('/').next() {
+            Some("DeltaAggregatedResources") => self.open(request),
+            _ => Err(Status::unimplemented("only delta xDS is served: set api_type to DELTA_GRPC")),
+        };
+        ready(Ok(opened.unwrap_or_else(Status::into_http)))
+    }
+}
 
-    async fn delta_aggregated_resources(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<tonic::Response<Self::DeltaAggregatedResourcesStream>, Status> {
+impl Ads {
+    fn open(&self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
         let peer = request.extensions().get::<Peer>().cloned();
         let peer =
             peer.ok_or_else(|| Status::unauthenticated("a client certificate of this mesh is required"))?;
-        let (encoded, responses) = mpsc::channel(ENCODED_AHEAD);
+        let (queue, queued) = mpsc::channel(QUEUED);
         let stream = Stream {
             session: Session::new(&peer.instance, &peer.identity.namespace, 0),
             publications: self.publisher.publications(),
@@ -110,12 +116,14 @@ impl AggregatedDiscoveryService for Ads {
             publisher: self.publisher.clone(),
             shutdown: self.shutdown.clone(),
             peer,
-            requests: request.into_inner(),
+            requests: Requests::of(request.into_body()),
             outgoing: VecDeque::new(),
-            encoded,
+            queue,
         };
         tokio::spawn(stream.run());
-        Ok(tonic::Response::new(ReceiverStream::new(responses)))
+        let mut response = http::Response::new(wire::responses(queued));
+        response.headers_mut().insert(CONTENT_TYPE, GRPC_CONTENT_TYPE);
+        Ok(response)
     }
 }
 
@@ -125,21 +133,19 @@ struct Stream {
     peer: Peer,
     shutdown: CancellationToken,
     session: Session,
-    requests: Streaming<DeltaDiscoveryRequest>,
+    requests: Requests,
     publications: watch::Receiver<Option<Arc<Publication>>>,
     vouched: watch::Receiver<Duration>,
     /// What the session wants sent; as long as its windows allow.
     outgoing: VecDeque<Arc<Response>>,
-    encoded: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    queue: mpsc::Sender<Result<Arc<Response>, Status>>,
 }
 
 impl Stream {
     async fn run(mut self) {
-        let encoded = self.encoded.clone();
-        let lifetime = self.peer.remaining(self.publisher.now());
+        let queue = self.queue.clone();
         let ended = tokio::select! {
-            () = tokio::time::sleep(lifetime) => Ended::Expired,
-            () = encoded.closed() => Ended::Left,
+            () = queue.closed() => Ended::Left,
             () = self.shutdown.clone().cancelled_owned() => Ended::ShuttingDown,
             () = self.connection.replaced.clone().cancelled_owned() => Ended::Replaced,
             ended = self.converse() => ended,
@@ -147,7 +153,7 @@ impl Stream {
         tracing::debug!(proxy = %self.peer.instance, %ended, "a stream ended");
         self.publisher.disconnect(&self.connection);
         // A proxy that does not read gets no farewell: closing the channel ends its stream all the same.
-        let _ = self.encoded.try_send(Err(Status::from(&ended)));
+        let _ = self.queue.try_send(Err(Status::from(&ended)));
     }
 
     async fn converse(&mut self) -> Ended {
@@ -156,7 +162,7 @@ impl Stream {
     }
 
     async fn exchange(&mut self) -> Result<Infallible, Ended> {
-        let first = tokio::time::timeout(FIRST_WORD_WITHIN, self.requests.message());
+        let first = tokio::time::timeout(FIRST_WORD_WITHIN, self.requests.next());
         let first = received(first.await.map_err(|_| Ended::Silent)?)?;
         if first.node.as_ref().map(|node| node.id.as_str()) != Some(self.peer.instance.as_str()) {
             return Err(Ended::NotItself);
@@ -167,21 +173,21 @@ impl Stream {
             Session::new(&self.peer.instance, &self.peer.identity.namespace, publication.catalog.epoch);
         self.receive(&first, &publication)?;
 
-        let encoded = self.encoded.clone();
+        let queue = self.queue.clone();
         let patience = tokio::time::sleep(READ_WITHIN);
         tokio::pin!(patience);
         loop {
             let wake_in = self.session.next_wake().map(|at| at.saturating_sub(self.publisher.uptime()));
             tokio::select! {
                 biased;
-                permit = encoded.reserve(), if !self.outgoing.is_empty() => {
+                permit = queue.reserve(), if !self.outgoing.is_empty() => {
                     let permit = permit.map_err(|_| Ended::Left)?;
                     if let Some(response) = self.outgoing.pop_front() {
-                        permit.send(Ok(response.to_wire()));
+                        permit.send(Ok(response));
                     }
                     patience.set(tokio::time::sleep(READ_WITHIN));
                 }
-                request = self.requests.message() => {
+                request = self.requests.next() => {
                     self.receive(&received(request)?, &publication)?;
                     if self.outgoing.is_empty() {
                         patience.set(tokio::time::sleep(READ_WITHIN));

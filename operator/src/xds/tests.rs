@@ -285,15 +285,6 @@ async fn a_second_stream_of_an_instance_ends_the_first() {
 }
 
 #[tokio::test]
-async fn a_stream_ends_with_its_certificate() {
-    let mut plane = Plane::start().await;
-    plane.publish(&[]);
-    plane.clock.advance(Duration::from_secs(3600));
-    let mut proxy = plane.connect("pay/pay-1").await;
-    assert_eq!(proxy.ends().await.code(), Code::Unauthenticated);
-}
-
-#[tokio::test]
 async fn shutting_down_ends_every_stream() {
     let mut plane = Plane::start().await;
     let mut early = plane.connect("cart/cart-1").await;

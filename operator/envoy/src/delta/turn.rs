@@ -112,6 +112,9 @@ impl Session {
     fn plan(&mut self, kind: Kind, published: &Published) -> Plan {
         let mut plan = Plan::default();
         let Some(subscription) = self.subscriptions.get(&kind) else { return plan };
+        if subscription.due.is_empty() {
+            return plan;
+        }
         let gate = Gate::new(&self.subscriptions, View::new(published, &self.scopes, &self.rejected));
         let mut settled = Vec::new();
         let mut waiting = Vec::new();
