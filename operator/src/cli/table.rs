@@ -43,6 +43,6 @@ mod tests {
     #[test]
     fn columns_align_and_controls_are_shown_as_such() {
         let rows = vec![vec!["pay".to_owned(), "1".to_owned()], vec!["a\x1b[2Jb".to_owned(), String::new()]];
-        assert_eq!(table(&["NAME", "N"], &rows), "NAME      N\npay       1\na\u{fffd}[2Jb   -\n");
+        assert_eq!(table(&["NAME", "N"], &rows), "NAME     N\npay      1\na\u{fffd}[2Jb   -\n");
     }
 }
