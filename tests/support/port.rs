@@ -5,9 +5,10 @@ use std::{
     sync::atomic::{AtomicU16, Ordering::Relaxed},
 };
 
-/// Below the range the kernel takes outgoing ports from (32768), so that no connection steals one in between.
-const FIRST: u16 = 18_000;
-const LAST: u16 = 32_000;
+/// Below the ports that sidecars choose for their proxies (16000 to 32000) and the kernel for outgoing connections
+/// (from 32768), so that nobody takes one in between.
+const FIRST: u16 = 5_000;
+const LAST: u16 = 15_000;
 
 static HANDED_OUT: AtomicU16 = AtomicU16::new(0);
 

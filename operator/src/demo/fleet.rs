@@ -30,6 +30,7 @@ pub(super) struct Fleet {
     home: tempfile::TempDir,
     operator: Child,
     workloads: Vec<Workload>,
+    last_port: Option<u16>,
 }
 
 /// One copy of an example service behind its sidecar.
@@ -81,7 +82,7 @@ impl Fleet {
             Ok(Ok(Some(line))) if line.starts_with("ready") => {}
             _ => bail!("the operator did not start: see {}", home.path().join("operator.log").display()),
         }
-        Ok(Fleet { airlane, sidecar, home, operator, workloads: Vec::new() })
+        Ok(Fleet { airlane, sidecar, home, operator, workloads: Vec::new(), last_port: None })
     }
 
     /// The operator's state directory.
@@ -107,7 +108,8 @@ impl Fleet {
         // Both are names of the demo's own, checked here because they become part of a file's name.
         Name::parse(member.service)?;
         Namespace::parse(NAMESPACE)?;
-        let port = free_port()?;
+        let port = free_port(self.last_port)?;
+        self.last_port = Some(port);
         let mut command = Command::new(&self.sidecar);
         command
             .args(["run", "--service", member.service, "--version", member.version, "--namespace", NAMESPACE])
@@ -216,8 +218,14 @@ fn log(home: &Path, name: &str) -> anyhow::Result<Stdio> {
     Ok(file.into())
 }
 
-/// A loopback port that is free now. Another process may take it before ours does; the demo then says so.
-fn free_port() -> anyhow::Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free loopback port")?;
-    Ok(listener.local_addr()?.port())
+/// Where applications listen: below the ports that sidecars choose for their proxies and the kernel for outgoing
+/// connections, so that neither takes one between our look and the application's start.
+const APPLICATION_PORTS: std::ops::Range<u16> = 8_100..15_000;
+
+/// A loopback port above `last` that is free now.
+fn free_port(last: Option<u16>) -> anyhow::Result<u16> {
+    let mut ports = APPLICATION_PORTS.filter(|port| last.is_none_or(|last| *port > last));
+    ports
+        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .context("no free loopback port")
 }
