@@ -11,7 +11,7 @@ use airlane_tests::{
     until::{SOON, until},
     workload::App,
 };
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
 use std::{fs, path::Path, process::Command, time::Duration};
 
 const ROUNDS: usize = 20;
@@ -125,6 +125,7 @@ fn certificates(folder: &Path) {
     let root_key = KeyPair::generate().unwrap();
     let mut root = CertificateParams::default();
     root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    root.distinguished_name.push(DnType::CommonName, "by hand");
     fs::write(folder.join("root.pem"), root.self_signed(&root_key).unwrap().pem()).unwrap();
     let issuer = Issuer::new(root, root_key);
     let key = KeyPair::generate().unwrap();

@@ -30,7 +30,7 @@ use opentelemetry_proto::tonic::{
         Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics, Sum, metric::Data, number_data_point,
     },
 };
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
 use std::fs;
 use tonic::Code;
 
@@ -265,6 +265,8 @@ fn forged(join: &JoinInfo, instance: &str) -> Papers {
     let authority_key = KeyPair::generate().unwrap();
     let mut authority = CertificateParams::default();
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // Another name than the leaf's: else it would be refused as self-signed, whoever signed it.
+    authority.distinguished_name.push(DnType::CommonName, "somebody else");
     let root = authority.self_signed(&authority_key).unwrap();
     let issuer = Issuer::new(authority, authority_key);
     let key = KeyPair::generate().unwrap();
