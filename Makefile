@@ -29,6 +29,7 @@ test: build ## Run every test, on real Envoys
 
 prove: build ## Run the long proofs: more requests, more rollouts; rewrites the figures it prints
 	export $(with-envoy) AIRLANE_PROVE=1; $(CARGO) test --package airlane-tests --test cases -- --nocapture zero_loss rollout
+	export AIRLANE_RUNS=10; $(CARGO) test --package airlane-core --test pipeline -- --nocapture
 
 bench: ## Measure what the mesh costs (BENCH="compile call changes fleet" picks)
 	$(CARGO) build --release --workspace
