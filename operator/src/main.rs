@@ -25,6 +25,7 @@ use anyhow::Context;
 use args::{Airlane, Command};
 use clap::Parser;
 use std::{
+    io::IsTerminal,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -89,7 +90,12 @@ fn default_state() -> anyhow::Result<PathBuf> {
 fn tell_on_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("AIRLANE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
 }
 
 #[expect(clippy::print_stdout, reason = "printing is what the command is for")]

@@ -6,8 +6,8 @@ use hyper::Method;
 use std::{io, net::Ipv4Addr, time::Duration};
 use tokio::{net::TcpStream, sync::watch, time::timeout};
 
-/// How often an application is asked that has not answered yet.
-const STARTING_INTERVAL: Duration = Duration::from_millis(250);
+/// How often an application is asked that has not answered yet: often, because callers wait for it.
+const STARTING_INTERVAL: Duration = Duration::from_millis(25);
 /// How often it is asked afterwards.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// The longest an answer may take.
