@@ -10,7 +10,8 @@ use airlane_core::{
         Policy, RetriesSpec, RetryMethods, RetryOn, Target, TimeoutsSpec,
     },
     problem::Problem,
-    rollout::{Asked, Canary, Objective, StepPlan},
+    rollout::{Asked, Canary, StepPlan},
+    slo::Objective,
     world::{Port, Protocol},
 };
 use std::{collections::BTreeSet, env, fmt::Write, fs, path::Path};

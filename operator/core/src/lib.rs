@@ -13,6 +13,7 @@ pub mod mesh;
 pub mod pki;
 pub mod policy;
 pub mod problem;
+pub mod protocol;
 pub mod rollout;
 pub mod slo;
 pub mod world;

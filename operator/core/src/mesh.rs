@@ -9,7 +9,7 @@ use crate::{
         WorkloadRevision,
     },
     policy::{LoadBalancing, Millis, MtlsMode, RetryOn},
-    world::Protocol,
+    protocol::Protocol,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -9,7 +9,8 @@ use crate::{
 use airlane_core::{
     id::{ObjectId, Revision, ServiceId},
     mesh::FULL_SHARE,
-    rollout::{Asked, Canary, Objective, Rollout, StepPlan},
+    rollout::{Asked, Canary, Rollout, StepPlan},
+    slo::Objective,
 };
 use std::collections::BTreeMap;
 

@@ -79,7 +79,7 @@ pub struct Rollout {
     /// Shares of the canary, each larger than the one before, the last one whole.
     pub steps: Vec<StepPlan>,
     /// What must hold.
-    pub objectives: Vec<Objective>,
+    pub objectives: Vec<crate::slo::Objective>,
     /// The most false rollbacks per attempt of a revision, α, 0 < α < 1 (default 0.001).
     pub false_rollback: f64,
     /// The most wrong promotions, β, 0 < β < 1 (default 0.01).
@@ -95,19 +95,6 @@ pub struct StepPlan {
     pub share: u32,
     /// Never left sooner than this, however clear the evidence.
     pub at_least: Option<Millis>,
-}
-
-/// One objective: a bound on the rate of failed first attempts.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Objective {
-    /// Its name.
-    pub name: String,
-    /// The highest rate that is still good (`max`), 0 < max < 1.
-    pub max: f64,
-    /// ρ ≥ 1: how many times worse than stable is still healthy (`worseThanStable`, default 1).
-    pub worse_than_stable: f64,
-    /// A canary below this rate is healthy whatever stable does (`ignoreBelow`, default 0.1 × max).
-    pub ignore_below: f64,
 }
 
 /// A verb of a person.

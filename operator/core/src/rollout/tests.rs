@@ -23,7 +23,7 @@ fn plan(shares: &[u32]) -> Rollout {
         stable: revision("v1"),
         canary: revision("v2"),
         steps: shares.iter().map(|&share| StepPlan { share, at_least: None }).collect(),
-        objectives: vec![Objective {
+        objectives: vec![crate::slo::Objective {
             name: "errors".into(),
             max: 0.01,
             worse_than_stable: 1.0,

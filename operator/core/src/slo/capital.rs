@@ -3,7 +3,7 @@
 //! Everything is kept as natural logarithms and summed in the order of the cells, so that the same evidence gives
 //! the same bits on every machine.
 
-use crate::rollout::Objective;
+use super::Objective;
 use serde::{Deserialize, Serialize};
 
 /// Cells of the relative test: φ_j = 1.5ρ(2000/1.5)^(j/63).

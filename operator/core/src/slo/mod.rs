@@ -18,6 +18,7 @@
 mod capital;
 mod certify;
 mod evidence;
+mod objective;
 mod traffic;
 mod verdict;
 mod wealth;
@@ -27,11 +28,12 @@ mod tests;
 
 pub use {
     evidence::{Arm, Attempts, CallerEvidence, Coin, Evidence, Failure, SentShares, Totals},
+    objective::Objective,
     verdict::{Against, Breach, Certificate, Certified, Counts, Doubt, Needs, Verdict},
     wealth::Wealth,
 };
 
-use crate::{mesh::FULL_SHARE, rollout::Objective};
+use crate::mesh::FULL_SHARE;
 use wealth::{Case, Contributor};
 
 /// Evidence against the canary from which on no step is left: ln 10.

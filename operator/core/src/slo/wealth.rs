@@ -329,7 +329,7 @@ impl Wealth {
     }
 
     /// The objective with the largest capital.
-    pub(super) fn worst<'a>(&self, objectives: &'a Objectives) -> Option<&'a crate::rollout::Objective> {
+    pub(super) fn worst<'a>(&self, objectives: &'a Objectives) -> Option<&'a super::Objective> {
         let worths = self.capitals.iter().map(|capital| capital.ln_worth(&[]));
         let worst = worths.zip(&objectives.list).reduce(|a, b| if b.0 > a.0 { b } else { a });
         worst.map(|(_, objective)| objective)

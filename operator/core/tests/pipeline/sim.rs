@@ -4,9 +4,10 @@ use airlane_core::{
     id::{InstanceId, Name, Namespace, Revision, ServiceId},
     mesh::FULL_SHARE,
     policy::Millis,
-    rollout::{Acknowledged, Facts, Objective, Phase, Progress, Rollout, StepPlan, objectives, step},
+    rollout::{Acknowledged, Facts, Phase, Progress, Rollout, StepPlan, objectives, step},
     slo::{
-        Arm, Attempts, CallerEvidence, Doubt, Evidence, Failure, SentShares, Totals, Verdict, Wealth, judge,
+        Arm, Attempts, CallerEvidence, Doubt, Evidence, Failure, Objective, SentShares, Totals, Verdict,
+        Wealth, judge,
     },
 };
 use jiff::{SignedDuration, Timestamp};
