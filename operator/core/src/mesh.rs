@@ -47,6 +47,9 @@ pub struct Destination {
     pub port: ServicePort,
     /// Whether it answers to the service's name without a port, and with port 80.
     pub default_port: bool,
+    /// Whether it is the service's only port: then it answers to the service's name with any port, because callers
+    /// know the one that the application listens on.
+    pub only_port: bool,
     /// Who may use the short name.
     pub short_name: ShortName,
     /// What the applications behind it speak.

@@ -52,12 +52,14 @@ pub(super) fn decide(inputs: &Inputs, before: Option<&Decided>) -> Decided {
     check_numbers(&inputs.service, &ports, &mut decided.problems);
     let default_port =
         if ports.contains_key(&HTTP_PORT) { Some(HTTP_PORT) } else { ports.keys().next().copied() };
+    let only_port = ports.len() == 1;
     for port in ports.into_values() {
         let name = ServicePort { service: inputs.service.id.clone(), port: port.number };
         let before =
             before.and_then(|before| before.destinations.iter().find(|destination| destination.port == name));
         let unit = OnePort { inputs, port, name, before };
-        let destination = unit.destination(default_port == Some(port.number), &mut decided);
+        let destination =
+            Destination { only_port, ..unit.destination(default_port == Some(port.number), &mut decided) };
         decided.destinations.push(match before {
             Some(before) if **before == destination => Arc::clone(before),
             _ => Arc::new(destination),
@@ -147,6 +149,7 @@ impl<'a> OnePort<'a> {
         Destination {
             port: self.name.clone(),
             default_port,
+            only_port: false,
             short_name: self.inputs.short_name,
             protocol: self.port.protocol,
             clusters,

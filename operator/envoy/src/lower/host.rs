@@ -51,6 +51,7 @@ pub(super) struct Host<'a> {
     caller: &'a Namespace,
     port: &'a ServicePort,
     default_port: bool,
+    only_port: bool,
     short_name: ShortName,
     protocol: Protocol,
     route: &'a To,
@@ -80,6 +81,7 @@ impl<'a> Host<'a> {
             caller,
             port: &destination.port,
             default_port: destination.default_port,
+            only_port: destination.only_port,
             short_name: destination.short_name,
             protocol: destination.protocol,
             route: &destination.route,
@@ -107,6 +109,9 @@ impl<'a> Host<'a> {
             domains.push(format!("{name}:{port}"));
             if self.default_port && port != 80 {
                 domains.push(format!("{name}:80"));
+            }
+            if self.only_port {
+                domains.push(format!("{name}:*"));
             }
             if self.default_port {
                 domains.push(name);

@@ -115,13 +115,22 @@ fn a_plain_call_crosses_two_proxies_over_mtls_and_http2() {
     let app = ok();
     let (caller, called) = bench.pair(app, door(MtlsMode::Strict, Protocol::Http), H2);
 
-    for host in ["pay", "pay:80", "pay.mesh", "pay.shop", "PAY.shop.mesh", "pay.shop.mesh:80", "pay.mesh."] {
+    for host in [
+        "pay",
+        "pay:80",
+        "pay.mesh",
+        "pay.shop",
+        "PAY.shop.mesh",
+        "pay.shop.mesh:80",
+        "pay.mesh.",
+        "pay.mesh:50051",
+    ] {
         let answer = client::get(bench.outbound, &format!("http://{host}/charge"));
         assert_eq!(answer.status, 200, "{host}: {answer:?}\n{}", caller.log());
         assert!(answer.body.contains("spiffe://airlane.local/ns/shop/sa/front"), "{host}: {}", answer.body);
     }
-    assert_eq!(called.stat(&format!("http.inbound|{app}|mtls.downstream_rq_total")), 7);
-    assert_eq!(caller.stat("cluster.80|pay|shop.upstream_rq_total"), 7);
+    assert_eq!(called.stat(&format!("http.inbound|{app}|mtls.downstream_rq_total")), 8);
+    assert_eq!(caller.stat("cluster.80|pay|shop.upstream_rq_total"), 8);
     assert_eq!(caller.stat("cluster.80|pay|shop.upstream_cx_total"), 1, "HTTP/2 needs one connection");
 }
 
@@ -252,6 +261,8 @@ fn requests_inside_a_connect_are_routed_like_others() {
 fn a_name_the_mesh_does_not_know_is_named() {
     let Some(mut bench) = Bench::new() else { return };
     let mut mesh = plaintext(vec![]);
+    // As where the service has other ports as well: then its ports must be named right.
+    mesh.destinations.values_mut().for_each(|destination| Arc::make_mut(destination).only_port = false);
     let candidates = [("bank", "ledger"), ("books", "ledger")]
         .map(|(ns, name)| meshes::service_port(ns, name, 80).service);
     mesh.ambiguous.insert("ledger".parse().unwrap(), Arc::new(candidates.into()));

@@ -53,6 +53,7 @@ pub fn destination(
     Destination {
         port,
         default_port: true,
+        only_port: true,
         short_name: ShortName::Everywhere,
         protocol,
         clusters: vec![Cluster {
