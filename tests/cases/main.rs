@@ -6,6 +6,7 @@
 //! | nothing fails because of us | [`zero_loss`] |
 //! | a release is judged on evidence | [`rollout`] |
 //! | a policy does what it says | [`policies`] |
+//! | HTTP/2, gRPC and bytes pass as what they are | [`protocols`] |
 //! | a mistake in a file is explained, and changes nothing | [`bad_yaml`] |
 //! | nobody gets in | [`refused`] |
 //! | keys stay where they are made | [`keys`] |
@@ -21,6 +22,7 @@ mod bad_yaml;
 mod calls;
 mod keys;
 mod policies;
+mod protocols;
 mod refused;
 mod rollout;
 mod zero_loss;

@@ -16,6 +16,7 @@ pub mod load;
 pub mod mesh;
 pub mod port;
 pub mod process;
+pub mod server;
 pub mod sim_proxy;
 pub mod stranger;
 pub mod until;

@@ -23,7 +23,17 @@ pub struct App {
     service: String,
     version: String,
     namespace: String,
-    behaviour: Vec<String>,
+    token: Option<String>,
+    program: Program,
+}
+
+/// What stands behind the sidecar.
+#[derive(Clone, Debug)]
+enum Program {
+    /// The example service, started by the sidecar, with these arguments.
+    Example(Vec<String>),
+    /// Something that runs already: what it speaks and where, as `--port` takes it.
+    Running { protocol: &'static str, ports: Vec<String> },
 }
 
 impl App {
@@ -33,8 +43,23 @@ impl App {
             service: service.to_owned(),
             version: "v1".to_owned(),
             namespace: "default".to_owned(),
-            behaviour: Vec::new(),
+            token: None,
+            program: Program::Example(Vec::new()),
         }
+    }
+
+    /// A service whose application runs already, as [`crate::server`]s do, and speaks `protocol` on these ports, each
+    /// `PORT` or `SERVICE:PORT`.
+    pub fn running(service: &str, protocol: &'static str, ports: &[&str]) -> Self {
+        let ports = ports.iter().map(|port| (*port).to_owned()).collect();
+        App { program: Program::Running { protocol, ports }, ..App::new(service) }
+    }
+
+    /// It joins with this join string instead of the one that may claim any service.
+    #[must_use]
+    pub fn token(mut self, join: &str) -> Self {
+        self.token = Some(join.trim().to_owned());
+        self
     }
 
     /// Its version.
@@ -70,7 +95,10 @@ impl App {
     }
 
     fn with(mut self, arguments: &[&str]) -> Self {
-        self.behaviour.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        let Program::Example(behaviour) = &mut self.program else {
+            panic!("only the example service is told")
+        };
+        behaviour.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         self
     }
 }
@@ -93,28 +121,31 @@ impl Workload {
         let name = format!("{}-{}-{number}", app.service, app.version);
         let runtime_dir = home.join("run").join(number.to_string());
         fs::create_dir(&runtime_dir).unwrap();
-        let app_port = port::free();
         let mut command = Command::new(binary::sidecar());
-        command
-            .env(RUNTIME_DIR, &runtime_dir)
-            .args([
-                "run",
-                "--service",
-                &app.service,
-                "--version",
-                &app.version,
-                "--namespace",
-                &app.namespace,
-            ])
-            .args(["--port", &app_port.to_string(), "--health", "/healthz", "--join"])
-            .arg(join)
-            .arg("--")
-            .arg(binary::airlane())
-            .args(["example-app", "--port", &app_port.to_string()])
-            .args(["--name", &app.service, "--version", &app.version])
-            .args(&app.behaviour);
+        command.env(RUNTIME_DIR, &runtime_dir).args(["run", "--service", &app.service]);
+        command.args(["--version", &app.version, "--namespace", &app.namespace, "--join"]);
+        match &app.token {
+            Some(token) => command.arg(token),
+            None => command.arg(join),
+        };
+        let (mut app_port, mut outbound) = (0, 0);
+        match &app.program {
+            Program::Example(behaviour) => {
+                app_port = port::free();
+                let port = app_port.to_string();
+                command.args(["--port", &port, "--health", "/healthz", "--"]).arg(binary::airlane());
+                command.args(["example-app", "--port", &port, "--name", &app.service]);
+                command.args(["--version", &app.version]).args(behaviour);
+            }
+            Program::Running { protocol, ports } => {
+                // Nobody is handed the proxy's port here, so it is said.
+                outbound = port::free();
+                command.args(["--protocol", protocol, "--outbound-port", &outbound.to_string()]);
+                ports.iter().for_each(|port| _ = command.args(["--port", port]));
+            }
+        }
         let sidecar = Process::start(&name, command, &home.join("logs"));
-        Workload { sidecar, app, app_port, runtime_dir, outbound: 0, instance: String::new() }
+        Workload { sidecar, app, app_port, runtime_dir, outbound, instance: String::new() }
     }
 
     /// Waits until the mesh says it may be called.
@@ -167,7 +198,24 @@ impl Workload {
         &self.instance
     }
 
-    /// The port its application listens on.
+    /// Where other proxies call it, before each port of its application.
+    ///
+    /// # Errors
+    /// When the mesh does not know it.
+    pub async fn doors(&self, mesh: &Mesh) -> Result<Vec<String>, String> {
+        let rows = mesh.get("endpoints").await?;
+        let row =
+            rows.iter().find(|row| row["instance"] == self.instance.as_str()).ok_or("not an endpoint")?;
+        let addresses = row["addresses"].as_array().ok_or("no addresses")?;
+        Ok(addresses.iter().filter_map(|address| address.as_str().map(str::to_owned)).collect())
+    }
+
+    /// What runs of it: the sidecar's descendants, with their command lines.
+    pub fn processes(&self) -> Vec<(i32, String)> {
+        descendants(RUNTIME_DIR, &self.runtime_dir.display().to_string())
+    }
+
+    /// The port the example service listens on; 0 for an application that runs elsewhere.
     pub fn app_port(&self) -> u16 {
         self.app_port
     }
@@ -208,7 +256,7 @@ impl Workload {
     /// # Panics
     /// When there is none.
     pub fn envoy_pid(&self) -> i32 {
-        let all = descendants(RUNTIME_DIR, &self.runtime_dir.display().to_string());
+        let all = self.processes();
         let envoy =
             all.iter().find(|(_, command)| command.contains("envoy") && command.contains("bootstrap"));
         envoy.unwrap_or_else(|| panic!("no Envoy among {all:?}")).0
@@ -241,7 +289,7 @@ impl Workload {
         const LONGEST_DRAIN: Duration = Duration::from_secs(60);
         let status = self.sidecar.stop(LONGEST_DRAIN).await;
         assert!(status.success(), "the sidecar ended with {status}:\n{}", self.sidecar.log());
-        let left = descendants(RUNTIME_DIR, &self.runtime_dir.display().to_string());
+        let left = self.processes();
         assert!(left.is_empty(), "the sidecar left processes behind: {left:?}");
     }
 }
