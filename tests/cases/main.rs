@@ -7,6 +7,7 @@
 //! | a release is judged on evidence | [`rollout`] |
 //! | a policy does what it says | [`policies`] |
 //! | HTTP/2, gRPC and bytes pass as what they are | [`protocols`] |
+//! | a door is as closed as the strictest word about it | [`mtls`] |
 //! | a mistake in a file is explained, and changes nothing | [`bad_yaml`] |
 //! | nobody gets in | [`refused`] |
 //! | keys stay where they are made | [`keys`] |
@@ -21,6 +22,7 @@
 mod bad_yaml;
 mod calls;
 mod keys;
+mod mtls;
 mod policies;
 mod protocols;
 mod refused;

@@ -113,8 +113,8 @@ async fn http2_is_http2_from_end_to_end() {
             (&"web.mesh".into(), &"/a/b".into()),
             "{ways}: {seen}"
         );
-        let peer = seen["peer"].as_str().unwrap();
-        assert!(peer.ends_with("/ns/default/sa/front"), "{ways}: not from front by mTLS: {seen}");
+        let caller = "spiffe://airlane.local/ns/default/sa/front";
+        assert_eq!(seen["peers"], serde_json::json!([caller]), "{ways}: not from front by mTLS");
     }
     // A caller that speaks HTTP/1.1 is understood as well.
     let answer = mesh.call_gives(&front, "http://web/old", 200).await;

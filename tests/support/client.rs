@@ -2,7 +2,11 @@
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
-use hyper::{HeaderMap, Request, Uri, client::conn::http1, header};
+use hyper::{
+    HeaderMap, Request, Uri,
+    client::conn::http1,
+    header::{self, HeaderName},
+};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use std::{fmt, path::Path, time::Duration};
@@ -66,11 +70,32 @@ pub async fn send_through(proxy: u16, mut request: Request<Full<Bytes>>) -> Resu
 /// # Errors
 /// The reason why there is no answer.
 pub async fn send(method: &str, url: &str, body: &str) -> Result<Answer, String> {
+    send_request(method, url, body, &[]).await
+}
+
+/// A request without a body, with headers, to the host its URL names.
+///
+/// # Errors
+/// The reason why there is no answer.
+pub async fn send_with(method: &str, url: &str, headers: &[(&str, &str)]) -> Result<Answer, String> {
+    send_request(method, url, "", headers).await
+}
+
+async fn send_request(
+    method: &str,
+    url: &str,
+    body: &str,
+    headers: &[(&str, &str)],
+) -> Result<Answer, String> {
     let uri: Uri = url.parse().map_err(|error| format!("{url}: {error}"))?;
     let address = format!("{}:{}", uri.host().ok_or("the URL has no host")?, uri.port_u16().unwrap_or(80));
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
     let mut request = request(method, path, body);
     request.headers_mut().insert(header::HOST, address.parse().map_err(|_| "not a host")?);
+    for (name, value) in headers {
+        let name: HeaderName = name.parse().map_err(|_| "not a header's name")?;
+        request.headers_mut().insert(name, value.parse().map_err(|_| "not a header's value")?);
+    }
     in_time(async { exchange(tcp(&address).await?, request).await }).await
 }
 

@@ -55,8 +55,8 @@ struct Counts {
 }
 
 impl Server {
-    /// HTTP/1.1 and HTTP/2 without TLS: answers with what it saw, `{"version", "authority", "path", "peer"}`, where
-    /// `peer` is the caller as its proxy vouches for it (`x-forwarded-client-cert`).
+    /// HTTP/1.1 and HTTP/2 without TLS: answers with what it saw, `{"version", "authority", "path", "peers"}`, where
+    /// `peers` are the callers its proxy vouches for (`x-forwarded-client-cert`).
     pub async fn web() -> Self {
         Self::start(Kind::Web).await
     }
@@ -141,11 +141,14 @@ fn seen(request: &Request<Incoming>) -> Response<Body> {
     let header =
         |name: &str| request.headers().get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
     let authority = request.uri().authority().map(|authority| authority.as_str().into()).or(header("host"));
+    let vouched = header("x-forwarded-client-cert").unwrap_or_default();
+    let peers: Vec<&str> =
+        vouched.split([';', ',']).filter_map(|element| element.strip_prefix("URI=")).collect();
     let seen = json!({
         "version": format!("{:?}", request.version()),
         "authority": authority,
         "path": request.uri().path(),
-        "peer": header("x-forwarded-client-cert"),
+        "peers": peers,
     });
     Response::new(frames(vec![Frame::data(seen.to_string().into())]))
 }
