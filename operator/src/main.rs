@@ -47,7 +47,8 @@ fn main() -> ExitCode {
 #[expect(clippy::print_stderr, reason = "the last word of a command that failed")]
 fn failed(error: &anyhow::Error) -> ExitCode {
     eprintln!("airlane: {error:#}");
-    ExitCode::FAILURE
+    // As the argument parser says it.
+    if error.is::<cli::Misspelt>() { ExitCode::from(2) } else { ExitCode::FAILURE }
 }
 
 async fn run(arguments: Airlane) -> anyhow::Result<()> {

@@ -1,12 +1,13 @@
 //! The commands that ask or tell a running mesh.
 //!
 //! Exit codes: 0 it is so; 1 it is not (a check failed, a wait ran out, the mesh refused); 2 the command was
-//! misspelt (by the argument parser).
+//! misspelt (says the argument parser, or a [`Misspelt`]).
 
 mod check;
 mod client;
 mod show;
 mod table;
+mod wait;
 
 use crate::{
     args::{CanaryVerb, CertsVerb, Describable, Listing, Output, ProxyVerb, TokenVerb},
@@ -17,16 +18,16 @@ use crate::{
 };
 use anyhow::{Context, bail};
 use serde::Serialize;
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::path::Path;
 
 pub(crate) use check::{check_files, check_mesh};
 pub(crate) use client::Client;
+pub(crate) use wait::wait;
 
-/// How often a condition is looked at while waiting for it.
-const WAIT_POLL: Duration = Duration::from_millis(100);
+/// A command that means nothing, in a way that the argument parser cannot see.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Misspelt(String);
 
 /// Prints to standard output; a closed pipe is the reader's way to say "enough".
 #[expect(clippy::print_stdout, reason = "printing is what a command is for")]
@@ -114,7 +115,8 @@ pub(crate) async fn get(
             show(output, &rows, || show::policies(&rows))
         }
         Listing::Effective => {
-            let wanted = wanted.context("which service? `airlane get effective NAMESPACE/NAME`")?;
+            let which = || Misspelt("which service? `airlane get effective NAMESPACE/NAME`".to_owned());
+            let wanted = wanted.ok_or_else(which)?;
             let rows = effective(&client, &wanted).await?;
             show(output, &rows, || show::effective(&rows))
         }
@@ -271,87 +273,4 @@ pub(crate) async fn token_verb(state: &Path, verb: &TokenVerb) -> anyhow::Result
     let token: TokenView = client.post("/v1/tokens", &request).await?;
     say(&format!("{}\n", token.join));
     Ok(())
-}
-
-/// `airlane wait`.
-pub(crate) async fn wait(
-    state: &Path,
-    what: &str,
-    condition: Option<&str>,
-    timeout: Duration,
-) -> anyhow::Result<()> {
-    let client = Client::new(state);
-    let deadline = Instant::now() + timeout;
-    loop {
-        let last = match holds(&client, what, condition).await {
-            Ok(None) => return Ok(()),
-            Ok(Some(instead)) => instead,
-            Err(error) if error.is::<Misspelt>() => return Err(error),
-            Err(error) => error.to_string(),
-        };
-        if Instant::now() >= deadline {
-            bail!("waited {} s for {what}: {last}", timeout.as_secs());
-        }
-        tokio::time::sleep(WAIT_POLL).await;
-    }
-}
-
-/// A condition that nothing could fulfil: waiting would be in vain.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Misspelt(String);
-
-/// `None` when the condition holds, else what is the case instead.
-async fn holds(client: &Client, what: &str, condition: Option<&str>) -> anyhow::Result<Option<String>> {
-    let (kind, name) = what.split_once('/').map_or((what, None), |(kind, name)| (kind, Some(name)));
-    match (kind, name) {
-        ("mesh", None) => {
-            let proxies: Vec<ProxyView> = client.get("/v1/proxies").await?;
-            let behind: Vec<&str> =
-                proxies.iter().filter(|proxy| !proxy.current).map(|proxy| proxy.instance.as_str()).collect();
-            Ok((!behind.is_empty()).then(|| format!("not yet acknowledged by {}", behind.join(", "))))
-        }
-        ("service", Some(name)) => {
-            let service = service(client, &Wanted::parse(name)).await?;
-            Ok((service.ready == 0).then(|| "no instance is ready".to_owned()))
-        }
-        ("policy", Some(name)) => {
-            let policy = policy(client, name).await?;
-            let programmed = policy.programmed;
-            Ok((programmed.acknowledged < programmed.targeted).then(|| {
-                format!("{} of {} proxies acknowledged it", programmed.acknowledged, programmed.targeted)
-            }))
-        }
-        ("canary", Some(name)) => {
-            let canary = canary(client, name).await?;
-            let wanted = condition.unwrap_or("Succeeded");
-            let phase = format!("{:?}", canary.phase);
-            let known = [
-                "Idle",
-                "Progressing",
-                "Holding",
-                "Paused",
-                "Promoting",
-                "Succeeded",
-                "RollingBack",
-                "RolledBack",
-            ];
-            if !known.contains(&wanted) {
-                return Err(Misspelt(format!("no phase {wanted}: {}", known.join(", "))).into());
-            }
-            if phase != wanted
-                && matches!(
-                    (wanted, phase.as_str()),
-                    ("Succeeded", "RolledBack") | ("RolledBack", "Succeeded")
-                )
-            {
-                return Err(Misspelt(format!("the canary is {phase}: {}", canary.because)).into());
-            }
-            Ok((phase != wanted).then(|| format!("it is {phase}: {}", canary.because)))
-        }
-        _ => {
-            Err(Misspelt(format!("cannot wait for {what:?}: mesh, service/NAME, policy/NAME or canary/NAME"))
-                .into())
-        }
-    }
 }
