@@ -9,6 +9,7 @@
 //! | HTTP/2, gRPC and bytes pass as what they are | [`protocols`] |
 //! | a door is as closed as the strictest word about it | [`mtls`] |
 //! | a mistake in a file is explained, and changes nothing | [`bad_yaml`] |
+//! | the command line keeps its word | [`cli`] |
 //! | nobody gets in | [`refused`] |
 //! | keys stay where they are made | [`keys`] |
 
@@ -21,6 +22,7 @@
 
 mod bad_yaml;
 mod calls;
+mod cli;
 mod keys;
 mod mtls;
 mod policies;
