@@ -83,9 +83,17 @@ pub(crate) async fn up(args: &Up, state: &Path) -> anyhow::Result<()> {
     let mut tasks = JoinSet::new();
     let inputs = control::Inputs { manifests, instances: registry.watch(), statuses: recorder.watch() };
     let outputs = control::Outputs { publisher: publisher.clone(), picture: picture_sender, clusters };
+    // Others have certificates from before, and nobody knows who.
+    let forgotten = store.is_new() && !ca.is_new();
+    let complete = async move {
+        if forgotten {
+            tracing::warn!(wait = ?control::RECOLLECTION, "state.db is lost; proxies keep what they have while workloads join again");
+            tokio::time::sleep(control::RECOLLECTION).await;
+        }
+    };
     let ending = shutdown.clone();
     tasks.spawn(async move {
-        control::run(mesh, lowerer, inputs, outputs, ending).await;
+        control::run(mesh, lowerer, inputs, outputs, complete, ending).await;
         anyhow::Ok("the control loop")
     });
     let ending = shutdown.clone();

@@ -181,6 +181,7 @@ pub(crate) struct Ca {
     leaf_lifetime: SignedDuration,
     root: CertificateDer<'static>,
     root_not_after: Timestamp,
+    is_new: bool,
     intermediate: ArcSwap<Intermediate>,
 }
 
@@ -213,9 +214,9 @@ impl Ca {
         }
         let dir = state_dir.join("ca");
         private_dir(&dir)?;
-        let root = match Pair::load(&dir, &ROOT)? {
-            Some(pair) => pair,
-            None => make_root(&dir, &trust_domain, now)?,
+        let (root, is_new) = match Pair::load(&dir, &ROOT)? {
+            Some(pair) => (pair, false),
+            None => (make_root(&dir, &trust_domain, now)?, true),
         };
         let path = dir.join("root.pem");
         let cert = parse(&root.cert).ok_or(ROOT.content(path.clone(), "a certificate"))?;
@@ -240,12 +241,18 @@ impl Ca {
             leaf_lifetime,
             root,
             root_not_after: not_after,
+            is_new,
             intermediate: ArcSwap::from_pointee(intermediate),
         };
         if !pki::due(&[ca.intermediate()], now).is_empty() {
             ca.renew_intermediate(now)?;
         }
         Ok(ca)
+    }
+
+    /// Whether the root was made when it was opened: nobody has a certificate of it from before.
+    pub(crate) fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// The trust domain.

@@ -26,6 +26,10 @@ const BEAT: Duration = Duration::from_millis(500);
 /// How long the vouching lasts: a loop that is stuck for longer lets the proxies' layers expire.
 const VOUCHED: Duration = Duration::from_secs(2);
 
+/// How long a mesh that was forgotten is given to join again: more than a sidecar's longest pause between two tries
+/// to reach its operator (5 s).
+pub(crate) const RECOLLECTION: Duration = Duration::from_secs(6);
+
 /// One consistent picture: what was observed and what was decided from it.
 #[derive(Clone)]
 pub(crate) struct Picture {
@@ -63,14 +67,20 @@ pub(crate) struct Outputs {
     pub(crate) clusters: watch::Sender<Arc<HashSet<ClusterName>>>,
 }
 
-/// Runs until shutdown.
+/// Runs until shutdown. Nothing is published before `complete`: what is observed until then is a part of the mesh, and
+/// proxies would give up the rest.
 pub(crate) async fn run(
     settings: world::MeshSettings,
     mut lowerer: Lowerer,
     mut inputs: Inputs,
     outputs: Outputs,
+    complete: impl Future<Output = ()>,
     shutdown: CancellationToken,
 ) {
+    tokio::select! {
+        () = shutdown.cancelled() => return,
+        () = complete => {}
+    }
     let mut memo = Memo::default();
     let mut before: Option<Picture> = None;
     let mut beat = tokio::time::interval(BEAT);

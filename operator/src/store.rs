@@ -109,6 +109,7 @@ pub(crate) struct StoredToken {
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
     pool: SqlitePool,
+    is_new: bool,
 }
 
 impl Store {
@@ -118,6 +119,7 @@ impl Store {
     /// If it is not private, in use, damaged, or written by a newer operator.
     pub(crate) async fn open(state_dir: &Path) -> Result<Store, StoreError> {
         let path = state_dir.join("state.db");
+        let is_new = !path.exists();
         // SQLite gives its other files the mode of this one.
         touch_private(&path)?;
         let options = SqliteConnectOptions::new()
@@ -138,7 +140,12 @@ impl Store {
             .await
             .map_err(|source| not_opened(&path, source))?;
         migrator().run(&pool).await.map_err(|source| not_migrated(&path, source))?;
-        Ok(Store { pool })
+        Ok(Store { pool, is_new })
+    }
+
+    /// Whether nothing was remembered when it was opened: there was no file.
+    pub(crate) fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// Closes it: another operator may open it then.

@@ -263,7 +263,9 @@ impl Roster {
     /// Lets a workload in, under the name it had before or a new one, whose suffix is looked for from `seed` on.
     ///
     /// A member that joins again as it was (it had lost us, not we it) keeps its health: it must not leave rotation
-    /// for that. A copy of the same workload in the same place is gone, and forgotten at once.
+    /// for that. Who had a name that nobody remembers comes back with a proxy that was in place before and still is,
+    /// or its sidecar says the application is not healthy. A copy of the same workload in the same place is gone, and
+    /// forgotten at once.
     ///
     /// # Errors
     /// If the name is in use by another workload, or not one this workload could have had.
@@ -276,6 +278,7 @@ impl Roster {
         seed: u32,
     ) -> Result<Arc<Instance>, Turned> {
         let stem = newcomer.stem();
+        let forgotten = had.as_ref().is_some_and(|id| !self.members.contains_key(id));
         let id = match had {
             Some(id) if !belongs(&id, &stem) => return Err(Turned::NotYours),
             Some(id) => id,
@@ -302,7 +305,8 @@ impl Roster {
         let before = before.filter(|before| {
             Instance { health: Health::Starting, ..(*before.instance).clone() } == *instance
         });
-        let (app, ready) = before.map_or((App::Starting, false), |before| (before.app, before.proxy_ready));
+        let (app, ready) =
+            before.map_or((App::Starting, forgotten), |before| (before.app, before.proxy_ready));
         let registration = Registration::new(instance, app, ready, false, joined_at);
         let instance = Arc::clone(&registration.instance);
         self.note(id.clone());

@@ -171,6 +171,9 @@ fn who_was_forgotten_comes_back_under_its_name() {
     assert_eq!(join(&mut roster, newcomer("shop", "pay", 9000), Some(id.as_str()), 0), Ok(id.clone()));
     assert_eq!(join(&mut roster, newcomer("shop", "pay", 9000), Some(id.as_str()), 0), Ok(id.clone()));
     assert_eq!(roster.instances().len(), 1);
+    check_health(&roster, &id, Health::Starting);
+    beat(&mut roster, &id, App::Healthy, 1);
+    check_health(&roster, &id, Health::Healthy);
 }
 
 #[test]
