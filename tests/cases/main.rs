@@ -4,6 +4,7 @@
 //! |---|---|
 //! | two services talk, by every form of the name | [`calls`] |
 //! | nothing fails because of us | [`zero_loss`] |
+//! | parts die and come back | [`life`] |
 //! | a release is judged on evidence | [`rollout`] |
 //! | a policy does what it says | [`policies`] |
 //! | HTTP/2, gRPC and bytes pass as what they are | [`protocols`] |
@@ -24,6 +25,7 @@ mod bad_yaml;
 mod calls;
 mod cli;
 mod keys;
+mod life;
 mod mtls;
 mod policies;
 mod protocols;
