@@ -65,8 +65,8 @@ pub fn render(of: &Bootstrap) -> String {
                     },
                 }],
             },
-            "cds_config": ads(),
-            "lds_config": ads(),
+            "cds_config": configured(),
+            "lds_config": configured(),
         },
         "layered_runtime": {
             "layers": [
@@ -181,8 +181,9 @@ fn one_endpoint(cluster: &str, address: &Value) -> Value {
     })
 }
 
-fn ads() -> Value {
-    json!({ "resource_api_version": "V3", "ads": {} })
+/// Without a limit: an Envoy that gave up after a while would say it is ready, and listen nowhere.
+fn configured() -> Value {
+    bounded_ads("0s")
 }
 
 fn bounded_ads(initial_fetch_timeout: &str) -> Value {
