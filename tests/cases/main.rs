@@ -13,6 +13,7 @@
 //! | the command line keeps its word | [`cli`] |
 //! | nobody gets in | [`refused`] |
 //! | keys stay where they are made | [`keys`] |
+//! | `tests/trust.md` names tests that are there | [`trust`] |
 
 #![expect(
     clippy::unwrap_used,
@@ -31,4 +32,5 @@ mod policies;
 mod protocols;
 mod refused;
 mod rollout;
+mod trust;
 mod zero_loss;
