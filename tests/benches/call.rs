@@ -1,7 +1,7 @@
 //! What a call costs: through the mesh, and through two Envoys that somebody configured by hand with the same TLS and
 //! protocols, to the same application. The two take turns, so that whatever else the machine does falls on both.
 
-use crate::measure::{Durations, processor_time, table};
+use crate::measure::{Median, processor_time};
 use airlane_tests::{
     client,
     load::{Arrivals, Load},
@@ -11,81 +11,126 @@ use airlane_tests::{
     until::{SOON, until},
     workload::App,
 };
+use bytes::Bytes;
+use hdrhistogram::Histogram;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::{Request, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+use tokio::net::TcpStream;
 
 const ROUNDS: usize = 20;
-const CALLS_PER_ROUND: u64 = 2_000;
+/// One after the other on one connection: what a call takes when nothing else is going on.
+const ALONE_PER_ROUND: u64 = 1_000;
+/// Open-loop, as of independent callers.
+const CALLS_PER_ROUND: u64 = 1_500;
 const PER_SECOND: f64 = 500.0;
+const URL: &str = "http://payments/pay";
 
-/// A way to the application: the port it is entered by, and the processes that carry the calls.
+/// A way to the application: the port it is entered by, and the Envoys that carry the calls.
 struct Way {
     name: &'static str,
     entry: u16,
-    envoys: [i32; 2],
-    busy: Duration,
-    calls: u64,
-    p50: Durations,
-    p99: Durations,
+    envoys: Vec<i32>,
+    rounds: Vec<Round>,
+}
+
+/// What one round of calls took, in microseconds.
+struct Round {
+    /// Of calls one after the other.
+    alone_p50: f64,
+    alone_p99: f64,
+    /// Of calls at [`PER_SECOND`], from when they were due.
+    loaded_p99: f64,
+    /// Processor time of the Envoys for each of those calls.
+    processor: f64,
 }
 
 pub(crate) async fn run() {
     let mesh = Mesh::start().await;
     let front = mesh.workload(App::new("front")).await;
     let payments = mesh.workload(App::new("payments")).await;
-    mesh.call_gives(&front, "http://payments/", 200).await;
+    mesh.call_gives(&front, URL, 200).await;
     let by_hand = ByHand::start(mesh.home(), payments.app_port()).await;
-    let way = |name, entry, envoys| Way {
-        name,
-        entry,
-        envoys,
-        busy: Duration::ZERO,
-        calls: 0,
-        p50: Durations::default(),
-        p99: Durations::default(),
-    };
+    let way = |name, entry, envoys| Way { name, entry, envoys, rounds: Vec::new() };
     let mut ways = [
-        way("by hand", by_hand.entry, [by_hand.caller.pid(), by_hand.called.pid()]),
-        way("mesh", front.outbound(), [front.envoy_pid(), payments.envoy_pid()]),
+        way("no proxy", payments.app_port(), vec![]),
+        way("two Envoys by hand", by_hand.entry, vec![by_hand.caller.pid(), by_hand.called.pid()]),
+        way("mesh", front.outbound(), vec![front.envoy_pid(), payments.envoy_pid()]),
     ];
+    let count = ways.len();
     for round in 0..ROUNDS {
         // Whoever comes first finds colder caches: take turns at that too.
-        for turn in 0..2 {
-            go(&mut ways[(round + turn) % 2], round as u64).await;
+        for turn in 0..count {
+            ways[(round + turn) % count].go(round as u64).await;
         }
     }
-    table(&format!("A call, {PER_SECOND} a second, rounds of {CALLS_PER_ROUND}"));
-    for way in &ways {
-        way.p50.row(&format!("{}: median of a round", way.name));
-        way.p99.row(&format!("{}: 99th percentile of a round", way.name));
-    }
-    let cost = |way: &Way| way.busy.as_secs_f64() * 1e6 / way.calls as f64;
-    let median = |way: &Way| way.p50.quantile(0.5).as_secs_f64();
-    let [hand, meshed] = &ways;
     println!(
-        "\nEnvoy processor time for each call: {:.1} µs by hand, {:.1} µs meshed, {:.3}×. Median {:.3}×.",
-        cost(hand),
-        cost(meshed),
-        cost(meshed) / cost(hand),
-        median(meshed) / median(hand),
+        "\n### A call: medians of {ROUNDS} rounds with their 95 % intervals\n\n\
+         {ALONE_PER_ROUND} calls one after the other, then {CALLS_PER_ROUND} at {PER_SECOND} a second, each round.\n\n\
+         | way | p50 alone | p99 alone | p99 at {PER_SECOND}/s | Envoy processor time |\n|---|---|---|---|---|"
     );
+    let figures: [fn(&Round) -> f64; 4] =
+        [|round| round.alone_p50, |round| round.alone_p99, |round| round.loaded_p99, |round| round.processor];
+    for way in &ways {
+        let cells = figures.map(|of| format!("{} µs", Median::of(way.rounds.iter().map(of)).shown(0)));
+        println!("| {} | {} |", way.name, cells.join(" | "));
+    }
+    // Each round against the one beside it.
+    let [_, by_hand, mesh] = &ways;
+    let ratios = figures.map(|of| {
+        let pairs = mesh.rounds.iter().zip(&by_hand.rounds);
+        format!("{}×", Median::of(pairs.map(|(mesh, by_hand)| of(mesh) / of(by_hand))).shown(3))
+    });
+    println!("| mesh ÷ by hand | {} |", ratios.join(" | "));
 }
 
-async fn go(way: &mut Way, seed: u64) {
-    let busy = || way.envoys.iter().map(|pid| processor_time(*pid)).sum::<Duration>();
-    let before = busy();
-    let load = Load::start_with(way.entry, "http://payments/pay", PER_SECOND, Arrivals::Poisson(seed));
-    until("the round is over", SOON, async || {
-        if load.sent() >= CALLS_PER_ROUND { Ok(()) } else { Err(load.sent().to_string()) }
-    })
-    .await;
-    let report = load.finish().await;
-    report.assert_nothing_failed(CALLS_PER_ROUND);
-    let spent = busy() - before;
-    way.busy += spent;
-    way.calls += report.sent;
-    way.p50.add(Duration::from_micros(report.latency_us.value_at_quantile(0.5)));
-    way.p99.add(Duration::from_micros(report.latency_us.value_at_quantile(0.99)));
+impl Way {
+    async fn go(&mut self, seed: u64) {
+        let alone = one_after_the_other(self.entry).await;
+        let busy = || self.envoys.iter().map(|pid| processor_time(*pid)).sum::<Duration>();
+        let before = busy();
+        let load = Load::start_with(self.entry, URL, PER_SECOND, Arrivals::Poisson(seed));
+        until("the round is over", SOON, async || {
+            if load.sent() >= CALLS_PER_ROUND { Ok(()) } else { Err(load.sent().to_string()) }
+        })
+        .await;
+        let report = load.finish().await;
+        report.assert_nothing_failed(CALLS_PER_ROUND);
+        let spent = busy() - before;
+        self.rounds.push(Round {
+            alone_p50: alone.value_at_quantile(0.5) as f64 / 1e3,
+            alone_p99: alone.value_at_quantile(0.99) as f64 / 1e3,
+            loaded_p99: report.latency_us.value_at_quantile(0.99) as f64,
+            processor: spent.as_secs_f64() * 1e6 / report.sent as f64,
+        });
+    }
+}
+
+/// Nanoseconds of each call.
+async fn one_after_the_other(entry: u16) -> Histogram<u64> {
+    let stream = TcpStream::connect(("127.0.0.1", entry)).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let mut latency = Histogram::new(3).unwrap();
+    for _ in 0..ALONE_PER_ROUND {
+        let request = Request::get(URL).header(header::HOST, "payments").body(Empty::<Bytes>::new()).unwrap();
+        let started = Instant::now();
+        let response = sender.send_request(request).await.unwrap();
+        assert!(response.status().is_success(), "{}", response.status());
+        response.into_body().collect().await.unwrap();
+        latency.record(u64::try_from(started.elapsed().as_nanos()).unwrap()).unwrap();
+        sender.ready().await.unwrap();
+    }
+    connection.abort();
+    latency
 }
 
 /// Two Envoys with static configuration.

@@ -30,15 +30,18 @@ pub(crate) fn run() {
 
     let (mut memo, mut lowerer) = (Memo::default(), Lowerer::new(settings()));
     lowerer.lower(&memo.compile(&world).mesh);
-    let (mut policy, mut endpoint) = (Durations::default(), Durations::default());
-    for n in 0..CHANGES {
-        change_policy(&mut world, n);
-        policy.time(|| lowerer.lower(&memo.compile(&world).mesh));
-        change_endpoint(&mut world, n);
-        endpoint.time(|| lowerer.lower(&memo.compile(&world).mesh));
-    }
-    policy.row("compile and lower, one policy edited");
-    endpoint.row("compile and lower, one endpoint's health changed");
+    let mut changes = |what: &str, change: fn(&mut World, usize)| {
+        let (mut compiled, mut lowered) = (Durations::default(), Durations::default());
+        for n in 0..CHANGES {
+            change(&mut world, n);
+            let next = compiled.time(|| memo.compile(&world));
+            lowered.time(|| lowerer.lower(&next.mesh));
+        }
+        compiled.row(&format!("compile, {what}"));
+        lowered.row(&format!("lower, {what}"));
+    };
+    changes("one policy edited", change_policy);
+    changes("one endpoint's health changed", change_endpoint);
 }
 
 fn settings() -> Settings {

@@ -12,22 +12,19 @@ mod call;
 mod changes;
 mod compile;
 mod fleet;
+mod footprint;
 mod measure;
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
+    machine();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    if let Some(("fleet-of-proxies", rest)) =
-        arguments.split_first().map(|(first, rest)| (first.as_str(), rest))
-    {
-        return runtime.block_on(fleet::proxies(rest));
-    }
-    let wanted = |name: &str| arguments.is_empty() || arguments.iter().any(|argument| argument == name);
     if wanted("compile") {
         compile::run();
     }
-    if wanted("call") {
-        runtime.block_on(call::run());
+    if wanted("footprint") {
+        runtime.block_on(footprint::run());
     }
     if wanted("changes") {
         runtime.block_on(changes::run());
@@ -35,4 +32,22 @@ fn main() {
     if wanted("fleet") {
         runtime.block_on(fleet::run());
     }
+    if wanted("call") {
+        runtime.block_on(call::run());
+    }
+}
+
+/// Where the figures come from.
+fn machine() {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let model = read("/proc/cpuinfo");
+    let model = model.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let cores = std::thread::available_parallelism().unwrap();
+    println!(
+        "{} × {}, Linux {}, load {} at the start",
+        cores,
+        model.map_or("unknown processor", |(_, model)| model),
+        read("/proc/sys/kernel/osrelease").trim(),
+        read("/proc/loadavg").split(' ').next().unwrap_or("unknown"),
+    );
 }

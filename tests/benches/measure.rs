@@ -46,19 +46,67 @@ fn ms(duration: Duration) -> String {
     format!("{:.3} ms", duration.as_secs_f64() * 1000.0)
 }
 
-/// The processor time a process has used, user and system (proc(5), `stat`: in ticks of a hundredth of a second on
-/// Linux).
+/// A median, and the interval in which the true one is with at least 95 % confidence.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Median {
+    pub(crate) low: f64,
+    pub(crate) median: f64,
+    pub(crate) high: f64,
+}
+
+impl Median {
+    /// Of independent measurements of whatever distribution, at least six: each is below the true median with
+    /// probability ½, so how many are is binomial, and order statistics bound it.
+    pub(crate) fn of(measured: impl IntoIterator<Item = f64>) -> Median {
+        let mut sorted: Vec<f64> = measured.into_iter().collect();
+        sorted.sort_by(f64::total_cmp);
+        let n = sorted.len();
+        // As many of the smallest, and of the largest, as can be left out: P(B(n, ½) ≤ outside) ≤ 2.5 %.
+        let (mut outside, mut probability) = (0, 0.5_f64.powi(i32::try_from(n).unwrap()));
+        let mut below = probability;
+        loop {
+            probability *= (n - outside) as f64 / (outside + 1) as f64;
+            below += probability;
+            if below > 0.025 {
+                break;
+            }
+            outside += 1;
+        }
+        let median = (sorted[(n - 1) / 2] + sorted[n / 2]) / 2.0;
+        Median { low: sorted[outside], median, high: sorted[n - 1 - outside] }
+    }
+
+    /// `1.02 (1.01–1.04)`.
+    pub(crate) fn shown(&self, decimals: usize) -> String {
+        let Median { low, median, high } = self;
+        format!("{median:.decimals$} ({low:.decimals$}–{high:.decimals$})")
+    }
+}
+
+/// The processor time of a process: of all its threads that live, user and system, in nanoseconds (the first number
+/// of `schedstat` in Documentation/scheduler/sched-stats.rst of Linux).
 pub(crate) fn processor_time(pid: i32) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    // The second field is in parentheses and may hold blanks.
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-    Duration::from_millis(ticks * 10)
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let of = |thread: std::io::Result<fs::DirEntry>| {
+        // A thread that ended meanwhile is not there any more.
+        let schedstat = fs::read_to_string(thread.unwrap().path().join("schedstat")).unwrap_or_default();
+        schedstat.split_whitespace().next().map_or(0, |nanos| nanos.parse().unwrap())
+    };
+    Duration::from_nanos(threads.map(of).sum())
 }
 
 /// The resident memory of a process, in KiB.
 pub(crate) fn resident_kib(pid: i32) -> u64 {
+    kib(pid, "VmRSS:")
+}
+
+/// The most that the resident memory of a process ever was, in KiB.
+pub(crate) fn most_resident_kib(pid: i32) -> u64 {
+    kib(pid, "VmHWM:")
+}
+
+fn kib(pid: i32, field: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }

@@ -179,8 +179,17 @@ pub fn csr(key: &KeyPair, identity: &str) -> Vec<u8> {
 /// # Panics
 /// When the operator refuses.
 pub async fn join_properly(join: &JoinInfo, state: &Path, service: &str) -> Papers {
+    join_properly_at(join, state, service, 9).await
+}
+
+/// [`join_properly`] with a mesh port of its own: of two copies in one place the operator forgets the first.
+///
+/// # Panics
+/// When the operator refuses.
+pub async fn join_properly_at(join: &JoinInfo, state: &Path, service: &str, mesh_port: u16) -> Papers {
     let identity = workload_identity(&join.trust_domain, "default", service);
-    let (request, key) = join_request(join, service, &identity);
+    let (mut request, key) = join_request(join, service, &identity);
+    request.ports[0].mesh = mesh_port.into();
     let mut stranger = Stranger::connect(join, state, None).await.unwrap();
     let joined: JoinResponse = stranger.call(operator::METHODS[0], &request).await.unwrap();
     let chain_pem = joined.certificate.unwrap().chain_pem;

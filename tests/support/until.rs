@@ -12,9 +12,18 @@ const EVERY: Duration = Duration::from_millis(10);
 ///
 /// # Panics
 /// When it still is an error `within` that time: the message says `what` was waited for and why it is not so.
-pub async fn until<T>(
+pub async fn until<T>(what: &str, within: Duration, condition: impl AsyncFnMut() -> Result<T, String>) -> T {
+    until_often(what, within, EVERY, condition).await
+}
+
+/// [`until`], looking `every` so often: where the time itself is of interest.
+///
+/// # Panics
+/// As [`until`].
+pub async fn until_often<T>(
     what: &str,
     within: Duration,
+    every: Duration,
     mut condition: impl AsyncFnMut() -> Result<T, String>,
 ) -> T {
     let started = Instant::now();
@@ -24,7 +33,7 @@ pub async fn until<T>(
             Err(why) if started.elapsed() >= within => {
                 panic!("waited {:.1} s for: {what}. Still: {why}", started.elapsed().as_secs_f64())
             }
-            Err(_) => tokio::time::sleep(EVERY).await,
+            Err(_) => tokio::time::sleep(every).await,
         }
     }
 }
