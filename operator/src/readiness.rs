@@ -20,28 +20,37 @@ pub(crate) async fn announce(
     shutdown: CancellationToken,
 ) {
     let mut acknowledgements = publisher.progress();
-    let mut first_published: HashMap<InstanceId, u64> = HashMap::new();
+    // Whose proxies are not in place yet, and the epoch that first published them: nearly always nobody, while
+    // acknowledgements come by the thousand.
+    let mut awaited: HashMap<InstanceId, u64> = HashMap::new();
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
-            changed = picture.changed() => if changed.is_err() { return },
+            changed = picture.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let Some(picture) = picture.borrow_and_update().clone() else { continue };
+                awaited = registry
+                    .without_proxy()
+                    .into_iter()
+                    .filter(|instance| picture.compiled.mesh.proxies.contains_key(instance))
+                    .map(|instance| {
+                        let since = awaited.get(&instance).copied().unwrap_or(picture.epoch);
+                        (instance, since)
+                    })
+                    .collect();
+            }
             changed = acknowledgements.changed() => if changed.is_err() { return },
         }
-        let Some(picture) = picture.borrow_and_update().clone() else { continue };
         acknowledgements.mark_unchanged();
-        let proxies = &picture.compiled.mesh.proxies;
-        first_published.retain(|instance, _| proxies.contains_key(instance));
-        for instance in proxies.keys() {
-            first_published.entry(instance.clone()).or_insert(picture.epoch);
-        }
-        for proxy in publisher.connected() {
-            if first_published
-                .get(&proxy.instance)
-                .is_some_and(|epoch| proxy.acked_epoch.is_some_and(|acked| acked >= *epoch))
-            {
-                registry.mark_proxy_ready(&proxy.instance);
+        awaited.retain(|instance, since| {
+            let in_place = publisher.acked_epoch(instance).is_some_and(|acked| acked >= *since);
+            if in_place {
+                registry.mark_proxy_ready(instance);
             }
-        }
+            !in_place
+        });
     }
 }
 

@@ -112,6 +112,14 @@ impl Registry {
         self.change(|roster, _| roster.mark_proxy_ready(instance));
     }
 
+    /// The instances of which that has not been said.
+    pub(crate) fn without_proxy(&self) -> Vec<InstanceId> {
+        self.look(|roster| {
+            let without = roster.members().filter(|member| !member.registration.proxy_ready);
+            without.map(|member| member.registration.instance.id.clone()).collect()
+        })
+    }
+
     /// The peer is about to stop.
     pub(crate) fn drain(&self, peer: &Peer) {
         if self.instance_of(peer).is_some() {

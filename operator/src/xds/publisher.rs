@@ -182,6 +182,12 @@ impl Publisher {
         connections.iter().map(|connection| connection.state()).collect()
     }
 
+    /// How far one proxy has come: [`ProxyState::acked_epoch`]; `None` as well if it is not connected.
+    pub(crate) fn acked_epoch(&self, instance: &InstanceId) -> Option<u64> {
+        let connection = locked(&self.0.connections).get(instance).cloned()?;
+        locked(&connection.reached).acked_epoch
+    }
+
     /// Changes whenever a proxy connects, leaves or reaches an epoch.
     pub(crate) fn progress(&self) -> watch::Receiver<()> {
         self.0.progress.subscribe()
