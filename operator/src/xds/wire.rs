@@ -102,13 +102,16 @@ impl Saying {
         let message = self.queue.recv().await.unwrap_or_else(ended).and_then(|response| {
             let length = u32::try_from(response.encoded_len());
             let length = length.map_err(|_| Status::internal("a response of more than 4 GiB"))?;
-            self.pieces = Box::new(response.pieces());
-            let mut prefix = vec![0];
-            prefix.extend(length.to_be_bytes());
-            Ok(prefix)
+            let mut pieces = response.pieces();
+            let mut first = vec![0];
+            first.extend(length.to_be_bytes());
+            // Most responses are one piece: one frame, one TLS record and one write instead of two.
+            first.extend(pieces.next().unwrap_or_default());
+            self.pieces = Box::new(pieces);
+            Ok(first)
         });
         Some(match message {
-            Ok(prefix) => Frame::data(prefix.into()),
+            Ok(first) => Frame::data(first.into()),
             Err(status) => {
                 self.over = true;
                 Frame::trailers(trailers(&status))
