@@ -31,7 +31,7 @@ prove: build ## Run the long proofs: more requests, more rollouts; rewrites the 
 	export $(with-envoy) AIRLANE_PROVE=1; $(CARGO) test --package airlane-tests --test cases -- --nocapture zero_loss rollout
 	export AIRLANE_RUNS=10; $(CARGO) test --package airlane-core --test pipeline -- --nocapture
 
-bench: ## Measure what the mesh costs (BENCH="compile call changes fleet" picks)
+bench: ## Measure what the mesh costs (BENCH="compile footprint changes fleet call" picks)
 	$(CARGO) build --release --workspace
 	export $(with-envoy); $(CARGO) bench --package airlane-tests --bench mesh -- $(BENCH)
 
