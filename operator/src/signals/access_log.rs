@@ -5,7 +5,7 @@ use crate::{clock::Clock, registry::Registry, tls::Peer};
 use airlane_core::id::ClusterName;
 use envoy_types::pb::envoy::{
     config::core::v3::{Address, address, socket_address},
-    data::accesslog::v3::HttpAccessLogEntry,
+    data::accesslog::v3::{HttpAccessLogEntry, ResponseFlags},
     service::accesslog::v3::{
         StreamAccessLogsMessage, StreamAccessLogsResponse, access_log_service_server::AccessLogService,
         stream_access_logs_message::LogEntries,
@@ -39,25 +39,37 @@ impl AccessLogService for FailureLog {
     ) -> Result<Response<StreamAccessLogsResponse>, Status> {
         let peer =
             request.extensions().get::<Peer>().cloned().ok_or_else(|| Status::unauthenticated("no peer"))?;
-        let mut stream = request.into_inner();
+        let ended = self.read(&peer, request.into_inner()).await;
+        self.signals.with(|intake| intake.log_broke(&peer.instance));
+        ended.map(|()| Response::new(StreamAccessLogsResponse {}))
+    }
+}
+
+impl FailureLog {
+    async fn read(&self, peer: &Peer, mut stream: Streaming<StreamAccessLogsMessage>) -> Result<(), Status> {
         loop {
             let message = tokio::select! {
                 () = self.shutdown.cancelled() => return Err(Status::unavailable("shutting down")),
                 message = stream.message() => message?,
             };
-            let Some(message) = message else { return Ok(Response::new(StreamAccessLogsResponse {})) };
+            let Some(message) = message else { return Ok(()) };
             let Some(LogEntries::HttpLogs(entries)) = message.log_entries else { continue };
-            super::registered(&self.registry, &peer)?;
+            super::registered(&self.registry, peer)?;
             let now = self.clock.now();
-            for failure in entries.log_entry.iter().filter_map(|entry| failure(entry, now)) {
-                if !self.signals.is_published(&failure.cluster) {
-                    tracing::warn!(proxy = %peer.instance, cluster = %failure.cluster, "evidence for a destination that is not published to this proxy");
-                    return Err(Status::permission_denied(
-                        "evidence for a destination that is not published to this proxy",
-                    ));
-                }
-                self.signals.with(|intake| intake.failure(&peer.instance, failure));
+            let failures = entries.log_entry.iter().filter_map(|entry| failure(entry, now));
+            let (published, others): (Vec<Failure>, Vec<Failure>) =
+                failures.partition(|failure| self.signals.is_published(&failure.cluster));
+            if !published.is_empty() {
+                self.signals.with(|intake| {
+                    published.into_iter().for_each(|failure| intake.failure(&peer.instance, failure));
+                });
                 self.signals.announce_failure();
+            }
+            if let Some(failure) = others.first() {
+                tracing::warn!(proxy = %peer.instance, cluster = %failure.cluster, "evidence for a destination that is not published to this proxy");
+                return Err(Status::permission_denied(
+                    "evidence for a destination that is not published to this proxy",
+                ));
             }
         }
     }
@@ -101,14 +113,21 @@ fn failure(entry: &HttpAccessLogEntry, at: Timestamp) -> Option<Failure> {
     })
 }
 
-/// gRPC's UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE and DATA_LOSS are the server's failures.
+/// gRPC's UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE and DATA_LOSS are the server's failures. An answer below
+/// 500 without any flag is logged for its gRPC status alone; one that has none ended without it, which is UNKNOWN.
 fn grpc_failed(entry: &HttpAccessLogEntry) -> bool {
     let Some(response) = &entry.response else { return false };
     let status = response
         .response_trailers
         .get("grpc-status")
         .or_else(|| response.response_headers.get("grpc-status"));
-    status.is_some_and(|status| matches!(status.as_str(), "2" | "4" | "13" | "14" | "15"))
+    match status {
+        Some(status) => matches!(status.as_str(), "2" | "4" | "13" | "14" | "15"),
+        None => {
+            let flags = entry.common_properties.as_ref().and_then(|common| common.response_flags.as_ref());
+            flags.is_none_or(|flags| *flags == ResponseFlags::default())
+        }
+    }
 }
 
 fn socket_address(address: &Address) -> Option<SocketAddr> {
@@ -125,9 +144,7 @@ fn socket_address(address: &Address) -> Option<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use envoy_types::pb::envoy::data::accesslog::v3::{
-        AccessLogCommon, HttpResponseProperties, ResponseFlags,
-    };
+    use envoy_types::pb::envoy::data::accesslog::v3::{AccessLogCommon, HttpResponseProperties};
     use envoy_types::pb::google::protobuf::UInt32Value;
 
     fn entry(status: u32, flags: ResponseFlags) -> HttpAccessLogEntry {
@@ -149,7 +166,8 @@ mod tests {
     fn only_what_the_upstream_did_counts() {
         let none = ResponseFlags::default;
         assert!(failure(&entry(503, none()), Timestamp::UNIX_EPOCH).is_some());
-        assert!(failure(&entry(404, none()), Timestamp::UNIX_EPOCH).is_none());
+        let retried = ResponseFlags { upstream_retry_limit_exceeded: true, ..none() };
+        assert!(failure(&entry(404, retried), Timestamp::UNIX_EPOCH).is_none());
         let cancelled = ResponseFlags { downstream_connection_termination: true, ..none() };
         assert!(failure(&entry(0, cancelled), Timestamp::UNIX_EPOCH).is_none());
         let breaker = ResponseFlags { upstream_overflow: true, ..none() };
@@ -166,5 +184,7 @@ mod tests {
             response.response_trailers.insert("grpc-status".to_owned(), code.to_owned());
             assert_eq!(failure(&entry, Timestamp::UNIX_EPOCH).is_some(), fails, "grpc-status {code}");
         }
+        let silent = entry(200, ResponseFlags::default());
+        assert!(failure(&silent, Timestamp::UNIX_EPOCH).is_some(), "logged for a gRPC status it never got");
     }
 }

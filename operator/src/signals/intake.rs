@@ -1,9 +1,9 @@
 //! The books of what proxies reported: windows of totals, logged failures, endpoint health. No IO; time is given.
 //!
-//! A window is what a proxy counted between two flushes (about 1 s). Windows of one proxy follow each other without
-//! a gap; one that starts later than the last one ended means that counts were lost, and one that ends no later
-//! than the last one was delivered twice. Failures come ahead of the window that counts them, so a window is
-//! complete only [`SETTLE`] after it arrived.
+//! A window is what a proxy counted between two flushes (about 1 s). Each begins at the very nanosecond at which the
+//! one before ended, whatever the proxy's clock does meanwhile, so one that begins elsewhere means that counts were
+//! lost. Failures come ahead of the window that counts them, so a window is complete only [`SETTLE`] after it
+//! arrived.
 
 use airlane_core::id::{ClusterName, InstanceId};
 use jiff::{SignedDuration, Timestamp};
@@ -16,8 +16,11 @@ use std::{
 /// failure the window counts has been logged.
 pub(crate) const SETTLE: SignedDuration = SignedDuration::from_millis(300);
 
-/// Windows kept for people (`get services`): about ten seconds.
+/// Windows kept for people (`get services`), and known again if they are delivered twice: about ten seconds.
 const RECENT_WINDOWS: usize = 10;
+
+/// What a gap is taken for when the proxy's clock was set meanwhile and its length means nothing.
+const GAP_MAX: SignedDuration = SignedDuration::from_secs(60);
 
 /// Windows and failures kept for a rollout that does not come to read them.
 const BACKLOG_MAX: usize = 50_000;
@@ -92,17 +95,27 @@ pub(crate) struct Complete {
     pub(crate) clusters: BTreeMap<ClusterName, Totals>,
     /// When it arrived here, which is when it ended but for the way.
     pub(crate) until: Timestamp,
-    /// Counts between this window and the one before were lost.
-    pub(crate) gap: bool,
+    /// The log may lack failures of this window: it is the caller's first that we hear of, or the log's stream broke
+    /// in it.
+    pub(crate) log_in_doubt: bool,
+    /// How long the caller counted between the window before and this one without our hearing of it; zero: nothing
+    /// was lost.
+    pub(crate) lost: SignedDuration,
 }
 
 #[derive(Default)]
 struct Caller {
-    last_end_ns: u64,
     last_heard_at: Option<Timestamp>,
-    waiting: VecDeque<(Timestamp, Window, bool)>,
-    recent: VecDeque<BTreeMap<ClusterName, Totals>>,
+    log_broke: bool,
+    waiting: VecDeque<Complete>,
+    recent: VecDeque<Recent>,
     health: HashMap<(ClusterName, SocketAddr), bool>,
+}
+
+struct Recent {
+    start_ns: u64,
+    end_ns: u64,
+    clusters: BTreeMap<ClusterName, Totals>,
 }
 
 /// The books.
@@ -117,25 +130,38 @@ impl Intake {
     /// Takes a window in; false if it was delivered before.
     pub(crate) fn window(&mut self, caller: &InstanceId, window: Window, now: Timestamp) -> bool {
         let books = self.callers.entry(caller.clone()).or_default();
-        if window.end_ns <= books.last_end_ns {
+        let Window { start_ns, end_ns, clusters, healthy } = window;
+        if books.recent.iter().any(|known| (known.start_ns, known.end_ns) == (start_ns, end_ns)) {
             return false;
         }
-        let gap = books.last_end_ns != 0 && window.start_ns > books.last_end_ns;
-        books.last_end_ns = window.end_ns;
+        let lost = books.recent.back().map_or(SignedDuration::ZERO, |last| gap(last.end_ns, start_ns));
+        let log_in_doubt = std::mem::take(&mut books.log_broke) || books.recent.is_empty();
         books.last_heard_at = Some(now);
-        for (cluster, endpoint, healthy) in &window.healthy {
-            books.health.insert((cluster.clone(), *endpoint), *healthy);
-        }
-        books.recent.push_back(window.clusters.clone());
-        while books.recent.len() > RECENT_WINDOWS {
+        // Every export names every endpoint there is: one that is not named is gone.
+        books.health = healthy.into_iter().map(|(cluster, at, healthy)| ((cluster, at), healthy)).collect();
+        books.recent.push_back(Recent { start_ns, end_ns, clusters: clusters.clone() });
+        if books.recent.len() > RECENT_WINDOWS {
             books.recent.pop_front();
         }
-        books.waiting.push_back((now, window, gap));
+        books.waiting.push_back(Complete {
+            caller: caller.clone(),
+            clusters,
+            until: now,
+            log_in_doubt,
+            lost,
+        });
         if books.waiting.len() > BACKLOG_MAX {
             books.waiting.pop_front();
             self.dropped += 1;
         }
         true
+    }
+
+    /// A caller's log broke: what was under way is lost, and nobody can say how much that was.
+    pub(crate) fn log_broke(&mut self, caller: &InstanceId) {
+        if let Some(books) = self.callers.get_mut(caller) {
+            books.log_broke = true;
+        }
     }
 
     /// Takes a logged failure in.
@@ -155,12 +181,10 @@ impl Intake {
     /// The windows that are complete, in the order of their arrival by caller.
     pub(crate) fn take_windows(&mut self, now: Timestamp) -> Vec<Complete> {
         let mut complete = Vec::new();
-        for (caller, books) in &mut self.callers {
-            while let Some((arrived_at, ..)) = books.waiting.front()
-                && now.duration_since(*arrived_at) >= SETTLE
-                && let Some((until, window, gap)) = books.waiting.pop_front()
-            {
-                complete.push(Complete { caller: caller.clone(), clusters: window.clusters, until, gap });
+        for books in self.callers.values_mut() {
+            let settled = |window: &mut Complete| now.duration_since(window.until) >= SETTLE;
+            while let Some(window) = books.waiting.pop_front_if(settled) {
+                complete.push(window);
             }
         }
         complete.sort_by(|a, b| a.caller.cmp(&b.caller));
@@ -183,7 +207,11 @@ impl Intake {
         let mut seconds = 0;
         for caller in self.callers.values() {
             seconds = seconds.max(caller.recent.len());
-            caller.recent.iter().filter_map(|window| window.get(cluster)).for_each(|totals| sum.add(totals));
+            caller
+                .recent
+                .iter()
+                .filter_map(|window| window.clusters.get(cluster))
+                .for_each(|totals| sum.add(totals));
         }
         (sum, seconds)
     }
@@ -193,7 +221,11 @@ impl Intake {
         let mut callers = BTreeMap::new();
         for (id, caller) in &self.callers {
             let mut sum = Totals::default();
-            caller.recent.iter().filter_map(|window| window.get(cluster)).for_each(|totals| sum.add(totals));
+            caller
+                .recent
+                .iter()
+                .filter_map(|window| window.clusters.get(cluster))
+                .for_each(|totals| sum.add(totals));
             if sum != Totals::default() {
                 callers.insert(id.clone(), sum);
             }
@@ -219,6 +251,15 @@ impl Intake {
     pub(crate) fn retain(&mut self, alive: impl Fn(&InstanceId) -> bool) {
         self.callers.retain(|caller, books| alive(caller) || !books.waiting.is_empty());
     }
+}
+
+/// What was counted between two windows and lost. A clock that was set back in between hides how long that was.
+fn gap(ended_ns: u64, begins_ns: u64) -> SignedDuration {
+    if ended_ns == begins_ns {
+        return SignedDuration::ZERO;
+    }
+    let lost = begins_ns.checked_sub(ended_ns).and_then(|lost| i64::try_from(lost).ok());
+    lost.map_or(GAP_MAX, SignedDuration::from_nanos).min(GAP_MAX)
 }
 
 #[cfg(test)]
@@ -247,14 +288,50 @@ mod tests {
         assert_eq!(complete[0].clusters.values().map(|totals| totals.sent).sum::<u64>(), 7);
     }
 
+    fn lost(windows: &[(u64, u64)]) -> Vec<SignedDuration> {
+        let mut intake = Intake::default();
+        for (start_ns, end_ns) in windows {
+            assert!(intake.window(&caller(), window(*start_ns, *end_ns, 7), at(0)));
+        }
+        intake.take_windows(at(1_000)).iter().map(|window| window.lost).collect()
+    }
+
     #[test]
     fn lost_windows_are_noticed() {
+        let none = SignedDuration::ZERO;
+        assert_eq!(lost(&[(1, 2), (2, 3), (4, 6)]), [none, none, SignedDuration::from_nanos(1)]);
+        assert_eq!(lost(&[(1, 2), (3, 4), (2, 3)])[2], GAP_MAX, "out of order");
+    }
+
+    #[test]
+    fn a_clock_set_back_loses_nothing() {
+        assert_eq!(lost(&[(800, 900), (900, 100), (100, 200)]), [SignedDuration::ZERO; 3]);
+    }
+
+    #[test]
+    fn the_log_is_in_doubt_at_first_and_after_it_broke() {
         let mut intake = Intake::default();
         intake.window(&caller(), window(1, 2, 7), at(0));
         intake.window(&caller(), window(2, 3, 7), at(0));
+        intake.log_broke(&caller());
+        intake.window(&caller(), window(3, 4, 7), at(0));
         intake.window(&caller(), window(4, 5, 7), at(0));
-        let gaps: Vec<bool> = intake.take_windows(at(1_000)).iter().map(|window| window.gap).collect();
-        assert_eq!(gaps, [false, false, true]);
+        let doubts: Vec<bool> =
+            intake.take_windows(at(1_000)).iter().map(|window| window.log_in_doubt).collect();
+        assert_eq!(doubts, [true, false, true, false]);
+    }
+
+    #[test]
+    fn an_endpoint_no_longer_named_is_held_by_nobody() {
+        let mut intake = Intake::default();
+        let endpoint: SocketAddr = "127.0.0.1:9000".parse().expect("an address");
+        let cluster: ClusterName = "80|pay|shop|v2".parse().expect("a cluster name");
+        let mut sick = window(1, 2, 7);
+        sick.healthy.push((cluster, endpoint, false));
+        intake.window(&caller(), sick, at(0));
+        assert_eq!(intake.held_unhealthy_by(endpoint), [caller()]);
+        intake.window(&caller(), window(2, 3, 7), at(0));
+        assert!(intake.held_unhealthy_by(endpoint).is_empty());
     }
 
     #[test]
