@@ -2,12 +2,16 @@
 //!
 //! Counters say how many; logs say which. Envoy counts tries, so first attempts are told apart by what was counted
 //! in all: a retry that begins in one window may end in the next, and only sums over windows are exact.
+//!
+//! What is missing never certifies. A window whose log may have holes is not trusted; what a caller counted and could
+//! not report is taken for failed; a caller that should report and does not is missing; and while it is not certain
+//! which share a caller uses, its coin is not settled.
 
 use crate::signals::intake::{Complete, Failure, Totals};
 use airlane_core::{
     id::{ClusterName, InstanceId, Revision, ServiceId},
     policy::Millis,
-    slo::{Arm, Attempts, CallerEvidence, Evidence, Failure as Outcome, SentShares, Totals as Counted},
+    slo::{Arm, Attempts, CallerEvidence, Coin, Evidence, Failure as Outcome, SentShares, Totals as Counted},
     world::Instance,
 };
 use jiff::{SignedDuration, Timestamp};
@@ -33,6 +37,15 @@ pub(super) struct Surroundings<'a> {
     pub(super) route_timeout: Millis,
     /// Instances that exist.
     pub(super) instances: &'a BTreeMap<InstanceId, Arc<Instance>>,
+}
+
+/// What is certain about the share that a caller's proxy uses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Usage {
+    /// It uses the share published last, since then.
+    Current(Timestamp),
+    /// It may use an earlier one, or the one in its routes.
+    Uncertain,
 }
 
 /// Which two clusters of a service are compared.
@@ -63,6 +76,8 @@ struct ArmBooks {
     logged: u64,
     told_ended: u64,
     told_failed: u64,
+    /// Failures that were counted and never logged, as far as that was noticed.
+    unlogged: u64,
 }
 
 impl ArmBooks {
@@ -86,17 +101,41 @@ impl ArmBooks {
     fn counted_failures(&self) -> u64 {
         self.counted.failed_tries.saturating_sub(self.counted.retries)
     }
+
+    /// Whether failures were counted that the log should have told by now and did not. They are told as failures, so
+    /// the windows after are whole again.
+    fn missed_failures(&mut self) -> bool {
+        let unlogged = self.counted_failures().saturating_sub(self.logged);
+        std::mem::replace(&mut self.unlogged, unlogged) < unlogged
+    }
 }
 
 #[derive(Default)]
 struct CallerBooks {
     shares: SentShares,
+    certain: bool,
     canary: ArmBooks,
     stable: ArmBooks,
     sent_at: Option<Timestamp>,
     heard_at: Option<Timestamp>,
+    /// When it was first seen to be gone.
+    gone_at: Option<Timestamp>,
     /// Canary requests in the last window, which is about a second long.
     canary_rate: u64,
+}
+
+impl CallerBooks {
+    /// The coin of outcomes that arrive now; `None` before a share was published.
+    fn coin(&mut self, now: Timestamp, route_timeout: Millis) -> Option<Coin> {
+        let coin = self.shares.coin(now, route_timeout)?;
+        Some(Coin { settled: coin.settled && self.certain, ..coin })
+    }
+}
+
+/// How many requests there may have been in a time that was not reported, rounded up.
+fn requests_in(time: SignedDuration, per_second: u64) -> u64 {
+    let ms = u64::try_from(time.as_millis()).unwrap_or(0);
+    per_second.saturating_mul(ms).div_ceil(1_000)
 }
 
 /// The books of one attempt of one revision.
@@ -104,13 +143,29 @@ pub(super) struct Gatherer {
     comparison: Comparison,
     share: f64,
     callers: BTreeMap<InstanceId, CallerBooks>,
+    /// Callers that may have sent requests before these books began and were not heard since.
+    expected: BTreeSet<InstanceId>,
+    expected_until: Timestamp,
     unreported: u64,
 }
 
 impl Gatherer {
-    /// Empty books; `share` (0 to 1) is the canary's as published now.
-    pub(super) fn new(comparison: Comparison, share: f64) -> Self {
-        Gatherer { comparison, share, callers: BTreeMap::new(), unreported: 0 }
+    /// Empty books; `share` (0 to 1) is the canary's as published now. `callers` may have sent requests before and
+    /// have to report before anything is certified.
+    pub(super) fn new(
+        comparison: Comparison,
+        share: f64,
+        callers: BTreeSet<InstanceId>,
+        now: Timestamp,
+    ) -> Self {
+        Gatherer {
+            comparison,
+            share,
+            callers: BTreeMap::new(),
+            expected: callers,
+            expected_until: now.saturating_add(SENDS).unwrap_or(Timestamp::MAX),
+            unreported: 0,
+        }
     }
 
     /// Which clusters these books are about.
@@ -120,13 +175,31 @@ impl Gatherer {
 
     /// Notes that a share is about to be published to every caller.
     pub(super) fn publish(&mut self, share: f64) {
+        #[expect(clippy::float_cmp, reason = "both are the same quotient of whole parts, or another share")]
+        if self.share == share {
+            return;
+        }
         self.share = share;
-        self.callers.values_mut().for_each(|books| books.shares.publish(share));
+        for books in self.callers.values_mut() {
+            books.shares.publish(share);
+            books.certain = false;
+        }
     }
 
-    /// Notes that a caller's proxy acknowledged the share published last.
-    pub(super) fn acknowledge(&mut self, caller: &InstanceId, at: Timestamp) {
-        self.books(caller).shares.acknowledge(at);
+    /// The share published last.
+    pub(super) fn share(&self) -> f64 {
+        self.share
+    }
+
+    /// Notes what is certain about the share that each caller uses.
+    pub(super) fn note_usage(&mut self, usage: impl Fn(&InstanceId) -> Usage) {
+        for (caller, books) in &mut self.callers {
+            let usage = usage(caller);
+            if let Usage::Current(since) = usage {
+                books.shares.acknowledge(since);
+            }
+            books.certain = usage != Usage::Uncertain;
+        }
     }
 
     fn books(&mut self, caller: &InstanceId) -> &mut CallerBooks {
@@ -170,7 +243,7 @@ impl Gatherer {
         let callers = heard
             .into_iter()
             .filter_map(|caller| {
-                let coin = self.books(&caller).shares.coin(now, around.route_timeout)?;
+                let coin = self.books(&caller).coin(now, around.route_timeout)?;
                 let failures = outcomes.remove(&caller).unwrap_or_default();
                 let totals = totals.remove(&caller);
                 Some(CallerEvidence { caller, coin, failures, totals })
@@ -195,21 +268,27 @@ impl Gatherer {
                 None => {}
             }
         }
+        self.expected.remove(&window.caller);
         let books = self.books(&window.caller);
-        books.heard_at = Some(now);
+        let rate_before = books.canary_rate;
+        books.heard_at = Some(window.until);
         books.canary_rate = canary.first_attempts();
         if canary.sent + stable.sent > 0 {
             books.sent_at = Some(now);
         }
+        let called_canary = canary != Totals::default();
+        let in_doubt = called_canary && window.log_in_doubt;
+        let lost = !window.lost.is_zero();
         let counted = Counted {
             until: window.until,
             canary: books.canary.attempts(canary),
             stable: books.stable.attempts(stable),
-            trusted: !window.gap && books.canary.counted_failures() <= books.canary.logged,
+            trusted: !(books.canary.missed_failures() || in_doubt || lost && called_canary),
         };
-        if window.gap {
-            // What a lost window of the last rate would have held.
-            self.unreported += canary.first_attempts();
+        if lost {
+            let rate = rate_before.max(books.canary_rate);
+            // However short a gap, what was under way when it began was not reported.
+            self.unreported += requests_in(window.lost.max(SignedDuration::from_secs(1)), rate);
         }
         counted
     }
@@ -226,19 +305,31 @@ impl Gatherer {
         instances: &BTreeMap<InstanceId, Arc<Instance>>,
         now: Timestamp,
     ) -> Vec<InstanceId> {
+        for (caller, books) in &mut self.callers {
+            if instances.contains_key(caller) {
+                books.gone_at = None;
+            } else {
+                books.gone_at.get_or_insert(now);
+            }
+        }
+        self.expected.retain(|caller| now < self.expected_until && instances.contains_key(caller));
         let silent: Vec<InstanceId> = self
             .senders(now)
             .filter(|(_, books)| books.heard_at.is_none_or(|at| now.duration_since(at) > SILENT))
             .map(|(caller, _)| caller.clone())
             .collect();
-        let (missing, vanished): (Vec<InstanceId>, Vec<InstanceId>) =
+        let (mut missing, vanished): (Vec<InstanceId>, Vec<InstanceId>) =
             silent.into_iter().partition(|caller| instances.contains_key(caller));
         for caller in vanished {
-            if let Some(books) = self.callers.remove(&caller) {
-                let gap_s = books.heard_at.map_or(0, |at| now.duration_since(at).as_secs() + 1);
-                self.unreported += books.canary_rate * u64::try_from(gap_s).unwrap_or(0);
+            if let Some(books) = self.callers.remove(&caller)
+                && let (Some(heard_at), Some(gone_at)) = (books.heard_at, books.gone_at)
+            {
+                self.unreported += requests_in(gone_at.duration_since(heard_at), books.canary_rate);
             }
         }
+        missing.extend(self.expected.iter().cloned());
+        missing.sort();
+        missing.dedup();
         missing
     }
 }
@@ -255,129 +346,4 @@ fn add(sum: &mut Counted, later: Counted) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use airlane_core::{
-        id::{Name, Namespace, WorkloadRevision},
-        world::Health,
-    };
-
-    fn at(ms: i64) -> Timestamp {
-        Timestamp::from_millisecond(1_000_000 + ms).expect("in range")
-    }
-    fn caller() -> InstanceId {
-        InstanceId::parse("front-v1-abcd").expect("a name")
-    }
-    fn gatherer() -> Gatherer {
-        let service: ClusterName = "80|pay|shop".parse().expect("a cluster");
-        let comparison = Comparison {
-            service: service.port.service,
-            stable: Revision::parse("v1").expect("a name"),
-            canary: Revision::parse("v2").expect("a name"),
-        };
-        Gatherer::new(comparison, 0.1)
-    }
-    fn failure() -> (InstanceId, Failure) {
-        (
-            caller(),
-            Failure { cluster: "80|pay|shop|v2".parse().expect("a cluster"), endpoint: None, at: at(0) },
-        )
-    }
-    fn window(canary: Totals) -> Complete {
-        let clusters = BTreeMap::from([("80|pay|shop|v2".parse().expect("a cluster"), canary)]);
-        Complete { caller: caller(), clusters, until: at(0), gap: false }
-    }
-    fn gather(
-        books: &mut Gatherer,
-        failures: &[(InstanceId, Failure)],
-        windows: &[Complete],
-        now: Timestamp,
-    ) -> Evidence {
-        gather_among(books, &BTreeMap::from([(caller(), Arc::new(instance()))]), failures, windows, now)
-    }
-
-    fn gather_among(
-        books: &mut Gatherer,
-        instances: &BTreeMap<InstanceId, Arc<Instance>>,
-        failures: &[(InstanceId, Failure)],
-        windows: &[Complete],
-        now: Timestamp,
-    ) -> Evidence {
-        let route_timeout = Millis(1_000);
-        let around =
-            Surroundings { endpoints: &HashMap::new(), canary_endpoints: 1, route_timeout, instances };
-        books.gather(failures, windows, &around, now)
-    }
-    fn instance() -> Instance {
-        let workload = WorkloadRevision {
-            namespace: Namespace::parse("shop").expect("a name"),
-            workload: Name::parse("front").expect("a name"),
-            revision: Revision::parse("v1").expect("a name"),
-        };
-        Instance {
-            id: caller(),
-            service_account: workload.workload.clone(),
-            workload,
-            services: BTreeSet::new(),
-            address: [127, 0, 0, 1].into(),
-            ports: Vec::new(),
-            outbound_port: 15001,
-            health: Health::Healthy,
-        }
-    }
-
-    #[test]
-    fn failures_run_ahead_of_the_window_that_counts_them() {
-        let mut books = gatherer();
-        let early = gather(&mut books, &[failure()], &[], at(100));
-        assert_eq!(early.callers[0].failures.len(), 1);
-        assert_eq!(early.callers[0].totals, None);
-        let totals = Totals { sent: 10, good_tries: 9, failed_tries: 1, ..Totals::default() };
-        let late = gather(&mut books, &[], &[window(totals)], at(1_000));
-        let counted = late.callers[0].totals.expect("a window");
-        assert_eq!(counted.canary, Attempts { started: 10, ended: 10, failed: 1 });
-        assert!(counted.trusted);
-    }
-
-    #[test]
-    fn counters_that_know_more_failures_than_the_log_are_not_trusted() {
-        let mut books = gatherer();
-        let totals = Totals { sent: 10, good_tries: 8, failed_tries: 2, ..Totals::default() };
-        let evidence = gather(&mut books, &[failure()], &[window(totals)], at(1_000));
-        let counted = evidence.callers[0].totals.expect("a window");
-        assert!(!counted.trusted);
-        assert_eq!(counted.canary.failed, 2);
-    }
-
-    #[test]
-    fn a_retry_across_windows_is_no_first_attempt() {
-        let mut books = gatherer();
-        let begins = Totals { sent: 5, retries: 1, good_tries: 4, ..Totals::default() };
-        let ends = Totals { good_tries: 1, ..Totals::default() };
-        let first =
-            gather(&mut books, &[], &[window(begins)], at(1_000)).callers[0].totals.expect("a window").canary;
-        let second =
-            gather(&mut books, &[], &[window(ends)], at(2_000)).callers[0].totals.expect("a window").canary;
-        assert_eq!((first.ended, second.ended), (3, 1), "four requests, whichever try ended when");
-    }
-
-    #[test]
-    fn hanging_requests_are_not_clean() {
-        let mut books = gatherer();
-        let hanging = Totals { sent: 10, good_tries: 2, ..Totals::default() };
-        let counted =
-            gather(&mut books, &[], &[window(hanging)], at(1_000)).callers[0].totals.expect("a window");
-        assert_eq!(counted.canary.ended, 2);
-    }
-
-    #[test]
-    fn silence_of_a_sender_is_missing_and_its_end_is_unreported() {
-        let mut books = gatherer();
-        let totals = Totals { sent: 7, good_tries: 7, ..Totals::default() };
-        gather(&mut books, &[], &[window(totals)], at(0));
-        assert_eq!(gather(&mut books, &[], &[], at(4_000)).missing, [caller()]);
-        let evidence = gather_among(&mut books, &BTreeMap::new(), &[], &[], at(4_000));
-        assert!(evidence.missing.is_empty());
-        assert_eq!(evidence.unreported, 35, "7 a second for the 4 s since, rounded up");
-    }
-}
+mod tests;

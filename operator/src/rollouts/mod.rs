@@ -2,6 +2,8 @@
 //! written: a step's shares reach the proxies by way of the status.
 
 mod evidence;
+#[cfg(test)]
+mod tests;
 
 use crate::{apply::standalone::Recorder, clock::Clock, control::Picture, signals::Signals, xds::Publisher};
 use airlane_core::{
@@ -9,13 +11,13 @@ use airlane_core::{
     mesh::{Destination, FULL_SHARE, Route},
     policy::Millis,
     problem::Reason,
-    rollout::{Acknowledged, Canary, Facts, Progress, Step, objectives, step},
+    rollout::{Acknowledged, Canary, Facts, Phase, Progress, Step, objectives, step},
     slo::judge,
 };
-use evidence::{Comparison, Gatherer, Surroundings};
+use evidence::{Comparison, Gatherer, Surroundings, Usage};
 use jiff::{SignedDuration, Timestamp};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
     sync::Arc,
     time::Duration,
@@ -34,6 +36,9 @@ const GATHER: Duration = Duration::from_millis(5);
 
 /// The judge's sums are saved at least this often.
 const SAVE_EVERY: SignedDuration = SignedDuration::from_secs(10);
+
+/// What people read in the status is no older than this.
+const TELL_EVERY: SignedDuration = SignedDuration::from_secs(2);
 
 /// How long a request may last where nothing limits it: what is assumed of outcomes after a change of the share.
 const UNLIMITED: Millis = Millis(15_000);
@@ -82,23 +87,35 @@ impl Rollouts {
                 () = self.signals.failure_logged() => tokio::time::sleep(GATHER).await,
                 changed = self.picture.changed() => if changed.is_err() { return },
             }
-            let Some(picture) = self.picture.borrow_and_update().clone() else { continue };
+            if self.picture.borrow().is_none() {
+                continue;
+            }
             let now = self.clock.now();
-            let (failures, windows) = self.signals.with(|intake| {
-                let read = (intake.take_failures(), intake.take_windows(now));
-                intake.retain(|caller| picture.world.instances.contains_key(caller));
-                read
-            });
+            let (failures, windows) =
+                self.signals.with(|intake| (intake.take_failures(), intake.take_windows(now)));
             let news = News { failures, windows, now };
+            // Looked at after the failures were taken: none of them stems from shares newer than the picture's.
+            let Some(picture) = self.picture.borrow_and_update().clone() else { continue };
+            self.signals.with(|intake| intake.retain(|caller| picture.world.instances.contains_key(caller)));
             let governing: Vec<&Arc<Canary>> =
                 picture.world.canaries.values().filter(|canary| governs(&picture, &canary.id)).collect();
             trials.retain(|id, _| governing.iter().any(|canary| canary.id == *id));
             self.forget_deleted(&picture).await;
             for canary in governing {
-                let trial = trials.entry(canary.id.clone()).or_insert_with(|| Trial::resume(canary, now));
+                let trial = trials.entry(canary.id.clone()).or_insert_with(|| {
+                    let unheard = self.unheard(&picture);
+                    Trial::resume(canary, unheard, now)
+                });
                 self.turn(canary, trial, &picture, &news).await;
             }
         }
+    }
+
+    /// Proxies that make calls and have not reported to this operator yet.
+    fn unheard(&self, picture: &Picture) -> BTreeSet<InstanceId> {
+        let callers = picture.world.instances.values().filter(|instance| instance.outbound_port != 0);
+        let callers = callers.map(|instance| instance.id.clone());
+        self.signals.with(|intake| callers.filter(|id| intake.last_heard_at(id).is_none()).collect())
     }
 
     /// A canary whose object was deleted begins anew when it comes back. While a file cannot be read, what it held
@@ -118,11 +135,12 @@ impl Rollouts {
     async fn turn(&self, canary: &Canary, trial: &mut Trial, picture: &Picture, news: &News) {
         let plan = &canary.plan;
         if *trial.gatherer.comparison() != comparison(canary) {
-            trial.gatherer = Gatherer::new(comparison(canary), probability(trial.progress.share));
+            let share = probability(trial.progress.share);
+            trial.gatherer = Gatherer::new(comparison(canary), share, self.unheard(picture), news.now);
         }
-        trial.note_published(canary, picture.epoch);
         let site = Site::of(canary, picture);
-        self.note_acknowledged(trial, &site, news.now);
+        trial.note_published(canary, &site, picture.epoch);
+        self.note_usage(trial, &site, news.now);
         let around = Surroundings {
             endpoints: &site.endpoints,
             canary_endpoints: site.canary_ready,
@@ -145,8 +163,7 @@ impl Rollouts {
             tracing::warn!(canary = %canary.id, "{refused}");
         }
         let moved = because.is_some() || asked.is_some();
-        let due = news.now.duration_since(trial.saved_at) >= SAVE_EVERY && next != trial.saved;
-        if !(moved || due || next.judge.outgrew(&trial.saved.judge)) {
+        if !(moved || trial.is_due(&next, news.now)) {
             trial.progress = next;
             return;
         }
@@ -170,16 +187,17 @@ impl Rollouts {
         }
     }
 
-    /// Tells the books which callers use the share published last.
-    fn note_acknowledged(&self, trial: &mut Trial, site: &Site, now: Timestamp) {
-        let Some(key) = &site.share_key else { return };
-        for proxy in self.publisher.connected() {
-            if let Some((shares, acked_at)) = self.publisher.acked_shares(&proxy.instance)
-                && shares.get(key) == Some(&trial.progress.share)
+    /// Tells the books which callers use the shares that are published.
+    fn note_usage(&self, trial: &mut Trial, site: &Site, now: Timestamp) {
+        let published = site.canary_share() == Some(trial.gatherer.share());
+        trial.gatherer.note_usage(|caller| match self.publisher.acked_shares(caller) {
+            Some((shares, since))
+                if published && site.shares.iter().all(|(key, share)| shares.get(key) == Some(share)) =>
             {
-                trial.gatherer.acknowledge(&proxy.instance, acked_at.min(now));
+                Usage::Current(since.min(now))
             }
-        }
+            _ => Usage::Uncertain,
+        });
     }
 
     /// The shares that every connected proxy runs.
@@ -190,10 +208,11 @@ impl Rollouts {
 }
 
 impl Trial {
-    fn resume(canary: &Canary, now: Timestamp) -> Self {
+    /// `unheard` are callers that have to report before anything is certified.
+    fn resume(canary: &Canary, unheard: BTreeSet<InstanceId>, now: Timestamp) -> Self {
         let progress = canary.progress.clone().unwrap_or_else(|| Progress::new(&canary.plan, now));
         Trial {
-            gatherer: Gatherer::new(comparison(canary), probability(progress.share)),
+            gatherer: Gatherer::new(comparison(canary), probability(progress.share), unheard, now),
             saved: progress.clone(),
             progress,
             saved_at: now,
@@ -201,13 +220,34 @@ impl Trial {
         }
     }
 
-    /// Notes the first epoch in which the world carried the shares it carries.
-    fn note_published(&mut self, canary: &Canary, epoch: u64) {
-        let shares = canary.progress.as_ref().map(|progress| Acknowledged {
+    /// Whether what was learnt without a step is worth a write.
+    fn is_due(&self, next: &Progress, now: Timestamp) -> bool {
+        let age = now.duration_since(self.saved_at);
+        let told = next.because == self.saved.because && next.needs == self.saved.needs;
+        let untold = age >= TELL_EVERY && !told;
+        if matches!(next.phase, Phase::Idle | Phase::RolledBack | Phase::Succeeded) {
+            // Nothing is judged: the sums only follow the traffic.
+            return untold;
+        }
+        untold || age >= SAVE_EVERY || next.judge.outgrew(&self.saved.judge)
+    }
+
+    /// Notes what is published: the shares the world carries with the first epoch of them, and the coin that makes.
+    fn note_published(&mut self, canary: &Canary, site: &Site, epoch: u64) {
+        let planned = canary.progress.as_ref().map(|progress| Acknowledged {
             share: progress.share,
             fail_safe_share: progress.fail_safe_share,
         });
-        match (shares, self.published) {
+        // A step that was saved a moment ago is published with the next picture.
+        if let Some(planned) = planned
+            && planned.share == self.progress.share
+            && let Some(share) = site.canary_share()
+        {
+            self.gatherer.publish(share);
+        }
+        // A revision without a healthy endpoint yields its share: then it is not the planned one that proxies run.
+        let planned = planned.filter(|planned| site.shares.iter().all(|(_, share)| *share == planned.share));
+        match (planned, self.published) {
             (Some(shares), Some((published, _))) if shares == published => {}
             (Some(shares), _) => self.published = Some((shares, epoch)),
             (None, _) => self.published = None,
@@ -221,7 +261,8 @@ struct Site {
     canary_ready: usize,
     stable_ready: usize,
     route_timeout: Millis,
-    share_key: Option<String>,
+    /// The canary's current shares as published: runtime key and parts of the whole, for each port that is split.
+    shares: Vec<(String, u32)>,
 }
 
 impl Site {
@@ -254,14 +295,26 @@ impl Site {
                 .map(|destination| destination.calls.request_timeout.unwrap_or(UNLIMITED))
                 .max()
                 .unwrap_or(UNLIMITED),
-            share_key: destinations.iter().find_map(|destination| match &destination.route {
-                Route::Split(split) => {
-                    let revision = Some(canary.plan.canary.clone());
-                    Some(split.runtime_key(&ClusterName { port: destination.port.clone(), revision }))
-                }
-                Route::To(_) => None,
-            }),
+            shares: destinations
+                .iter()
+                .filter_map(|destination| match &destination.route {
+                    Route::Split(split) => {
+                        let revision = Some(canary.plan.canary.clone());
+                        let cluster = ClusterName { port: destination.port.clone(), revision };
+                        let key = split.runtime_key(&cluster);
+                        let share = *picture.compiled.mesh.shares.get(&key)?;
+                        Some((key, share))
+                    }
+                    Route::To(_) => None,
+                })
+                .collect(),
         }
+    }
+
+    /// The probability of the canary as it is published. Ports that differ (one has no healthy endpoint) are judged
+    /// by the largest: that is the conservative one.
+    fn canary_share(&self) -> Option<f64> {
+        self.shares.iter().map(|(_, share)| probability(*share)).reduce(f64::max)
     }
 }
 

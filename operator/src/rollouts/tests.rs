@@ -1,0 +1,124 @@
+use super::*;
+use airlane_core::{
+    compile::compile,
+    id::{Name, Namespace, ObjectKind, ServiceId, TrustDomain, WorkloadRevision},
+    rollout::{Rollout, StepPlan},
+    slo::Coin,
+    world::{Health, Instance, InstancePort, Port, Protocol, Service, World},
+};
+
+fn name(text: &str) -> Name {
+    Name::parse(text).expect("a name")
+}
+fn service() -> ServiceId {
+    ServiceId { namespace: Namespace::parse("shop").expect("a name"), name: name("pay") }
+}
+fn now() -> Timestamp {
+    Timestamp::from_second(1_000).expect("in range")
+}
+
+fn canary(share: u32) -> Canary {
+    let revision = |text| Revision::parse(text).expect("a name");
+    let plan = Rollout {
+        service: service(),
+        stable: revision("v1"),
+        canary: revision("v2"),
+        steps: vec![StepPlan { share, at_least: None }, StepPlan { share: FULL_SHARE, at_least: None }],
+        objectives: Vec::new(),
+        false_rollback: 0.001,
+        wrong_promotion: 0.01,
+        suspend: false,
+    };
+    let progress = Progress { phase: Phase::Progressing, share, ..Progress::new(&plan, now()) };
+    let id = ObjectId { kind: ObjectKind::Canary, namespace: service().namespace, name: name("pay") };
+    Canary { id, generation: 1, plan, progress: Some(progress), asked: None }
+}
+
+/// A service whose v1 and v2 have one copy each, with these healths.
+fn picture(canary: &Canary, healths: [Health; 2]) -> Picture {
+    let ServiceId { namespace, name: pay } = service();
+    let instances = ["v1", "v2"].into_iter().zip(healths).enumerate().map(|(i, (revision, health))| {
+        let workload = WorkloadRevision {
+            namespace: namespace.clone(),
+            workload: pay.clone(),
+            revision: Revision::parse(revision).expect("a name"),
+        };
+        let id = InstanceId::parse(&format!("pay-{revision}-abcd")).expect("a name");
+        let port = 9_000 + u16::try_from(i).expect("small");
+        let instance = Instance {
+            id: id.clone(),
+            workload,
+            service_account: pay.clone(),
+            services: BTreeSet::from([service()]),
+            address: [127, 0, 0, 1].into(),
+            ports: vec![InstancePort { service: 80, app: 8_080, mesh: port, protocol: Protocol::Http }],
+            outbound_port: 15_001,
+            health,
+        };
+        (id, Arc::new(instance))
+    });
+    let ports = vec![Port { number: 80, target: 80, protocol: Protocol::Http }];
+    let world = World {
+        trust_domain: TrustDomain::parse("airlane.local").expect("a name"),
+        system_namespace: Namespace::parse("airlane-system").expect("a name"),
+        services: BTreeMap::from([(service(), Arc::new(Service { id: service(), ports }))]),
+        instances: instances.collect(),
+        policies: BTreeMap::new(),
+        canaries: BTreeMap::from([(canary.id.clone(), Arc::new(canary.clone()))]),
+    };
+    Picture {
+        compiled: Arc::new(compile(&world)),
+        world: Arc::new(world),
+        manifests: Arc::default(),
+        epoch: 7,
+        published_in: BTreeMap::new(),
+        catalog: Arc::default(),
+    }
+}
+
+/// The coin that the judge is given, and whether the planned share is published, at these healths.
+fn check(healths: [Health; 2], coin: f64, planned: bool) {
+    let canary = canary(1_000);
+    let picture = picture(&canary, healths);
+    let mut trial = Trial::resume(&canary, BTreeSet::new(), now());
+    let site = Site::of(&canary, &picture);
+    trial.note_published(&canary, &site, picture.epoch);
+    let caller = InstanceId::parse("front-v1-abcd").expect("a name");
+    let cluster = ClusterName {
+        port: airlane_core::id::ServicePort { service: service(), port: 80 },
+        revision: Some(canary.plan.canary.clone()),
+    };
+    let failure = Failure { cluster, endpoint: None, at: now() };
+    let around = Surroundings {
+        endpoints: &site.endpoints,
+        canary_endpoints: site.canary_ready,
+        route_timeout: site.route_timeout,
+        instances: &picture.world.instances,
+    };
+    let evidence = trial.gatherer.gather(&[(caller, failure)], &[], &around, now());
+    assert_eq!(evidence.callers[0].coin, Coin { share: coin, settled: false }, "{healths:?}");
+    assert_eq!(trial.published.is_some(), planned, "{healths:?}");
+}
+
+#[test]
+fn the_coin_is_the_one_that_is_thrown() {
+    check([Health::Healthy, Health::Healthy], 0.1, true);
+    check([Health::Healthy, Health::Unhealthy], 0.0, false);
+    check([Health::Unhealthy, Health::Healthy], 1.0, false);
+    check([Health::Unhealthy, Health::Unhealthy], 0.1, true);
+}
+
+#[test]
+fn a_status_is_written_for_its_reader_and_for_the_judge() {
+    let canary = canary(1_000);
+    let trial = Trial::resume(&canary, BTreeSet::new(), now());
+    let mut next = trial.progress.clone();
+    let after = |s| now() + SignedDuration::from_secs(s);
+    assert!(!trial.is_due(&next, after(9)));
+    assert!(trial.is_due(&next, after(10)));
+    next.because = "another reason".to_owned();
+    assert!(!trial.is_due(&next, after(1)));
+    assert!(trial.is_due(&next, after(2)));
+    let ended = Progress { phase: Phase::Succeeded, ..trial.progress.clone() };
+    assert!(!trial.is_due(&ended, after(1_000)), "nothing happens any more");
+}
