@@ -111,7 +111,7 @@ impl ArmBooks {
 }
 
 #[derive(Default)]
-struct CallerBooks {
+pub(super) struct CallerBooks {
     shares: SentShares,
     certain: bool,
     canary: ArmBooks,
@@ -293,7 +293,8 @@ impl Gatherer {
         counted
     }
 
-    fn senders(&self, now: Timestamp) -> impl Iterator<Item = (&InstanceId, &CallerBooks)> {
+    /// The callers that sent a request lately, and their books.
+    pub(super) fn senders(&self, now: Timestamp) -> impl Iterator<Item = (&InstanceId, &CallerBooks)> {
         self.callers
             .iter()
             .filter(move |(_, books)| books.sent_at.is_some_and(|at| now.duration_since(at) <= SENDS))

@@ -103,7 +103,8 @@ impl Rollouts {
             self.forget_deleted(&picture).await;
             for canary in governing {
                 let trial = trials.entry(canary.id.clone()).or_insert_with(|| {
-                    let unheard = self.unheard(&picture);
+                    let running = canary.progress.as_ref().is_some_and(|progress| progress.share > 0);
+                    let unheard = if running { self.unheard(&picture) } else { BTreeSet::new() };
                     Trial::resume(canary, unheard, now)
                 });
                 self.turn(canary, trial, &picture, &news).await;
@@ -136,7 +137,8 @@ impl Rollouts {
         let plan = &canary.plan;
         if *trial.gatherer.comparison() != comparison(canary) {
             let share = probability(trial.progress.share);
-            trial.gatherer = Gatherer::new(comparison(canary), share, self.unheard(picture), news.now);
+            let senders = trial.gatherer.senders(news.now).map(|(caller, _)| caller.clone()).collect();
+            trial.gatherer = Gatherer::new(comparison(canary), share, senders, news.now);
         }
         let site = Site::of(canary, picture);
         trial.note_published(canary, &site, picture.epoch);
