@@ -1,16 +1,19 @@
-//! The objects in a directory, as values: what happens to them when a file is edited, broken, emptied or deleted.
+//! The objects in a directory, as values: what happens to them when a file is edited, broken, emptied, moved or
+//! deleted.
 //!
-//! A file in error loses nothing: what it held before stays in force, object by object, until the file can be read
-//! again. Pure; the watching is in [`super::standalone`].
+//! Every file claims the objects that stand in it; [`Manifests::settle`] says which claim is in force. So an object
+//! that moves from one file to another is never withdrawn in between, and one that stands in two files outlives the
+//! deletion of either. A file in error loses nothing: what it claimed before it goes on claiming, object by object,
+//! until it can be read again. Pure; the watching is in [`super::standalone`].
 
-use airlane_api::{FileError, Parsed, Refused, Value};
+use airlane_api::{FileError, Location, Object, Parsed, Refused, Value};
 use airlane_core::{
     id::ObjectId,
     policy::{CallsSpec, MtlsMode, MtlsSpec, Policy},
     problem::{Problem, Reason},
 };
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -37,91 +40,172 @@ pub(crate) struct Manifests {
     pub(crate) objects: BTreeMap<ObjectId, Arc<Accepted>>,
     /// What could not be used, file by file.
     pub(crate) errors: BTreeMap<PathBuf, Vec<FileError>>,
+    files: BTreeMap<PathBuf, Claims>,
+}
+
+/// What one file says.
+#[derive(Clone, Default, PartialEq, Debug)]
+struct Claims {
+    objects: BTreeMap<ObjectId, Claim>,
+    errors: Vec<FileError>,
+    /// The file is gone, and may be about to come back: it claims what nobody else does.
+    leaving: bool,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+struct Claim {
+    value: Option<Value>,
+    problems: Vec<Problem>,
+    /// As people know the file, and where in it.
+    shown: (String, Location),
+    outdated: bool,
+    /// Made up for a policy that was never understood.
+    fail_closed: bool,
 }
 
 impl Manifests {
-    /// What is in force after `file` was read.
+    /// Notes what `file` says now. [`Manifests::settle`] makes it count.
     pub(crate) fn read(&mut self, file: &Path, parsed: Parsed) {
-        let mut errors = parsed.errors;
-        let mut said = BTreeSet::new();
-        for object in parsed.objects {
-            if let Some(elsewhere) = self.objects.get(&object.id).filter(|accepted| accepted.file != file) {
-                errors.push(FileError {
-                    file: object.file,
-                    location: object.location,
-                    object: Some(object.id),
-                    field: String::new(),
-                    message: format!("it stands in {} already", elsewhere.file.display()),
-                    mend: "delete one of the two".to_owned(),
-                });
-                continue;
-            }
-            said.insert(object.id.clone());
-            self.accept(object.id, file, object.value, object.problems);
-        }
-        for refused in parsed.refused {
-            if let Some(id) = self.fail_closed(file, refused) {
-                said.insert(id);
+        let Parsed { objects, refused, errors } = parsed;
+        let before = self.files.remove(file).unwrap_or_default().objects;
+        let mut claims = Claims { errors, ..Claims::default() };
+        claims.objects.extend(objects.into_iter().map(|object| (object.id.clone(), Claim::from(object))));
+        for (id, claim) in refused.into_iter().filter_map(fail_closed) {
+            if before.get(&id).is_none_or(|before| before.fail_closed) {
+                claims.objects.entry(id).or_insert(claim);
             }
         }
-        let broken = !errors.is_empty();
-        for (id, accepted) in &mut self.objects {
-            if accepted.file == file && !said.contains(id) && broken {
-                Arc::make_mut(accepted).outdated = true;
+        if !claims.errors.is_empty() {
+            for (id, claim) in before {
+                claims.objects.entry(id).or_insert(Claim { outdated: true, ..claim });
             }
         }
-        if broken {
-            self.errors.insert(file.to_owned(), errors);
-        } else {
-            self.errors.remove(file);
-            self.objects.retain(|id, accepted| accepted.file != file || said.contains(id));
+        self.files.insert(file.to_owned(), claims);
+    }
+
+    /// Notes that `file` cannot be read: what it claimed before stays.
+    pub(crate) fn unreadable(&mut self, file: &Path, error: FileError) {
+        self.read(file, Parsed { errors: vec![error], ..Parsed::default() });
+    }
+
+    /// Notes that `file` is gone, perhaps for a moment.
+    pub(crate) fn leave(&mut self, file: &Path) {
+        if let Some(claims) = self.files.get_mut(file) {
+            claims.leaving = true;
         }
     }
 
-    /// A door whose policy was never understood is shut to all but the mesh: somebody wanted it kept, and we cannot
-    /// know how. The policy's name if that was done.
-    fn fail_closed(&mut self, file: &Path, refused: Refused) -> Option<ObjectId> {
-        let (id, target) = (refused.id?, refused.target?);
-        let strict = |accepted: &Arc<Accepted>| {
-            accepted.problems.iter().any(|problem| problem.reason == Reason::Invalid)
-        };
-        if !refused.mtls || self.objects.get(&id).is_some_and(|accepted| !strict(accepted)) {
-            return None;
-        }
-        let problem = Problem {
-            subject: id.clone(),
-            field: "spec.mtls".to_owned(),
-            reason: Reason::Invalid,
-            message: "it was never understood: mode Strict holds for its target until the file is mended"
-                .to_owned(),
-        };
-        let policy = Policy {
-            id: id.clone(),
-            generation: 0,
-            age_rank: 0,
-            target,
-            calls: CallsSpec::default(),
-            mtls: Some(MtlsSpec { mode: Some(MtlsMode::Strict), ..MtlsSpec::default() }),
-        };
-        self.accept(id.clone(), file, Some(Value::Policy(policy)), vec![problem]);
-        Some(id)
-    }
-
-    /// What is in force after `file` was deleted.
+    /// Notes that `file` was deleted.
     pub(crate) fn delete(&mut self, file: &Path) {
-        self.errors.remove(file);
-        self.objects.retain(|_, accepted| accepted.file != file);
+        self.files.remove(file);
     }
 
-    fn accept(&mut self, id: ObjectId, file: &Path, value: Option<Value>, problems: Vec<Problem>) {
-        let generation = match self.objects.get(&id) {
-            Some(before) if before.value == value => before.generation,
+    /// The files that claim anything or are in error.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.files.keys()
+    }
+
+    /// Decides which of the claims are in force. Of several to one object the one in force before stays; a file that
+    /// is gone yields to the others, and what was made up to every author.
+    pub(crate) fn settle(&mut self) {
+        let mut claimed: BTreeMap<&ObjectId, Vec<(&PathBuf, &Claims, &Claim)>> = BTreeMap::new();
+        for (file, claims) in &self.files {
+            for (id, claim) in &claims.objects {
+                claimed.entry(id).or_default().push((file, claims, claim));
+            }
+        }
+        let mut errors: BTreeMap<PathBuf, Vec<FileError>> = self
+            .files
+            .iter()
+            .filter(|(_, claims)| !claims.errors.is_empty() && !claims.leaving)
+            .map(|(file, claims)| (file.clone(), claims.errors.clone()))
+            .collect();
+        let mut objects = BTreeMap::new();
+        for (id, mut claims) in claimed {
+            let before = self.objects.get(id);
+            let held = |file: &Path| before.is_some_and(|before| before.file == file);
+            claims.sort_by_key(|(file, claims, claim)| (claims.leaving, claim.fail_closed, !held(file)));
+            let Some(((file, _, claim), others)) = claims.split_first() else { continue };
+            objects.insert(id.clone(), claim.accepted(file, before));
+            for (other, claims, refused) in others {
+                // An earlier version in a file in error may have been what moved.
+                if !claims.leaving && !refused.outdated && !refused.fail_closed {
+                    errors.entry((*other).clone()).or_default().push(refused.second_to(claim, id));
+                }
+            }
+        }
+        self.objects = objects;
+        self.errors = errors;
+    }
+}
+
+impl From<Object> for Claim {
+    fn from(object: Object) -> Self {
+        Claim {
+            value: object.value,
+            problems: object.problems,
+            shown: (object.file, object.location),
+            outdated: false,
+            fail_closed: false,
+        }
+    }
+}
+
+impl Claim {
+    /// The object in force by this claim; the same allocation while nothing changed.
+    fn accepted(&self, file: &Path, before: Option<&Arc<Accepted>>) -> Arc<Accepted> {
+        let generation = match before {
+            Some(before) if before.value == self.value => before.generation,
             Some(before) => before.generation + 1,
             None => 1,
         };
-        let accepted = Accepted { file: file.to_owned(), generation, value, problems, outdated: false };
-        if self.objects.get(&id).is_none_or(|before| **before != accepted) {
-            self.objects.insert(id, Arc::new(accepted));
+        let Claim { value, problems, outdated, .. } = self.clone();
+        let accepted = Accepted { file: file.to_owned(), generation, value, problems, outdated };
+        match before {
+            Some(before) if **before == accepted => before.clone(),
+            _ => Arc::new(accepted),
         }
     }
+
+    fn second_to(&self, first: &Claim, id: &ObjectId) -> FileError {
+        let (file, location) = self.shown.clone();
+        let (elsewhere, at) = &first.shown;
+        FileError {
+            file,
+            location,
+            object: Some(id.clone()),
+            field: String::new(),
+            message: format!("it stands in {elsewhere}:{} already, and that one is in force", at.line),
+            mend: "delete or rename one of the two".to_owned(),
+        }
+    }
+}
+
+/// A door whose policy was never understood is shut to all but the mesh: somebody wanted it kept, and we cannot
+/// know how.
+fn fail_closed(refused: Refused) -> Option<(ObjectId, Claim)> {
+    let (id, target) = (refused.id?, refused.target.filter(|_| refused.mtls)?);
+    let problem = Problem {
+        subject: id.clone(),
+        field: "spec.mtls".to_owned(),
+        reason: Reason::Invalid,
+        message: "it was never understood: mode Strict holds for its target until the file is mended"
+            .to_owned(),
+    };
+    let policy = Policy {
+        id: id.clone(),
+        generation: 0,
+        age_rank: 0,
+        target,
+        calls: CallsSpec::default(),
+        mtls: Some(MtlsSpec { mode: Some(MtlsMode::Strict), ..MtlsSpec::default() }),
+    };
+    let claim = Claim {
+        value: Some(Value::Policy(policy)),
+        problems: vec![problem],
+        shown: (refused.file, refused.location),
+        outdated: false,
+        fail_closed: true,
+    };
+    Some((id, claim))
 }

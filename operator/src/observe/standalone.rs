@@ -1,15 +1,17 @@
 //! Watches a directory of YAML files.
 //!
 //! Editors save in many ways: a new file moved over the old one, a truncation and a slow write, a delete and a
-//! create. So nothing is read before it has been quiet for [`SETTLE`], an emptied file is given [`EMPTY_GRACE`]
-//! before it counts as empty, and the whole directory is compared by content at each event.
+//! create. So nothing is read before it has been quiet for [`SETTLE`], a file that was emptied or is gone is given
+//! [`GRACE`] before that is believed, and the whole directory is compared by content at each event. What cannot be
+//! read is told, and keeps what it said before.
 
 use super::manifests::Manifests;
-use airlane_api::{FILE_BYTES_MAX, read_file};
+use airlane_api::{FILE_BYTES_MAX, FileError, Location, read_file};
 use airlane_core::id::Namespace;
 use notify::{RecursiveMode, Watcher};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -20,8 +22,9 @@ use tokio_util::sync::CancellationToken;
 /// Quiet time after the last event before files are read.
 const SETTLE: Duration = Duration::from_millis(20);
 
-/// How long a file that was not empty may be empty before that is believed: truncate-and-write is one save.
-const EMPTY_GRACE: Duration = Duration::from_secs(1);
+/// How long a file may be empty or gone before that is believed: truncate-and-write is one save, and so is
+/// delete-and-create.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// How often the directory is compared without an event: the net under a lost one.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -48,8 +51,10 @@ pub(crate) enum ObserveError {
 }
 
 struct Seen {
-    content: Vec<u8>,
-    emptied_at: Option<Instant>,
+    /// `None`: it cannot be read.
+    content: Option<Vec<u8>>,
+    /// Since when it is empty or gone, and may be about to be written again.
+    vacant_since: Option<Instant>,
 }
 
 /// A watched directory.
@@ -107,7 +112,7 @@ impl Directory {
                 changed
             });
             let pause =
-                if self.seen.values().any(|seen| seen.emptied_at.is_some()) { EMPTY_GRACE } else { SWEEP };
+                if self.seen.values().any(|seen| seen.vacant_since.is_some()) { GRACE } else { SWEEP };
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 () = tokio::time::sleep(pause) => {}
@@ -119,68 +124,137 @@ impl Directory {
     }
 
     fn sweep(&mut self, now: Instant) -> Result<(), ObserveError> {
-        let files =
-            list(&self.path).map_err(|source| ObserveError::List { path: self.path.clone(), source })?;
-        let gone: Vec<PathBuf> = self.seen.keys().filter(|file| !files.contains(file)).cloned().collect();
-        for file in gone {
-            self.seen.remove(&file);
-            self.manifests.delete(&file);
+        let mut listing = Listing::default();
+        listing.list(&self.path).map_err(|source| ObserveError::List { path: self.path.clone(), source })?;
+        let Listing { files, unreadable, .. } = listing;
+        let mut present: BTreeSet<PathBuf> = unreadable.keys().cloned().collect();
+        for (directory, error) in unreadable {
+            present.extend(self.seen.keys().filter(|file| file.starts_with(&directory)).cloned());
+            self.refuse(&directory, &error.to_string(), "let the operator read this directory");
         }
         for file in files {
-            let Ok(content) = read_bounded(&file) else { continue };
-            self.absorb(&file, content, now);
+            match read_bounded(&file) {
+                Ok(content) => self.absorb(&file, content, now),
+                // It went since it was listed; a link that leads nowhere is still there.
+                Err(error) if error.kind() == ErrorKind::NotFound && file.symlink_metadata().is_err() => {
+                    continue;
+                }
+                Err(error) => {
+                    self.refuse(&file, &error.to_string(), "make it a file that the operator may read");
+                }
+            }
+            present.insert(file);
         }
+        let gone: Vec<PathBuf> =
+            self.manifests.files().filter(|file| !present.contains(*file)).cloned().collect();
+        for file in gone {
+            let since = self.seen.get_mut(&file).map(|seen| *seen.vacant_since.get_or_insert(now));
+            if since.is_some_and(|since| now.duration_since(since) < GRACE) {
+                self.manifests.leave(&file);
+            } else {
+                self.seen.remove(&file);
+                self.manifests.delete(&file);
+            }
+        }
+        self.manifests.settle();
         Ok(())
     }
 
     fn absorb(&mut self, file: &Path, content: Vec<u8>, now: Instant) {
         let blank = content.iter().all(u8::is_ascii_whitespace);
         if let Some(seen) = self.seen.get_mut(file) {
-            if seen.content == content {
-                seen.emptied_at = None;
+            if seen.content.as_ref() == Some(&content) && seen.vacant_since.is_none() {
                 return;
             }
-            if blank && now.duration_since(*seen.emptied_at.get_or_insert(now)) < EMPTY_GRACE {
+            if blank && now.duration_since(*seen.vacant_since.get_or_insert(now)) < GRACE {
                 return;
             }
         }
-        let shown = file.strip_prefix(&self.path).unwrap_or(file).display().to_string();
-        let parsed = read_file(&shown, &String::from_utf8_lossy(&content), &self.system_namespace);
-        for error in &parsed.errors {
+        match std::str::from_utf8(&content) {
+            Ok(text) => {
+                let parsed = read_file(&self.shown(file), text, &self.system_namespace);
+                for error in &parsed.errors {
+                    tracing::warn!("{error}");
+                }
+                self.manifests.read(file, parsed);
+            }
+            Err(error) => {
+                let message = format!("byte {} is not UTF-8", error.valid_up_to() + 1);
+                self.refuse(file, &message, "save it as UTF-8");
+            }
+        }
+        self.seen.insert(file.to_owned(), Seen { content: Some(content), vacant_since: None });
+    }
+
+    /// What was in a file or directory stays in force, and what keeps it from being read is told.
+    fn refuse(&mut self, place: &Path, message: &str, mend: &str) {
+        let error = FileError {
+            file: self.shown(place),
+            location: Location::START,
+            object: None,
+            field: String::new(),
+            message: format!("it cannot be read: {message}"),
+            mend: mend.to_owned(),
+        };
+        let told = self.manifests.errors.get(place).is_some_and(|errors| errors.contains(&error));
+        if !told {
             tracing::warn!("{error}");
         }
-        self.manifests.read(file, parsed);
-        self.seen.insert(file.to_owned(), Seen { content, emptied_at: None });
+        self.manifests.unreadable(place, error);
+        if let Some(seen) = self.seen.get_mut(place) {
+            *seen = Seen { content: None, vacant_since: None };
+        }
+    }
+
+    fn shown(&self, file: &Path) -> String {
+        file.strip_prefix(&self.path).unwrap_or(file).display().to_string()
     }
 }
 
 /// The YAML and JSON files below a directory, editors' drafts left out, in order.
-fn list(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(directory)? {
-        let path = entry?.path();
-        let hidden =
-            path.file_name().and_then(|name| name.to_str()).is_none_or(|name| name.starts_with(['.', '#']));
-        let ours = path
-            .extension()
-            .and_then(|ext| ext.to_str())
-            .is_some_and(|ext| matches!(ext, "yaml" | "yml" | "json"));
-        if hidden {
-            continue;
+#[derive(Default)]
+struct Listing {
+    files: BTreeSet<PathBuf>,
+    /// Directories that cannot be listed, and why.
+    unreadable: BTreeMap<PathBuf, std::io::Error>,
+    /// Directories as the system knows them: links may lead to the same one twice, or round in circles.
+    visited: BTreeSet<PathBuf>,
+}
+
+impl Listing {
+    fn list(&mut self, directory: &Path) -> std::io::Result<()> {
+        if !self.visited.insert(directory.canonicalize()?) {
+            return Ok(());
         }
-        if path.is_dir() {
-            files.extend(list(&path)?);
-        } else if ours {
-            files.push(path);
+        for entry in std::fs::read_dir(directory)? {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|name| name.to_str());
+            if name.is_none_or(|name| name.starts_with(['.', '#'])) {
+                continue;
+            }
+            let ours = path
+                .extension()
+                .and_then(|ext| ext.to_str())
+                .is_some_and(|ext| matches!(ext, "yaml" | "yml" | "json"));
+            if path.is_dir() {
+                if let Err(error) = self.list(&path) {
+                    self.unreadable.insert(path, error);
+                }
+            } else if ours {
+                self.files.insert(path);
+            }
         }
+        Ok(())
     }
-    files.sort();
-    Ok(files)
 }
 
 /// A file's content; one byte more than the limit when it is too long, which the reader then refuses by its size.
 fn read_bounded(file: &Path) -> std::io::Result<Vec<u8>> {
     use std::io::Read;
+    // A pipe would be waited for.
+    if !std::fs::metadata(file)?.is_file() {
+        return Err(std::io::Error::new(ErrorKind::InvalidInput, "it is not a regular file"));
+    }
     let mut content = Vec::new();
     std::fs::File::open(file)?.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut content)?;
     Ok(content)
@@ -212,6 +286,13 @@ mod tests {
             std::fs::write(self.dir.path().join(name), text).expect("written");
             self.look()
         }
+        fn remove(&self, name: &str) {
+            std::fs::remove_file(self.dir.path().join(name)).expect("removed");
+        }
+        fn file_in_force(&self) -> String {
+            let object = self.directory.manifests().objects.values().next().expect("in force");
+            object.file.file_name().expect("a name").to_string_lossy().into_owned()
+        }
         fn look(&mut self) -> (usize, usize) {
             self.directory.sweep(self.now).expect("readable");
             let manifests = self.directory.manifests();
@@ -236,7 +317,7 @@ mod tests {
         let half = POLICY.get(..POLICY.len() - 20).expect("ASCII");
         assert_eq!(edited.write("pay.yaml", half).0, 1);
         assert_eq!(edited.write("pay.yaml", ""), (1, 1));
-        edited.now += EMPTY_GRACE;
+        edited.now += GRACE;
         assert_eq!(edited.look(), (0, 0), "empty for good");
     }
 
@@ -244,13 +325,81 @@ mod tests {
     fn deleted_files_take_their_objects_along() {
         let mut edited = Edited::with(&[("pay.yaml", POLICY), (".draft.yaml", POLICY)]);
         assert_eq!(edited.look(), (1, 0));
-        std::fs::remove_file(edited.dir.path().join("pay.yaml")).expect("removed");
+        edited.remove("pay.yaml");
+        assert_eq!(edited.look(), (1, 0), "it may be about to be written again");
+        edited.now += GRACE;
         assert_eq!(edited.look(), (0, 0));
     }
 
     #[test]
-    fn an_object_in_two_files_is_refused_in_the_second() {
-        let mut edited = Edited::with(&[("a.yaml", POLICY)]);
-        assert_eq!(edited.write("b.yaml", POLICY), (1, 1));
+    fn a_file_that_is_deleted_and_written_again_was_never_gone() {
+        let mut edited = Edited::with(&[("pay.yaml", POLICY)]);
+        edited.remove("pay.yaml");
+        edited.look();
+        assert_eq!(edited.write("pay.yaml", POLICY), (1, 0));
+        edited.now += GRACE;
+        assert_eq!(edited.look(), (1, 0));
+    }
+
+    #[test]
+    fn an_object_in_two_files_outlives_either() {
+        for (first, second) in [("a.yaml", "b.yaml"), ("b.yaml", "a.yaml")] {
+            let mut edited = Edited::with(&[(first, POLICY)]);
+            assert_eq!(edited.write(second, &POLICY.replace("10s", "5s")), (1, 1));
+            assert_eq!(edited.file_in_force(), first);
+            edited.remove(first);
+            assert_eq!(edited.look(), (1, 0));
+            assert_eq!(edited.file_in_force(), second);
+        }
+    }
+
+    #[test]
+    fn an_object_moves_between_files_without_being_withdrawn() {
+        for (from, to) in [("a.yaml", "b.yaml"), ("b.yaml", "a.yaml")] {
+            let mut edited = Edited::with(&[(from, POLICY)]);
+            std::fs::rename(edited.dir.path().join(from), edited.dir.path().join(to)).expect("renamed");
+            assert_eq!(edited.look(), (1, 0));
+            assert_eq!(edited.file_in_force(), to);
+            let object = edited.directory.manifests().objects.values().next().expect("in force");
+            assert_eq!(object.generation, 1, "it says what it said");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told_and_stays_in_force() {
+        let mut edited = Edited::with(&[("pay.yaml", POLICY)]);
+        std::fs::write(edited.dir.path().join("pay.yaml"), b"kind: \xff").expect("written");
+        assert_eq!(edited.look(), (1, 1), "not UTF-8");
+        assert_eq!(edited.write("pay.yaml", POLICY), (1, 0));
+        edited.remove("pay.yaml");
+        std::os::unix::fs::symlink("nowhere", edited.dir.path().join("pay.yaml")).expect("linked");
+        assert_eq!(edited.look(), (1, 1), "a link that leads nowhere");
+        edited.now += 2 * GRACE;
+        assert_eq!(edited.look(), (1, 1));
+        edited.remove("pay.yaml");
+        assert_eq!(edited.write("pay.yaml", POLICY), (1, 0));
+    }
+
+    #[test]
+    fn links_in_circles_are_followed_once() {
+        let mut edited = Edited::with(&[("pay.yaml", POLICY)]);
+        std::os::unix::fs::symlink(".", edited.dir.path().join("again")).expect("linked");
+        assert_eq!(edited.look(), (1, 0));
+    }
+
+    #[test]
+    fn a_door_never_understood_is_shut_until_somebody_says_how() {
+        let policy = POLICY.replace("timeouts: { request: 10s }", "mtls: { mode: Stric }");
+        let mut edited = Edited::with(&[("pay.yaml", &policy)]);
+        assert_eq!(edited.look(), (1, 1));
+        let strict = |edited: &Edited| match &edited.directory.manifests().objects.values().next()?.value {
+            Some(airlane_api::Value::Policy(policy)) => policy.mtls.as_ref()?.mode,
+            _ => None,
+        };
+        assert_eq!(strict(&edited), Some(airlane_core::policy::MtlsMode::Strict));
+        let understood = policy.replace("Stric ", "Permissive ");
+        assert_eq!(edited.write("pay.yaml", &understood), (1, 0));
+        assert_eq!(edited.write("pay.yaml", &policy), (1, 1));
+        assert_eq!(strict(&edited), Some(airlane_core::policy::MtlsMode::Permissive), "the version before");
     }
 }
