@@ -289,7 +289,7 @@ impl Story {
             if let Some(canary) = canary {
                 if canary.share_percent > share {
                     share = canary.share_percent;
-                    self.teller.say(format!("{share:.0} %: {}", canary.because));
+                    self.teller.say(format!("{share:.0} %: {}", moved_because(&canary)));
                 }
                 if matches!(canary.phase, Phase::Succeeded | Phase::RolledBack) {
                     break Some(canary);
@@ -345,7 +345,7 @@ impl Story {
         self.teller.claim(
             seen.failed == 0 && all > 0,
             "users noticed nothing",
-            format!("0 of {all} requests may fail, {} did", seen.failed),
+            format!("{} of {all} requests failed", seen.failed),
         );
     }
 
@@ -414,6 +414,15 @@ impl Story {
         let policies = self.fleet.policies();
         self.teller.say(format!("the policies are in {}: edit one", policies.display()));
     }
+}
+
+/// Why the canary has the share it has: the reason of its last move, not of what it waits for since.
+fn moved_because(canary: &CanaryView) -> &str {
+    let progress = canary.progress.as_ref();
+    let moved = progress.and_then(|progress| {
+        progress.history.iter().rev().take_while(|transition| transition.share == progress.share).last()
+    });
+    moved.map_or(canary.because.as_str(), |transition| &transition.because)
 }
 
 /// Tells an example service how to behave.
