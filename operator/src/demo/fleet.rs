@@ -175,10 +175,11 @@ impl Fleet {
         words
     }
 
-    /// Ends everything: the callers before those they call, the operator last.
-    pub(super) async fn end(mut self) {
+    /// Ends everything, the operator last, and hands over the directory with the logs.
+    pub(super) async fn end(mut self) -> tempfile::TempDir {
         end(self.workloads.iter_mut().map(|workload| &mut workload.process)).await;
         end([&mut self.operator]).await;
+        self.home
     }
 }
 

@@ -114,9 +114,9 @@ pub(crate) async fn run(args: &Demo) -> anyhow::Result<()> {
     let broken: Vec<String> = story.teller.broken().map(|told| told.claim.clone()).collect();
     let all_held = story.teller.all_held();
     let elapsed = story.teller.elapsed();
-    story.fleet.end().await;
+    let home = story.fleet.end().await;
     if !all_held {
-        bail!("not everything happened as told: {}", broken.join("; "));
+        bail!("not everything happened as told: {}; the logs are in {}", broken.join("; "), home.keep().display());
     }
     story.teller.say(format!("everything happened as told, in {} s", elapsed.as_secs()));
     Ok(())
