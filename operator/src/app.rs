@@ -112,6 +112,11 @@ pub(crate) async fn up(args: &Up, state: &Path) -> anyhow::Result<()> {
         announcing.await;
         Ok("readiness")
     });
+    let vouching = readiness::vouch(publisher.clone(), registry.clone(), shutdown.clone());
+    tasks.spawn(async move {
+        vouching.await;
+        Ok("the word for who is connected")
+    });
     let judging = rollouts::Rollouts {
         picture: picture.clone(),
         signals: signals.clone(),

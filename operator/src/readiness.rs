@@ -9,7 +9,10 @@ use crate::{
 };
 use airlane_core::{id::InstanceId, world::Health};
 use std::{collections::HashMap, sync::Arc, time::Duration};
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior},
+};
 use tokio_util::sync::CancellationToken;
 
 /// Tells the registry which proxies have acknowledged their own listeners.
@@ -51,6 +54,22 @@ pub(crate) async fn announce(
             }
             !in_place
         });
+    }
+}
+
+/// How often the registry is told who is connected: well within the silence it forgives.
+const TELL_CONNECTED: Duration = Duration::from_millis(500);
+
+/// Tells the registry whose proxies are connected.
+pub(crate) async fn vouch(publisher: Publisher, registry: Arc<Registry>, shutdown: CancellationToken) {
+    let mut ticks = tokio::time::interval(TELL_CONNECTED);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        registry.connected(&publisher.connected().into_iter().map(|proxy| proxy.instance).collect());
     }
 }
 

@@ -12,6 +12,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 pub(crate) use roster::{App, Beat, Heartbeats, Instances, Member, Newcomer, Outlier, Registration, Turned};
 use roster::{Changes, Roster};
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -147,6 +148,11 @@ impl Registry {
     /// Everybody, with what their sidecars last said.
     pub(crate) fn members(&self) -> Vec<Member> {
         self.look(|roster| roster.members().cloned().collect())
+    }
+
+    /// Notes whose proxies hold a stream to us.
+    pub(crate) fn connected(&self, proxies: &BTreeSet<InstanceId>) {
+        self.change(|roster, _| roster.connected(proxies));
     }
 
     /// Looks for silence and writes changes until told to stop, and then what is left to write.

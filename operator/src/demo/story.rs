@@ -116,7 +116,11 @@ pub(crate) async fn run(args: &Demo) -> anyhow::Result<()> {
     let elapsed = story.teller.elapsed();
     let home = story.fleet.end().await;
     if !all_held {
-        bail!("not everything happened as told: {}; the logs are in {}", broken.join("; "), home.keep().display());
+        bail!(
+            "not everything happened as told: {}; the logs are in {}",
+            broken.join("; "),
+            home.keep().display()
+        );
     }
     story.teller.say(format!("everything happened as told, in {} s", elapsed.as_secs()));
     Ok(())

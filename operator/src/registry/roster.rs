@@ -15,6 +15,9 @@ use std::{
 
 /// Outlier events kept of each instance; the oldest go first.
 const OUTLIERS_KEPT: usize = 256;
+/// How many times longer a sidecar may be silent while its proxy is connected: on a starved host words come late,
+/// and taking out who still serves would fail requests. Beyond it the sidecar hangs, and its certificate runs out.
+const CONNECTED_PATIENCE: u32 = 12;
 /// Texts of sidecars are cut to this many characters.
 const TEXT_MAX: usize = 256;
 
@@ -173,6 +176,8 @@ pub(crate) struct Member {
     pub leaf_not_after: Option<Timestamp>,
     /// The uptime at its last sign of life.
     pub seen_at: Duration,
+    /// Whether its proxy holds a stream to us.
+    connected: bool,
     renew_asked: bool,
 }
 
@@ -185,6 +190,7 @@ impl Member {
             outliers: VecDeque::new(),
             leaf_not_after: None,
             seen_at,
+            connected: false,
             renew_asked: false,
         }
     }
@@ -382,6 +388,14 @@ impl Roster {
         }
     }
 
+    /// Notes whose proxies hold a stream to us: a sidecar that dies takes its proxy along, so whoever holds one is
+    /// alive, however late its words come.
+    pub(crate) fn connected(&mut self, proxies: &BTreeSet<InstanceId>) {
+        for (id, member) in &mut self.members {
+            member.connected = proxies.contains(id);
+        }
+    }
+
     /// Forgets who was silent for too long, and names them.
     ///
     /// When the last tick is long past, it is we who were stopped or starved, and nobody could reach us: their
@@ -392,7 +406,10 @@ impl Roster {
             self.members.values_mut().for_each(|member| member.seen_at = now);
         }
         self.ticked_at = now;
-        let silent = |member: &Member| now.saturating_sub(member.seen_at) > expire_after;
+        let silent = |member: &Member| {
+            let forgiven = if member.connected { expire_after * CONNECTED_PATIENCE } else { expire_after };
+            now.saturating_sub(member.seen_at) > forgiven
+        };
         let expired: Vec<_> =
             self.members.iter().filter(|(_, member)| silent(member)).map(|(id, _)| id.clone()).collect();
         expired.iter().for_each(|id| self.forget(id));

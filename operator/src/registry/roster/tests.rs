@@ -97,6 +97,25 @@ fn silence_is_forgiven_until_it_lasts_too_long() {
 }
 
 #[test]
+fn who_is_connected_may_be_silent_for_longer() {
+    let mut roster = empty();
+    let id = pay(&mut roster);
+    roster.connected(&[id.clone()].into());
+    for now in (500..=60_000).step_by(500) {
+        assert_eq!(roster.tick(ms(now)), [], "at {now} ms");
+    }
+    assert_eq!(roster.tick(ms(60_500)), std::slice::from_ref(&id), "it hangs");
+    let id = pay(&mut roster);
+    roster.connected(&[id.clone()].into());
+    roster.tick(ms(70_000));
+    roster.connected(&BTreeSet::new());
+    for now in (70_500..=75_000).step_by(500) {
+        roster.tick(ms(now));
+    }
+    assert_eq!(roster.tick(ms(75_500)), [id], "it died");
+}
+
+#[test]
 fn an_operator_that_was_stopped_blames_itself() {
     let mut roster = empty();
     let id = pay(&mut roster);
