@@ -84,7 +84,12 @@ async fn a_sick_copy_is_left_out_with_its_reason_and_taken_back() {
     sick.behave(&json!({"sick": true})).await;
 
     let open = breaker(&mesh, &sick, "OPEN").await;
-    assert!(open["reason"].as_str().unwrap().contains("CONSECUTIVE_5XX"), "{open}");
+    until("the reason is told", SOON, async || {
+        let open = breaker(&mesh, &sick, "OPEN").await;
+        let told = open["reason"].as_str().unwrap().contains("CONSECUTIVE_5XX");
+        if told { Ok(()) } else { Err(open.to_string()) }
+    })
+    .await;
     assert_eq!(open["leftOutBy"], json!([front.instance()]), "{open}");
     let before = load.so_far();
     throughout("nobody sees the sick copy", Duration::from_millis(500), async || {
