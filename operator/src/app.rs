@@ -65,6 +65,10 @@ pub(crate) async fn up(args: &Up, state: &Path) -> anyhow::Result<()> {
     let tls = ServerTls::new(ca.clone(), clock.clone()).context("cannot certify the operator itself")?;
     let listener = serve::listen(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
     let address = listener.local_addr()?;
+    let socket = state.join("airlane.sock");
+    let commands = server::listen(&socket).with_context(|| {
+        format!("cannot listen on {}; --state names another state directory", socket.display())
+    })?;
     let heartbeats = Heartbeats { every: args.heartbeat, expire_after: args.heartbeat * SILENCES };
     let registry = Arc::new(Registry::restore(store.clone(), heartbeats, clock.clone()).await?);
     let recorder = Recorder::open(store.clone()).await?;
@@ -140,9 +144,9 @@ pub(crate) async fn up(args: &Up, state: &Path) -> anyhow::Result<()> {
         operator_at: at,
         clock: clock.clone(),
     };
-    let (socket, ending) = (state.join("airlane.sock"), shutdown.clone());
+    let ending = shutdown.clone();
     tasks.spawn(async move {
-        server::serve(&socket, local, ending).await.context("the command socket")?;
+        server::serve(commands, local, ending).await.context("the command socket")?;
         Ok("the command socket")
     });
     let leaving = readiness::Leaving { picture, publisher: publisher.clone() };

@@ -1,4 +1,5 @@
 //! The socket on this host that the command line talks to: HTTP and JSON over a unix socket only its owner opens.
 
 pub(crate) mod server;
+mod sources;
 pub(crate) mod view;

@@ -1,6 +1,6 @@
 //! Serves the views, and takes verbs, on `STATE/airlane.sock`.
 
-use super::view::Sources;
+use super::sources::Sources;
 use crate::{
     apply::standalone::Recorder,
     clock::Clock,
@@ -77,12 +77,12 @@ fn not_found(what: impl Into<String>) -> Refused {
     Refused(StatusCode::NOT_FOUND, what.into())
 }
 
-/// Serves until shutdown.
-pub(crate) async fn serve(
-    socket: &FilePath,
-    local: Local,
-    shutdown: CancellationToken,
-) -> std::io::Result<()> {
+/// Listens at `socket`, which nobody but its owner can open. What a dead operator left there is removed; a living one
+/// holds the state directory's database, which was opened before.
+///
+/// # Errors
+/// If the socket cannot be made.
+pub(crate) fn listen(socket: &FilePath) -> std::io::Result<UnixListener> {
     match std::fs::remove_file(socket) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -90,6 +90,15 @@ pub(crate) async fn serve(
     // The directory is 0700, so nobody else can connect between the bind and the change of mode.
     let listener = UnixListener::bind(socket)?;
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves until shutdown.
+pub(crate) async fn serve(
+    listener: UnixListener,
+    local: Local,
+    shutdown: CancellationToken,
+) -> std::io::Result<()> {
     axum::serve(listener, router(local)).with_graceful_shutdown(shutdown.cancelled_owned()).await
 }
 
@@ -235,15 +244,18 @@ async fn verb(
         other => return Err(not_found(format!("no verb {other}: pause, resume, promote, abort or retry"))),
     };
     let id = ObjectId { kind: ObjectKind::Canary, namespace: parse(&namespace)?, name: parse(&name)? };
-    let known = with_sources(&local, |sources| sources.picture.world.canaries.contains_key(&id)).await?;
-    if !known {
-        return Err(not_found(format!("no {id}; `airlane get canaries` lists them")));
+    let now = local.clock.now();
+    let refusal = with_sources(&local, |sources| {
+        let canary = sources.picture.world.canaries.get(&id)?;
+        // What comes of a verb before this one is not known yet.
+        Some(if canary.asked.is_some() { None } else { sources.refusal(canary, asked, now) })
+    });
+    match refusal.await? {
+        None => return Err(not_found(format!("no {id}; `airlane get canaries` lists them"))),
+        Some(Some(refusal)) => return Err(Refused(StatusCode::CONFLICT, refusal.to_string())),
+        Some(None) => {}
     }
-    local
-        .recorder
-        .ask(&id, asked, local.clock.now())
-        .await
-        .map_err(|error| failed("remember this", &error))?;
+    local.recorder.ask(&id, asked, now).await.map_err(|error| failed("remember this", &error))?;
     Ok(Json(()))
 }
 

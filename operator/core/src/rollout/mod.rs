@@ -42,7 +42,7 @@ mod tests;
 
 pub use {
     because::{Because, Refusal},
-    step::{Acknowledged, Facts, Step, objectives, step},
+    step::{Acknowledged, Facts, Step, carry_out, objectives, step},
 };
 
 use crate::{

@@ -62,7 +62,7 @@ pub fn step(plan: &Rollout, progress: &Progress, verdict: &Verdict, facts: &Fact
     if plan.canary != progress.canary {
         return anew(plan, progress, Because::Superseded { before: progress.canary.clone() }, now);
     }
-    let verb = facts.asked.map(|asked| (asked, carry_out(asked, plan, progress, facts)));
+    let verb = facts.asked.map(|asked| (asked, carry_out(asked, plan, progress, facts.canary_ready)));
     let refused = verb.and_then(|(_, carried_out)| carried_out.err());
     let verb = verb.and_then(|(asked, carried_out)| carried_out.is_ok().then_some(asked));
     if verb == Some(Asked::Retry) {
@@ -82,8 +82,16 @@ pub fn step(plan: &Rollout, progress: &Progress, verdict: &Verdict, facts: &Fact
     Step { next, because, refused, wake: decision.wake }
 }
 
-/// Whether a verb can be carried out now.
-fn carry_out(asked: Asked, plan: &Rollout, progress: &Progress, facts: &Facts) -> Result<(), Refusal> {
+/// Whether a verb could be carried out now.
+///
+/// # Errors
+/// [`Refusal`] if not: [`step`] would refuse it as well.
+pub fn carry_out(
+    asked: Asked,
+    plan: &Rollout,
+    progress: &Progress,
+    canary_ready: usize,
+) -> Result<(), Refusal> {
     let undecided =
         matches!(progress.phase, Phase::Idle | Phase::Progressing | Phase::Holding | Phase::Paused);
     match (asked, progress.phase) {
@@ -92,7 +100,7 @@ fn carry_out(asked: Asked, plan: &Rollout, progress: &Progress, facts: &Facts) -
         (_, Phase::RolledBack | Phase::RollingBack) => Err(Refusal::RolledBack(asked)),
         (Asked::Abort, _) => Ok(()),
         _ if !undecided => Err(Refusal::NotRunning(asked)),
-        (Asked::Promote, _) if facts.canary_ready == 0 => Err(Refusal::NoCanaryEndpoint),
+        (Asked::Promote, _) if canary_ready == 0 => Err(Refusal::NoCanaryEndpoint),
         (Asked::Resume, _) if plan.suspend => Err(Refusal::Suspended),
         (Asked::Resume, _) if !progress.pause_asked => Err(Refusal::NotPaused),
         (Asked::Pause | Asked::Resume | Asked::Promote, _) => Ok(()),

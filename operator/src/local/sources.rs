@@ -1,0 +1,387 @@
+//! Where views come from: one picture, so that the rows of a table agree.
+
+use super::view::{
+    CanaryView, EffectiveView, EndpointView, ErrorView, PolicyView, PortView, Programmed, ProxyView,
+    ServiceView,
+};
+use crate::{
+    control::Picture,
+    registry::Member,
+    signals::intake::{Intake, Totals},
+    xds::{ProxyState, Refusals},
+};
+use airlane_core::{
+    compile::effective,
+    id::{InstanceId, ObjectId, ServiceId},
+    mesh::{Destination, FULL_SHARE},
+    policy::{MtlsMode, Target},
+    problem::{Problem, Reason},
+    rollout::{Asked, Canary, Phase, Progress, Refusal, carry_out},
+    world::Health,
+};
+use jiff::Timestamp;
+use std::{collections::BTreeMap, sync::Arc};
+
+/// Everything a view is made of.
+pub(crate) struct Sources<'a> {
+    /// What was observed and decided.
+    pub(crate) picture: &'a Picture,
+    /// What proxies reported.
+    pub(crate) intake: &'a Intake,
+    /// Who is connected.
+    pub(crate) proxies: &'a [ProxyState],
+    /// What sidecars said of themselves.
+    pub(crate) members: &'a [Member],
+    /// What proxies refuse.
+    pub(crate) refusals: &'a Refusals,
+}
+
+impl Sources<'_> {
+    /// Every service.
+    pub(crate) fn services(&self) -> Vec<ServiceView> {
+        self.picture.world.services.keys().map(|id| self.service(id)).collect()
+    }
+
+    fn service(&self, id: &ServiceId) -> ServiceView {
+        let world = &self.picture.world;
+        let instances: Vec<_> =
+            world.instances.values().filter(|instance| instance.services.contains(id)).collect();
+        let mut revisions = BTreeMap::new();
+        for instance in &instances {
+            *revisions.entry(instance.revision().to_string()).or_default() +=
+                usize::from(instance.health == Health::Healthy);
+        }
+        let destinations: Vec<&Arc<Destination>> = self
+            .picture
+            .compiled
+            .mesh
+            .destinations
+            .values()
+            .filter(|destination| destination.port.service == *id)
+            .collect();
+        let mut totals = Totals::default();
+        let mut seconds = 0;
+        let mut callers = std::collections::BTreeSet::new();
+        for cluster in destinations.iter().flat_map(|destination| &destination.clusters) {
+            let (sum, covered) = self.intake.recent(&cluster.name);
+            totals.add(&sum);
+            seconds = seconds.max(covered);
+            callers.extend(
+                self.intake.callers_of(&cluster.name).into_keys().map(|caller| self.service_of(&caller)),
+            );
+        }
+        let left_out = instances.iter().filter(|instance| !self.left_out_by(instance).is_empty()).count();
+        let per_second = |count: u64| if seconds == 0 { 0.0 } else { count as f64 / seconds as f64 };
+        ServiceView {
+            namespace: id.namespace.to_string(),
+            name: id.name.to_string(),
+            ports: destinations
+                .iter()
+                .map(|destination| PortView {
+                    number: destination.port.port,
+                    protocol: format!("{:?}", destination.protocol).to_lowercase(),
+                })
+                .collect(),
+            ready: revisions.values().sum(),
+            revisions,
+            instances: instances.len(),
+            mtls: self.mtls_of(id),
+            requests_per_second: per_second(totals.first_attempts()),
+            error_percent: if totals.completed == 0 {
+                0.0
+            } else {
+                100.0 * totals.completed_5xx as f64 / totals.completed as f64
+            },
+            retries_per_second: per_second(totals.retries),
+            breaker: if left_out == 0 { "CLOSED".to_owned() } else { format!("{left_out} OPEN") },
+            callers: callers.into_iter().collect(),
+        }
+    }
+
+    /// The weakest door of the service's instances.
+    fn mtls_of(&self, id: &ServiceId) -> String {
+        let mesh = &self.picture.compiled.mesh;
+        let weakest = self
+            .picture
+            .world
+            .instances
+            .values()
+            .filter(|instance| instance.services.contains(id))
+            .filter_map(|instance| mesh.workloads.get(&instance.workload))
+            .flat_map(|inbound| inbound.ports.values())
+            .map(|door| door.mtls)
+            .min();
+        match weakest {
+            Some(MtlsMode::Strict) => "ON",
+            Some(MtlsMode::Permissive) => "PERMISSIVE",
+            Some(MtlsMode::Disabled) => "OFF",
+            None => "-",
+        }
+        .to_owned()
+    }
+
+    fn service_of(&self, instance: &InstanceId) -> String {
+        let known = self.picture.world.instances.get(instance);
+        known.map_or_else(
+            || instance.to_string(),
+            |instance| format!("{}/{}", instance.workload.namespace, instance.workload.workload),
+        )
+    }
+
+    fn left_out_by(&self, instance: &airlane_core::world::Instance) -> Vec<String> {
+        let mut holders: Vec<String> = instance
+            .ports
+            .iter()
+            .flat_map(|port| self.intake.held_unhealthy_by((instance.address, port.mesh).into()))
+            .map(|holder| holder.to_string())
+            .collect();
+        holders.dedup();
+        holders
+    }
+
+    /// Every copy of every service.
+    pub(crate) fn endpoints(&self) -> Vec<EndpointView> {
+        let mut rows = Vec::new();
+        for instance in self.picture.world.instances.values() {
+            let left_out_by = self.left_out_by(instance);
+            let member = self.members.iter().find(|member| member.registration.instance.id == instance.id);
+            for service in &instance.services {
+                rows.push(EndpointView {
+                    namespace: service.namespace.to_string(),
+                    service: service.name.to_string(),
+                    revision: instance.revision().to_string(),
+                    instance: instance.id.to_string(),
+                    addresses: instance
+                        .ports
+                        .iter()
+                        .map(|port| format!("{}:{}", instance.address, port.mesh))
+                        .collect(),
+                    health: format!("{:?}", instance.health),
+                    health_reason: member.map_or_else(String::new, |member| member.reason.clone()),
+                    app_reachable: member.is_some_and(|member| member.app_reachable),
+                    breaker: if left_out_by.is_empty() { "CLOSED" } else { "OPEN" }.to_owned(),
+                    left_out_by: left_out_by.clone(),
+                    reason: self.last_ejection(instance),
+                });
+            }
+        }
+        rows.sort_by(|a, b| {
+            (&a.namespace, &a.service, &a.instance).cmp(&(&b.namespace, &b.service, &b.instance))
+        });
+        rows
+    }
+
+    /// Why an endpoint was left out last, as the callers' proxies logged it.
+    fn last_ejection(&self, instance: &airlane_core::world::Instance) -> String {
+        let addresses: Vec<String> =
+            instance.ports.iter().map(|port| format!("{}:{}", instance.address, port.mesh)).collect();
+        self.members
+            .iter()
+            .flat_map(|member| &member.outliers)
+            .filter(|event| event.ejected && addresses.contains(&event.upstream))
+            .max_by_key(|event| event.at)
+            .map_or_else(String::new, |event| event.reason.clone())
+    }
+
+    /// Every proxy.
+    pub(crate) fn proxies(&self) -> Vec<ProxyView> {
+        let connected: BTreeMap<&InstanceId, &ProxyState> =
+            self.proxies.iter().map(|proxy| (&proxy.instance, proxy)).collect();
+        let mesh = &self.picture.compiled.mesh;
+        mesh.proxies
+            .values()
+            .map(|proxy| {
+                let state = connected.get(&proxy.id);
+                let acknowledged_epoch = state.and_then(|state| state.acked_epoch).unwrap_or(0);
+                ProxyView {
+                    instance: proxy.id.to_string(),
+                    namespace: proxy.identity.namespace.to_string(),
+                    identity: proxy.identity.to_string(),
+                    connected: state.is_some(),
+                    connected_at: state.map(|state| state.connected_at),
+                    acknowledged_epoch,
+                    published_epoch: self.picture.epoch,
+                    current: acknowledged_epoch >= self.picture.epoch,
+                    rejected: state.map_or(0, |state| state.rejections),
+                    heard_at: self.intake.last_heard_at(&proxy.id),
+                    rejections: self
+                        .refusals
+                        .values()
+                        .filter(|refusal| refusal.proxies.contains(&proxy.id))
+                        .map(|refusal| {
+                            format!(
+                                "{:?} {}: {}",
+                                refusal.rejection.key.kind,
+                                refusal.rejection.key.name,
+                                refusal.rejection.detail
+                            )
+                        })
+                        .collect(),
+                }
+            })
+            .collect()
+    }
+
+    fn problems_of(&self, id: &ObjectId) -> Vec<Problem> {
+        let mut problems: Vec<Problem> =
+            self.picture.compiled.problems.iter().filter(|problem| problem.subject == *id).cloned().collect();
+        if let Some(accepted) = self.picture.manifests.objects.get(id) {
+            problems.extend(accepted.problems.iter().cloned());
+        }
+        problems.extend(self.rejected().filter(|problem| problem.subject == *id));
+        problems.sort();
+        problems.dedup();
+        problems
+    }
+
+    /// What proxies refuse, said on the objects that shaped it.
+    pub(crate) fn rejected(&self) -> impl Iterator<Item = Problem> {
+        self.refusals.values().flat_map(|refusal| {
+            let rejection = &refusal.rejection;
+            rejection.shaped_by.iter().map(move |subject| Problem {
+                subject: subject.clone(),
+                field: String::new(),
+                reason: Reason::Rejected,
+                message: format!(
+                    "{} proxies refuse {:?} {}, made from this object; they keep what they had: {}",
+                    refusal.proxies.len(),
+                    rejection.key.kind,
+                    rejection.key.name,
+                    rejection.detail
+                ),
+            })
+        })
+    }
+
+    /// Every policy.
+    pub(crate) fn policies(&self) -> Vec<PolicyView> {
+        self.picture
+            .world
+            .policies
+            .values()
+            .map(|policy| {
+                let accepted = self.picture.manifests.objects.get(&policy.id);
+                let since =
+                    self.picture.published_in.get(&policy.id).map_or(self.picture.epoch, |(_, epoch)| *epoch);
+                PolicyView {
+                    namespace: policy.id.namespace.to_string(),
+                    name: policy.id.name.to_string(),
+                    target: target(&policy.target),
+                    file: accepted.map_or_else(String::new, |accepted| accepted.file.display().to_string()),
+                    generation: policy.generation,
+                    accepted: true,
+                    programmed: Programmed {
+                        acknowledged: self
+                            .proxies
+                            .iter()
+                            .filter(|proxy| proxy.acked_epoch.is_some_and(|acked| acked >= since))
+                            .count(),
+                        targeted: self.proxies.len(),
+                    },
+                    problems: self.problems_of(&policy.id),
+                    outdated: accepted.is_some_and(|accepted| accepted.outdated),
+                }
+            })
+            .collect()
+    }
+
+    /// Every value in force for a service; `None` if there is no such service.
+    pub(crate) fn effective(&self, id: &ServiceId) -> Option<Vec<EffectiveView>> {
+        let ports = effective(&self.picture.world, id)?.ports;
+        let mut rows = Vec::new();
+        for (number, values) in &ports {
+            for (index, row) in values.iter().enumerate() {
+                let same = ports.values().all(|others| others.get(index) == Some(row));
+                if same && ports.keys().next() != Some(number) {
+                    continue;
+                }
+                rows.push(EffectiveView {
+                    port: (!same).then_some(*number),
+                    field: row.field.clone(),
+                    value: row.value.clone(),
+                    origin: row.origin.to_string(),
+                });
+            }
+        }
+        Some(rows)
+    }
+
+    /// Every rollout.
+    pub(crate) fn canaries(&self) -> Vec<CanaryView> {
+        self.picture
+            .world
+            .canaries
+            .values()
+            .map(|canary| {
+                let progress = canary.progress.clone();
+                let steps = canary.plan.steps.len();
+                CanaryView {
+                    namespace: canary.id.namespace.to_string(),
+                    name: canary.id.name.to_string(),
+                    service: canary.plan.service.to_string(),
+                    stable: canary.plan.stable.to_string(),
+                    canary: canary.plan.canary.to_string(),
+                    phase: progress.as_ref().map_or(Phase::Idle, |progress| progress.phase),
+                    step: progress.as_ref().map_or_else(
+                        || format!("-/{steps}"),
+                        |progress| format!("{}/{steps}", progress.step + 1),
+                    ),
+                    share_percent: progress
+                        .as_ref()
+                        .map_or(0.0, |progress| 100.0 * f64::from(progress.share) / f64::from(FULL_SHARE)),
+                    because: progress.as_ref().map_or_else(String::new, |progress| progress.because.clone()),
+                    needs: progress.as_ref().and_then(|progress| progress.needs.clone()),
+                    progress,
+                    problems: self.problems_of(&canary.id),
+                    outdated: self
+                        .picture
+                        .manifests
+                        .objects
+                        .get(&canary.id)
+                        .is_some_and(|accepted| accepted.outdated),
+                }
+            })
+            .collect()
+    }
+
+    /// Why a verb would not be carried out, if so.
+    pub(crate) fn refusal(&self, canary: &Canary, asked: Asked, now: Timestamp) -> Option<Refusal> {
+        let clusters = self.picture.compiled.mesh.destinations.values().flat_map(|destination| {
+            let ours = destination.port.service == canary.plan.service;
+            destination.clusters.iter().filter(move |_| ours)
+        });
+        let canary_ready = clusters
+            .filter(|cluster| cluster.name.revision.as_ref() == Some(&canary.plan.canary))
+            .map(|cluster| cluster.endpoints.iter().filter(|endpoint| endpoint.healthy).count())
+            .max()
+            .unwrap_or(0);
+        let fresh = || Progress::new(&canary.plan, now);
+        let progress = canary.progress.clone().unwrap_or_else(fresh);
+        carry_out(asked, &canary.plan, &progress, canary_ready).err()
+    }
+
+    /// Every file in error.
+    pub(crate) fn errors(&self) -> Vec<ErrorView> {
+        self.picture
+            .manifests
+            .errors
+            .iter()
+            .flat_map(|(file, errors)| {
+                errors
+                    .iter()
+                    .map(|error| ErrorView { file: file.display().to_string(), text: error.to_string() })
+            })
+            .collect()
+    }
+}
+
+fn target(target: &Target) -> String {
+    match target {
+        Target::Mesh => "mesh".to_owned(),
+        Target::Namespace(namespace) => format!("namespace {namespace}"),
+        Target::Service { service, port: None } => format!("service {service}"),
+        Target::Service { service, port: Some(port) } => format!("service {service}:{port}"),
+        Target::Workload { namespace, name } => format!("workload {namespace}/{name}"),
+        Target::ServiceAccount { namespace, name } => format!("account {namespace}/{name}"),
+    }
+}
