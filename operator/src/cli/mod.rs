@@ -18,7 +18,7 @@ use crate::{
 };
 use anyhow::{Context, bail};
 use serde::Serialize;
-use std::path::Path;
+use std::{fmt, path::Path};
 
 pub(crate) use check::{check_files, check_mesh};
 pub(crate) use client::Client;
@@ -68,13 +68,33 @@ impl Wanted {
         let mut found = found;
         match (found.pop(), found.is_empty()) {
             (Some(one), true) => Ok(one),
-            (None, _) => bail!("no {kind} {}", self.name),
+            (None, _) => bail!("no {kind} {self}; `airlane get {}` lists them", listing(kind)),
             (Some(last), false) => {
                 found.push(last);
                 let names: Vec<String> = found.iter().map(named).collect();
-                bail!("{} could be any of {}: say which", self.name, names.join(", "))
+                bail!("{self} could be any of {}: say which", names.join(", "))
             }
         }
+    }
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(namespace) = &self.namespace {
+            write!(f, "{namespace}/")?;
+        }
+        f.write_str(&self.name)
+    }
+}
+
+/// The listing that names what there is of a kind.
+fn listing(kind: &str) -> &'static str {
+    match kind {
+        "endpoint" => "endpoints",
+        "proxy" => "proxies",
+        "policy" => "policies",
+        "canary" => "canaries",
+        _ => "services",
     }
 }
 
@@ -132,7 +152,9 @@ pub(crate) async fn get(
 /// A name that was asked for and is not there is an error; an empty list is not.
 fn some<T>(rows: &[T], kind: &str, name: Option<&str>) -> anyhow::Result<()> {
     match name {
-        Some(name) if rows.is_empty() => bail!("no {kind} {name}"),
+        Some(name) if rows.is_empty() => {
+            bail!("no {kind} {name}; `airlane get {}` lists them", listing(kind))
+        }
         _ => Ok(()),
     }
 }

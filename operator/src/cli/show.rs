@@ -6,16 +6,15 @@ use crate::local::{
     view::{CanaryView, EffectiveView, EndpointView, PolicyView, ProxyView, ServiceView},
 };
 use airlane_core::problem::Problem;
+use jiff::Timestamp;
 use std::fmt::Write;
 
 pub(super) fn services(rows: &[ServiceView]) -> String {
     let cells = |row: &ServiceView| {
-        let ports: Vec<String> =
-            row.ports.iter().map(|port| format!("{}/{}", port.number, port.protocol)).collect();
         vec![
             row.namespace.clone(),
             row.name.clone(),
-            ports.join(","),
+            ports(row),
             format!("{}/{}", row.ready, row.instances),
             row.mtls.clone(),
             format!("{:.1}", row.requests_per_second),
@@ -26,6 +25,12 @@ pub(super) fn services(rows: &[ServiceView]) -> String {
     };
     let rows: Vec<_> = rows.iter().map(cells).collect();
     table(&["NAMESPACE", "NAME", "PORTS", "READY", "MTLS", "RPS", "5XX", "RETRIES/S", "BREAKER"], &rows)
+}
+
+fn ports(row: &ServiceView) -> String {
+    let ports: Vec<String> =
+        row.ports.iter().map(|port| format!("{}/{}", port.number, port.protocol)).collect();
+    ports.join(",")
 }
 
 pub(super) fn endpoints(rows: &[EndpointView]) -> String {
@@ -51,7 +56,9 @@ fn why(row: &EndpointView) -> String {
         reasons.push(row.health_reason.clone());
     }
     if !row.left_out_by.is_empty() {
-        reasons.push(format!("left out by {}: {}", row.left_out_by.join(", "), row.reason));
+        // Proxies report whom they leave out each second, and why with their sidecars' heartbeats.
+        let why = if row.reason.is_empty() { String::new() } else { format!(": {}", row.reason) };
+        reasons.push(format!("left out by {}{why}", row.left_out_by.join(", ")));
     }
     if row.app_reachable {
         reasons.push("the application can be reached past its proxy: let it listen on loopback".to_owned());
@@ -128,8 +135,8 @@ pub(super) fn certificates(rows: &[CertificateView]) -> String {
         vec![
             row.holder.clone(),
             row.subject.clone(),
-            row.not_after.to_string(),
-            row.renew_at.map_or_else(|| "at half of its life".to_owned(), |at| at.to_string()),
+            moment(row.not_after),
+            row.renew_at.map_or_else(|| "at half of its life".to_owned(), moment),
         ]
     };
     let rows: Vec<_> = rows.iter().map(cells).collect();
@@ -139,14 +146,14 @@ pub(super) fn certificates(rows: &[CertificateView]) -> String {
 pub(super) fn tokens(rows: &[StoredTokenView]) -> String {
     let cells = |row: &StoredTokenView| {
         let state = match (row.revoked_at, row.expires_at) {
-            (Some(at), _) => format!("revoked {at}"),
-            (None, Some(at)) => format!("until {at}"),
+            (Some(at), _) => format!("revoked {}", moment(at)),
+            (None, Some(at)) => format!("until {}", moment(at)),
             (None, None) => "until revoked".to_owned(),
         };
         vec![
             row.id.clone(),
             row.service.clone().unwrap_or_else(|| "any service".to_owned()),
-            row.created_at.to_string(),
+            moment(row.created_at),
             state,
         ]
     };
@@ -154,11 +161,19 @@ pub(super) fn tokens(rows: &[StoredTokenView]) -> String {
     table(&["ID", "FOR", "MADE", "GOOD"], &rows)
 }
 
+/// A time as people read it: nobody counts parts of a second of a certificate.
+fn moment(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
 fn percent(value: f64) -> String {
     // Two digits are enough for the smallest share there is (0.01 %); whole percents are written whole.
     let text = format!("{value:.2}");
     format!("{}%", text.trim_end_matches('0').trim_end_matches('.'))
 }
+
+const OUTDATED: &str =
+    "The file is in error: an earlier version is in force. `airlane check` says what is wrong.\n";
 
 fn problems(text: &mut String, problems: &[Problem]) {
     if problems.is_empty() {
@@ -182,11 +197,21 @@ fn facts(rows: &[(&str, String)]) -> String {
 }
 
 pub(super) fn service(row: &ServiceView, copies: &[EndpointView], values: &[EffectiveView]) -> String {
-    let mut text = facts(&[
-        ("Service", format!("{}/{}", row.namespace, row.name)),
-        ("mTLS", row.mtls.clone()),
-        ("Retries", format!("{:.1}/s", row.retries_per_second)),
-        ("Breaker", row.breaker.clone()),
+    let retries = if row.retries_per_second == 0.0 {
+        "0".to_owned()
+    } else {
+        format!("{:.1}/s", row.retries_per_second)
+    };
+    let mut text = format!(
+        "{}/{}   mTLS: {} · Retries: {retries} · Breaker: {}\n\n",
+        plain(&row.namespace),
+        plain(&row.name),
+        plain(&row.mtls),
+        plain(&row.breaker)
+    );
+    text += &facts(&[
+        ("Ports", ports(row)),
+        ("Ready", format!("{} of {}", row.ready, row.instances)),
         ("Requests", format!("{:.1}/s, {:.2}% answered 5xx", row.requests_per_second, row.error_percent)),
         ("Called by", row.callers.join(", ")),
     ]);
@@ -203,16 +228,14 @@ pub(super) fn policy(row: &PolicyView) -> String {
         ("Programmed", format!("{} of {} proxies", row.programmed.acknowledged, row.programmed.targeted)),
     ]);
     if row.outdated {
-        text.push_str(
-            "The file is in error: an earlier version is in force. `airlane check` says what is wrong.\n",
-        );
+        text.push_str(OUTDATED);
     }
     problems(&mut text, &row.problems);
     text
 }
 
 pub(super) fn canary(row: &CanaryView) -> String {
-    let mut text = facts(&[
+    let mut rows = vec![
         ("Canary", format!("{}/{}", row.namespace, row.name)),
         ("Service", row.service.clone()),
         ("Versions", format!("{} → {}", row.stable, row.canary)),
@@ -220,11 +243,13 @@ pub(super) fn canary(row: &CanaryView) -> String {
         ("Step", row.step.clone()),
         ("Weight", percent(row.share_percent)),
         ("Because", row.because.clone()),
-    ]);
-    if let Some(needs) = &row.needs {
-        let _ = writeln!(text, "Needs: {}", plain(needs));
+    ];
+    rows.extend(row.needs.clone().map(|needs| ("Needs", needs)));
+    let mut text = facts(&rows);
+    if row.outdated {
+        text.push_str(OUTDATED);
     }
-    if let Some(progress) = &row.progress {
+    if let Some(progress) = row.progress.as_ref().filter(|progress| !progress.history.is_empty()) {
         text.push_str("\nHistory:\n");
         for transition in &progress.history {
             let share = 100.0 * f64::from(transition.share) / f64::from(airlane_core::mesh::FULL_SHARE);
@@ -246,9 +271,9 @@ pub(super) fn proxy(row: &ProxyView) -> String {
     let mut text = facts(&[
         ("Proxy", row.instance.clone()),
         ("Identity", row.identity.clone()),
-        ("Connected", row.connected_at.map_or_else(|| "no".to_owned(), |at| format!("since {at}"))),
+        ("Connected", row.connected_at.map_or_else(|| "no".to_owned(), |at| format!("since {}", moment(at)))),
         ("Epoch", format!("{} of {}", row.acknowledged_epoch, row.published_epoch)),
-        ("Reported", row.heard_at.map_or_else(|| "never".to_owned(), |at| at.to_string())),
+        ("Reported", row.heard_at.map_or_else(|| "never".to_owned(), moment)),
     ]);
     for rejection in &row.rejections {
         let _ = writeln!(text, "Rejected: {}", plain(rejection));
