@@ -32,8 +32,8 @@ prove: build ## Run the long proofs: more requests, more rollouts; rewrites the 
 	export AIRLANE_RUNS=10; $(CARGO) test --package airlane-core --test pipeline -- --nocapture
 
 bench: ## Measure what the mesh costs (BENCH="compile footprint changes fleet call" picks)
-	$(CARGO) build --release --workspace
-	export $(with-envoy); $(CARGO) bench --package airlane-tests --bench mesh -- $(BENCH)
+	$(CARGO) build --release --workspace --bins --bench mesh
+	export $(with-envoy); $(CARGO) bench --workspace --bench mesh -- $(BENCH)
 
 lint: $(CARGO_DENY) ## Check formatting, lints, licences and the sources of dependencies
 	$(CARGO) fmt --all -- --check

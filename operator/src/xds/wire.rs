@@ -105,7 +105,7 @@ impl Saying {
             let mut pieces = response.pieces();
             let mut first = vec![0];
             first.extend(length.to_be_bytes());
-            // Most responses are one piece: one frame, one TLS record and one write instead of two.
+            // Most responses are one piece, and so one frame.
             first.extend(pieces.next().unwrap_or_default());
             self.pieces = Box::new(pieces);
             Ok(first)
