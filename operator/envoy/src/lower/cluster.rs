@@ -323,10 +323,14 @@ impl Lowered for Outside {
     }
 }
 
+/// Until a connection on this host stands. It takes microseconds unless the host is starved, and then giving up early
+/// would fail a request that waiting answers: Envoy's own default.
+const CONNECT_LOCAL: Millis = Millis(5_000);
+
 /// One endpoint that never changes, without limits.
 fn fixed(name: String, at: Address) -> Cluster {
     Cluster {
-        connect_timeout: Some(duration(Millis(1_000))),
+        connect_timeout: Some(duration(CONNECT_LOCAL)),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static as i32)),
         load_assignment: Some(ClusterLoadAssignment {
             cluster_name: name.clone(),
