@@ -1,11 +1,12 @@
-//! Failures: the routers' log of first attempts that failed, streamed within a tenth of a second.
+//! Failures: the logs of first attempts that failed, the router's and, for requests out of time, the request's own;
+//! streamed within a tenth of a second.
 
 use super::{Signals, intake::Failure};
 use crate::{clock::Clock, registry::Registry, tls::Peer};
 use airlane_core::id::ClusterName;
 use envoy_types::pb::envoy::{
     config::core::v3::{Address, address, socket_address},
-    data::accesslog::v3::{HttpAccessLogEntry, ResponseFlags},
+    data::accesslog::v3::{AccessLogType, HttpAccessLogEntry, ResponseFlags},
     service::accesslog::v3::{
         StreamAccessLogsMessage, StreamAccessLogsResponse, access_log_service_server::AccessLogService,
         stream_access_logs_message::LogEntries,
@@ -75,6 +76,9 @@ impl FailureLog {
     }
 }
 
+/// What Envoy says of a request whose own time was up, and not that of its attempt.
+const REQUEST_TIMEOUT: &str = "response_timeout";
+
 /// The failure in a log entry, if it is one that counts: never a 4xx, the caller's own cancellation, its own
 /// breaker, its own rate limit or an injected fault.
 fn failure(entry: &HttpAccessLogEntry, at: Timestamp) -> Option<Failure> {
@@ -86,6 +90,11 @@ fn failure(entry: &HttpAccessLogEntry, at: Timestamp) -> Option<Failure> {
         .and_then(|response| response.response_code.as_ref())
         .map_or(0, |code| code.value);
     let flags = common.response_flags.as_ref();
+    // An attempt out of time is told by its own log as well.
+    let details = entry.response.as_ref().map_or("", |response| response.response_code_details.as_str());
+    if common.access_log_type == AccessLogType::DownstreamEnd as i32 && details != REQUEST_TIMEOUT {
+        return None;
+    }
     let not_the_upstreams = flags.is_some_and(|flags| {
         flags.downstream_connection_termination
             || flags.upstream_overflow
@@ -174,6 +183,20 @@ mod tests {
         assert!(failure(&entry(503, breaker), Timestamp::UNIX_EPOCH).is_none());
         let reset = ResponseFlags { upstream_remote_reset: true, ..none() };
         assert!(failure(&entry(0, reset), Timestamp::UNIX_EPOCH).is_some());
+    }
+
+    #[test]
+    fn a_timeout_counts_once_whoever_tells_it() {
+        let timed_out = |kind: AccessLogType, details: &str| {
+            let flags = ResponseFlags { upstream_request_timeout: true, ..ResponseFlags::default() };
+            let mut entry = entry(504, flags);
+            entry.common_properties.as_mut().expect("properties").access_log_type = kind as i32;
+            entry.response.as_mut().expect("a response").response_code_details = details.to_owned();
+            failure(&entry, Timestamp::UNIX_EPOCH).is_some()
+        };
+        assert!(timed_out(AccessLogType::DownstreamEnd, "response_timeout"));
+        assert!(timed_out(AccessLogType::UpstreamEnd, ""));
+        assert!(!timed_out(AccessLogType::DownstreamEnd, "upstream_per_try_timeout"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::{
     outside,
     proto::{address, ads, duration, fields, header, inline, no, number, packed, text, yes},
     routes::Routes,
-    signals::first_attempts,
+    signals::{first_attempts, out_of_time},
     tls,
 };
 use crate::catalog::Kind;
@@ -323,6 +323,7 @@ fn calls(caller: &Namespace, stat_prefix: &str) -> Filter {
                 http_filter(ROUTER, router),
             ],
             upgrade_configs: vec![upgrade("CONNECT"), upgrade("websocket")],
+            access_log: vec![out_of_time()],
             local_reply_config: Some(friendly_answers()),
             strip_trailing_host_dot: true,
             ..connections(stat_prefix.to_owned())

@@ -15,7 +15,7 @@ mod shared;
 mod signals;
 mod tls;
 
-pub use signals::{ATTEMPT_COUNT, FIRST_ATTEMPTS};
+pub use signals::{ATTEMPT_COUNT, FIRST_ATTEMPTS, OUT_OF_TIME};
 pub(crate) use {
     shared::ROLLOUTS,
     signals::OPERATOR,
@@ -37,7 +37,7 @@ use std::{
 use xxhash_rust::xxh3::Xxh3Default;
 
 /// Raised whenever the same value is encoded differently than before, so that proxies get the difference.
-const LOWERING: u32 = 1;
+const LOWERING: u32 = 2;
 
 /// What is the same for every mesh.
 #[derive(Clone, PartialEq, Eq, Debug)]

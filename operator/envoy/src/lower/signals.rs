@@ -29,10 +29,13 @@ pub const ATTEMPT_COUNT: &str = "x-envoy-attempt-count";
 const FAILURES: [Status; 5] =
     [Status::Unknown, Status::DeadlineExceeded, Status::Internal, Status::Unavailable, Status::DataLoss];
 
+/// What ended when its request's time was up. Envoy drops the attempt then, and logs it without a status or a flag:
+/// only the request's own log tells this apart from a caller that went away.
+pub const OUT_OF_TIME: &str = "out-of-time";
+
 /// One entry for each attempt that was its request's first and failed: a status of 500 and above, any response
 /// flag, or a failing gRPC status.
 pub(super) fn first_attempts() -> AccessLog {
-    let first = header(ATTEMPT_COUNT, exactly("1"));
     let server_error = FilterSpecifier::StatusCodeFilter(StatusCodeFilter {
         comparison: Some(ComparisonFilter {
             op: Op::Ge as i32,
@@ -53,12 +56,24 @@ pub(super) fn first_attempts() -> AccessLog {
     ]);
     let failed =
         FilterSpecifier::OrFilter(OrFilter { filters: filters(vec![server_error, flagged, grpc_failure]) });
+    of_first_attempts(FIRST_ATTEMPTS, failed)
+}
+
+/// One entry for each request that never got beyond its first attempt and ended for a timeout: its own, or its
+/// attempt's, which [`first_attempts`] tells as well. The response's details say which.
+pub(super) fn out_of_time() -> AccessLog {
+    let flags = vec!["UT".to_owned()];
+    of_first_attempts(OUT_OF_TIME, FilterSpecifier::ResponseFlagFilter(ResponseFlagFilter { flags }))
+}
+
+fn of_first_attempts(name: &str, which: FilterSpecifier) -> AccessLog {
+    let first = header(ATTEMPT_COUNT, exactly("1"));
     AccessLog {
-        name: FIRST_ATTEMPTS.to_owned(),
-        filter: Some(AccessLogFilter { filter_specifier: Some(all(vec![first, failed])) }),
+        name: name.to_owned(),
+        filter: Some(AccessLogFilter { filter_specifier: Some(all(vec![first, which])) }),
         config_type: Some(access_log::ConfigType::TypedConfig(packed(HttpGrpcAccessLogConfig {
             common_config: Some(CommonGrpcAccessLogConfig {
-                log_name: FIRST_ATTEMPTS.to_owned(),
+                log_name: name.to_owned(),
                 grpc_service: Some(grpc_to(OPERATOR)),
                 transport_api_version: ApiVersion::V3 as i32,
                 buffer_flush_interval: Some(duration(Millis(100))),

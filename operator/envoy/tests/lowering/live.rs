@@ -72,7 +72,7 @@ impl Bench {
     }
 
     /// The caller's proxy, with the mesh that has it.
-    fn caller(&mut self, mesh: &Mesh) -> Proxy {
+    pub fn caller(&mut self, mesh: &Mesh) -> Proxy {
         let mesh = mesh.clone().caller("front-1", "shop", "front", self.outbound);
         self.publish(&mesh);
         Proxy::start(&self.envoy, &self.plane, "front-1", &identity("shop", "front"), &[self.outbound])
@@ -437,7 +437,7 @@ fn shares_follow_the_runtime_and_a_failed_canary_is_saved_by_stable() {
     destination.clusters = clusters.into();
     destination.route = Route::Split(split.clone());
     let mut mesh = meshes::empty().with(destination).caller("front-1", "shop", "front", bench.outbound);
-    let _caller = bench.caller(&mesh);
+    let caller = bench.caller(&mesh);
     let outbound = bench.outbound;
     let call = |headers: &[(&str, &str)]| client::call(outbound, "GET", "http://pay/", headers);
     assert!((0..20).all(|_| call(&[]).body == "stable"));
@@ -450,8 +450,16 @@ fn shares_follow_the_runtime_and_a_failed_canary_is_saved_by_stable() {
     mesh.shares = [share("v1", 5_000), share("v2", 5_000)].into();
     bench.publish(&mesh);
     until("both are called", || (call(&[]).body == "stable").then_some(()));
+    let canary_stat = |what: &str| caller.stat(&format!("cluster.80|pay|shop|v2.{what}"));
+    let first_attempts = || canary_stat("upstream_rq_total") - canary_stat("upstream_rq_retry");
+    let before = first_attempts();
     let failed = (0..100).filter(|_| call(&[("x-fail", "1")]).status != 200).count();
     assert!(failed <= 35, "two retries by the coin leave one in eight: {failed} of 100");
+    // A retry is counted where it goes: what is left are the first attempts, which all failed there.
+    until("the log tells as many first attempts as were counted", || {
+        let logged = bench.plane.seen.failures.lock().unwrap().len() as u64;
+        (logged == first_attempts() - before).then_some(())
+    });
 }
 
 #[test]

@@ -8,6 +8,7 @@
     reason = "tests fail aloud"
 )]
 
+mod evidence;
 mod grpc;
 mod laws;
 mod live;
