@@ -99,6 +99,30 @@ async fn a_release_that_fails_is_taken_back_within_a_few_failed_requests() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_release_that_answers_too_late_is_taken_back() {
+    let mesh = Mesh::start().await;
+    let front = mesh.workload(App::new("front")).await;
+    let _stable = mesh.workload(App::new("payments")).await;
+    mesh.call_gives(&front, "http://payments/", 200).await;
+    mesh.apply(
+        "payments.yaml",
+        "\
+apiVersion: airlane.dev/v1alpha1
+kind: MeshPolicy
+metadata: { name: payments }
+spec: { targetRef: { kind: Service, name: payments }, timeouts: { request: 300ms } }
+",
+    );
+    plan(&mesh, "v1", "late", STEPS).await;
+    let load = Load::start(front.outbound(), "http://payments/pay", 50.0);
+    let _late = mesh.workload(App::new("payments").version("late").delay_ms(2_000)).await;
+    let row = mesh.canary_reaches("default/payments", &["RolledBack", "Succeeded"], LONGEST_RELEASE).await;
+    assert_eq!(row["phase"], "RolledBack", "{row}");
+    let report = load.finish().await;
+    assert!((3..=15).contains(&report.failed), "{report}: {row}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_release_that_is_as_good_is_promoted() {
     let mesh = Mesh::start().await;
     let front = mesh.workload(App::new("front")).await;
