@@ -77,7 +77,7 @@ async fn every_listing_is_a_table_json_and_yaml() {
         ("get policies default/quick", "NAMESPACE NAME TARGET ACCEPTED PROGRAMMED PROBLEMS"),
         ("get effective payments", "FIELD VALUE FROM"),
         ("get canaries", "NAMESPACE NAME VERSIONS PHASE STEP WEIGHT BECAUSE"),
-        ("describe service payments", "Service: default/payments"),
+        ("describe service payments", "default/payments mTLS: PERMISSIVE · Retries: 0 · Breaker: CLOSED"),
         ("describe policy default/quick", "MeshPolicy: default/quick"),
         ("describe canary payments", "Canary: default/payments"),
         (&proxy, &format!("Proxy: {}", front.instance())),
