@@ -231,6 +231,10 @@ async fn a_person_can_pause_resume_and_abort() {
     mesh.canary_reaches(name, &["Progressing"], SOON).await;
     mesh.ask(&["canary", "abort", name]).await;
     mesh.canary_reaches(name, &["RolledBack"], SOON).await;
+    until("some requests went through all of it", SOON, async || {
+        if load.sent() >= 10 { Ok(()) } else { Err(load.sent().to_string()) }
+    })
+    .await;
     load.finish().await.assert_nothing_failed(10);
     mesh.assert_nothing_rejected().await;
 }
