@@ -27,7 +27,7 @@ demo: build ## Bring up a mesh of example services, release a bad version and a 
 test: build ## Run every test, on real Envoys
 	export $(with-envoy); $(CARGO) test --workspace
 
-prove: build ## Run the long proofs: more requests, more rollouts; rewrites the figures it prints
+prove: build ## Run the long proofs: more requests, more rollouts, more simulated runs; prints the figures of the docs
 	export $(with-envoy) AIRLANE_PROVE=1; $(CARGO) test --package airlane-tests --test cases -- --nocapture zero_loss rollout
 	export AIRLANE_RUNS=10; $(CARGO) test --package airlane-core --test pipeline -- --nocapture
 
