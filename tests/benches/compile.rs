@@ -7,10 +7,15 @@ use airlane_core::{
         InstanceId, Name, Namespace, ObjectId, ObjectKind, Revision, ServiceId, TrustDomain, WorkloadRevision,
     },
     policy::{CallsSpec, Millis, Policy, Target},
-    world::{Health, Instance, InstancePort, Port, Protocol, Service, World},
+    world::{Health, Instance, InstancePort, Interception, Port, Protocol, Service, World},
 };
 use airlane_envoy::lower::{Lowerer, Settings};
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 const SERVICES: usize = 1_000;
 const INSTANCES_OF_EACH: usize = 3;
@@ -60,7 +65,10 @@ fn world() -> World {
     for n in 0..SERVICES {
         let id = service(n);
         let port = Port { number: 80, target: 8080, protocol: Protocol::Http };
-        world.services.insert(id.clone(), Arc::new(Service { id: id.clone(), ports: vec![port] }));
+        world.services.insert(
+            id.clone(),
+            Arc::new(Service { id: id.clone(), ports: vec![port], addresses: BTreeSet::new() }),
+        );
         for copy in 0..INSTANCES_OF_EACH {
             let instance = instance(n, copy, Health::Healthy);
             world.instances.insert(instance.id.clone(), Arc::new(instance));
@@ -94,6 +102,7 @@ fn instance(n: usize, copy: usize, health: Health) -> Instance {
         address: IpAddr::from([10, u8::try_from(copy).unwrap(), high, low]),
         ports: vec![InstancePort { service: 80, app: 8080, mesh: 18080, protocol: Protocol::Http }],
         outbound_port: 15001,
+        interception: Interception::Environment,
         health,
     }
 }

@@ -94,6 +94,20 @@ label!(
     InstanceId
 );
 
+impl InstanceId {
+    /// The name of a copy that has one in its namespace alone, and something that is unique (a pod's name and UID):
+    /// as much of the name as fits, and the first eight characters of the other.
+    ///
+    /// # Errors
+    /// [`BadName`] if that is no DNS label, as it is if either is empty.
+    pub fn of_copy(name: &str, unique: &str) -> Result<Self, BadName> {
+        let unique: String = unique.chars().take(8).collect();
+        // A pod's name may be a DNS subdomain, with dots.
+        let name: String = name.chars().take(54).map(|c| if c == '.' { '-' } else { c }).collect();
+        Self::parse(&format!("{}-{unique}", name.trim_end_matches('-')))
+    }
+}
+
 /// A service: what callers name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct ServiceId {
@@ -304,6 +318,18 @@ mod tests {
         for bad in ["", "-a", "a-", "A", "a.b", "a/b", "..", "a\0", "ä", &"x".repeat(64)] {
             assert!(Name::parse(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_copy_is_named_by_what_tells_it_apart() {
+        let uid = "0f4c8e2a-7d51-4b6e-9b57-2f0d1c3a8e77";
+        let named = |name: &str| InstanceId::of_copy(name, uid).map(|id| id.to_string());
+        assert_eq!(named("pay-7c9f6d-abcde").as_deref(), Ok("pay-7c9f6d-abcde-0f4c8e2a"));
+        assert_eq!(named("pay.0").as_deref(), Ok("pay-0-0f4c8e2a"));
+        let long = named(&format!("{}-x", "y".repeat(53)));
+        assert_eq!(long.map(|id| id.len()), Ok(62), "no dash is doubled where it was cut");
+        assert!(named("").is_err());
+        assert!(InstanceId::of_copy("pay", "").is_err());
     }
 
     #[test]

@@ -10,10 +10,11 @@ use crate::{
     },
     policy::{LoadBalancing, Millis, MtlsMode, RetryOn},
     protocol::Protocol,
+    world::Interception,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -60,6 +61,8 @@ pub struct Destination {
     pub route: Route,
     /// How calls are made.
     pub calls: Calls,
+    /// Virtual addresses that mean it, beside its names.
+    pub addresses: BTreeSet<IpAddr>,
     /// The objects that shaped it: what a rejection by a proxy is shown on.
     pub shaped_by: BTreeSet<ObjectId>,
 }
@@ -268,6 +271,8 @@ pub struct Proxy {
     pub workload: WorkloadRevision,
     /// Its inbound listeners: where other proxies call it → the application's port.
     pub inbound: BTreeMap<SocketAddr, u16>,
-    /// Its loopback port for outbound calls; `None` if it makes none.
+    /// Its port for outbound calls; `None` if it makes none.
     pub outbound_port: Option<u16>,
+    /// How the application's traffic reaches it.
+    pub interception: Interception,
 }

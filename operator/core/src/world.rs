@@ -39,6 +39,8 @@ pub struct Service {
     pub id: ServiceId,
     /// Its ports, by number.
     pub ports: Vec<Port>,
+    /// Its virtual addresses (ClusterIPs); none if callers know it by name alone.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 impl Service {
@@ -80,8 +82,10 @@ pub struct Instance {
     pub address: IpAddr,
     /// The application's ports and the proxy's before them.
     pub ports: Vec<InstancePort>,
-    /// The proxy's loopback port for outbound calls; 0 if it makes none.
+    /// The proxy's port for outbound calls; 0 if it makes none.
     pub outbound_port: u16,
+    /// How the application's traffic reaches the proxy.
+    pub interception: Interception,
     /// Whether it may be called.
     pub health: Health,
 }
@@ -99,6 +103,18 @@ impl Instance {
     pub fn revision(&self) -> &Revision {
         &self.workload.revision
     }
+}
+
+/// How an application's traffic reaches the proxy beside it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum Interception {
+    /// There is no proxy: it is called in plaintext, at the application's own ports, and its calls are not ours.
+    None,
+    /// The application is told where the proxy is (`HTTP_PROXY`), and callers are told the proxy's ports.
+    Environment,
+    /// The kernel redirects what leaves and enters the network namespace they share, so that callers name the
+    /// application's own ports: every [`InstancePort::mesh`] is its `app`.
+    Transparent,
 }
 
 /// A port of the application and the proxy's port before it.

@@ -102,7 +102,7 @@ fn implied(instances: &BTreeMap<InstanceId, Arc<Instance>>) -> Vec<Service> {
                 .into_iter()
                 .map(|(number, protocol)| Port { number, target: number, protocol })
                 .collect();
-            Service { id, ports }
+            Service { id, ports, addresses: BTreeSet::new() }
         })
         .collect()
 }

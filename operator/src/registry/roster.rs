@@ -2,7 +2,7 @@
 
 use airlane_core::{
     id::{Identity, InstanceId, Name, ServiceId, WorkloadRevision},
-    world::{Health, Instance, InstancePort},
+    world::{Health, Instance, InstancePort, Interception},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -120,8 +120,17 @@ pub(crate) struct Newcomer {
 impl Newcomer {
     fn named(self, id: InstanceId) -> Instance {
         let Newcomer { workload, service_account, services, address, ports, outbound_port } = self;
-        let health = Health::Starting;
-        Instance { id, workload, service_account, services, address, ports, outbound_port, health }
+        Instance {
+            id,
+            workload,
+            service_account,
+            services,
+            address,
+            ports,
+            outbound_port,
+            interception: Interception::Environment,
+            health: Health::Starting,
+        }
     }
 
     /// Whether it has the identity of the member.

@@ -4,7 +4,7 @@ use airlane_core::{
     id::{Name, Namespace, ObjectKind, ServiceId, TrustDomain, WorkloadRevision},
     rollout::{Rollout, StepPlan},
     slo::Coin,
-    world::{Health, Instance, InstancePort, Port, Protocol, Service, World},
+    world::{Health, Instance, InstancePort, Interception, Port, Protocol, Service, World},
 };
 
 fn name(text: &str) -> Name {
@@ -53,6 +53,7 @@ fn picture(canary: &Canary, healths: [Health; 2]) -> Picture {
             address: [127, 0, 0, 1].into(),
             ports: vec![InstancePort { service: 80, app: 8_080, mesh: port, protocol: Protocol::Http }],
             outbound_port: 15_001,
+            interception: Interception::Environment,
             health,
         };
         (id, Arc::new(instance))
@@ -61,7 +62,10 @@ fn picture(canary: &Canary, healths: [Health; 2]) -> Picture {
     let world = World {
         trust_domain: TrustDomain::parse("airlane.local").expect("a name"),
         system_namespace: Namespace::parse("airlane-system").expect("a name"),
-        services: BTreeMap::from([(service(), Arc::new(Service { id: service(), ports }))]),
+        services: BTreeMap::from([(
+            service(),
+            Arc::new(Service { id: service(), ports, addresses: BTreeSet::new() }),
+        )]),
         instances: instances.collect(),
         policies: BTreeMap::new(),
         canaries: BTreeMap::from([(canary.id.clone(), Arc::new(canary.clone()))]),

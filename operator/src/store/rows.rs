@@ -4,7 +4,7 @@ use super::{StoreError, StoredToken, reading};
 use crate::registry::{App, Registration};
 use airlane_core::{
     id::{BadName, ObjectId, ObjectKind, Revision, WorkloadRevision},
-    world::{Health, Instance},
+    world::{Health, Instance, Interception},
 };
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
@@ -100,6 +100,8 @@ pub(super) fn registration_of(row: &SqliteRow) -> Result<Registration, StoreErro
         address: columns.damaged(columns.get::<&str>("address")?.parse())?,
         ports: columns.json("ports")?,
         outbound_port: columns.damaged(columns.get::<i64>("outbound_port")?.try_into())?,
+        // Who registers here has no network of its own to redirect.
+        interception: Interception::Environment,
         health: Health::Starting,
     };
     let app: App = columns.json("app")?;

@@ -4,7 +4,7 @@ use airlane_core::{
     id::{ObjectKind, Revision, ServiceId, WorkloadRevision},
     rollout::Phase,
     slo::Wealth,
-    world::{Health, Instance, InstancePort, Protocol},
+    world::{Health, Instance, InstancePort, Interception, Protocol},
 };
 use std::{os::unix::fs::PermissionsExt as _, sync::Arc};
 use tempfile::TempDir;
@@ -43,6 +43,7 @@ fn registration(id: &str) -> Registration {
             InstancePort { service: 1, app: 1, mesh: 9001, protocol: Protocol::Tcp },
         ],
         outbound_port: 15001,
+        interception: Interception::Environment,
         health: Health::Starting,
     };
     Registration::new(Arc::new(instance), App::Healthy, true, false, at(1_700_000_000_123))

@@ -5,6 +5,7 @@ use airlane_core::{
     id::{ObjectId, ServiceId},
     world::{Port, Service},
 };
+use std::collections::BTreeSet;
 
 /// The service, its ports by number.
 pub(crate) fn service(id: &ObjectId, spec: &ServiceSpec) -> Service {
@@ -15,5 +16,9 @@ pub(crate) fn service(id: &ObjectId, spec: &ServiceSpec) -> Service {
     };
     let mut ports: Vec<Port> = spec.ports.iter().map(port).collect();
     ports.sort_by_key(|port| port.number);
-    Service { id: ServiceId { namespace: id.namespace.clone(), name: id.name.clone() }, ports }
+    Service {
+        id: ServiceId { namespace: id.namespace.clone(), name: id.name.clone() },
+        ports,
+        addresses: BTreeSet::new(),
+    }
 }

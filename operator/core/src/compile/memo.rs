@@ -4,7 +4,7 @@ use super::{Compiled, index::Index, mistakes, mtls, routing, touched::Touched};
 use crate::{
     id::{Identity, InstanceId, Namespace, ServiceId, TrustDomain, WorkloadRevision},
     mesh::{Inbound, Mesh, Proxy},
-    world::{Instance, World},
+    world::{Instance, Interception, World},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -66,7 +66,8 @@ impl Memo {
             self.services.renew(&id, inputs, routing::decide);
         }
         for id in touched.instances {
-            let inputs = world.instances.get(&id).map(|it| (world.trust_domain.clone(), Arc::clone(it)));
+            let meshed = world.instances.get(&id).filter(|it| it.interception != Interception::None);
+            let inputs = meshed.map(|it| (world.trust_domain.clone(), Arc::clone(it)));
             self.proxies.renew(&id, inputs, |(trust_domain, instance), before| {
                 keep(before, proxy(trust_domain, instance))
             });
@@ -140,6 +141,7 @@ fn proxy(trust_domain: &TrustDomain, instance: &Instance) -> Proxy {
             .map(|(mesh, app)| (SocketAddr::new(instance.address, mesh), app))
             .collect(),
         outbound_port: (instance.outbound_port != 0).then_some(instance.outbound_port),
+        interception: instance.interception,
     }
 }
 

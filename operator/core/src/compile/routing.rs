@@ -11,7 +11,7 @@ use crate::{
     mesh::{Cluster, Destination, Endpoint, Inbound, Route, ShortName, Transport},
     policy::{Http2, MtlsMode},
     problem::{Problem, Reason},
-    world::{Health, Instance, InstancePort, Port, Protocol, Service},
+    world::{Health, Instance, InstancePort, Interception, Port, Protocol, Service},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -155,6 +155,7 @@ impl<'a> OnePort<'a> {
             clusters,
             route,
             calls: merged.calls,
+            addresses: self.inputs.service.addresses.clone(),
             shaped_by,
         }
     }
@@ -165,10 +166,9 @@ impl<'a> OnePort<'a> {
     }
 
     fn accepts_mtls(&self, instance: &Instance, door: &Inbound) -> bool {
-        instance
-            .behind(self.port)
-            .and_then(|port| door.ports.get(&port.app))
-            .is_some_and(|door| door.mtls != MtlsMode::Disabled)
+        let door = instance.behind(self.port).and_then(|port| door.ports.get(&port.app));
+        instance.interception != Interception::None
+            && door.is_some_and(|door| door.mtls != MtlsMode::Disabled)
     }
 
     /// The endpoints of the cluster: those of the one it names of the revision, or of all.
@@ -276,6 +276,7 @@ mod tests {
                 Edit, canary, instance, mode, policy, progress, service, service_id, to_service, world_of,
             },
         },
+        id::InstanceId,
         mesh::Mesh,
         rollout::Phase,
     };
@@ -317,6 +318,19 @@ mod tests {
             let expected = [("127.0.0.2:20002".to_owned(), true), ("127.0.0.3:20003".to_owned(), false)];
             assert_eq!(addresses(&destination.clusters[0]), expected);
         });
+    }
+
+    #[test]
+    fn who_has_no_proxy_is_called_in_plaintext_and_has_no_listeners() {
+        let declared = Edit::from(service("shop/pay", &[(80, 8080, Protocol::Http)]));
+        let bare = with(instance("shop/pay", "v1", 2), |it| it.interception = Interception::None);
+        let mesh = compile(&world_of([declared, instance("shop/pay", "v1", 1).into(), bare])).mesh;
+        let cluster = &destination(&mesh, 80).clusters[0];
+        assert_eq!(cluster.transport, Transport::Mixed);
+        let mtls: Vec<bool> = cluster.endpoints.iter().map(|endpoint| endpoint.mtls).collect();
+        assert_eq!(mtls, [true, false]);
+        let proxies: Vec<&str> = mesh.proxies.keys().map(InstanceId::as_str).collect();
+        assert_eq!(proxies, ["shop-pay-1"]);
     }
 
     #[test]

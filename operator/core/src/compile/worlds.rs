@@ -10,7 +10,7 @@ use crate::{
         RetriesSpec, RetryMethods, RetryOn, Target, TimeoutsSpec,
     },
     rollout::{Canary, Phase, Progress, Rollout},
-    world::{Health, Instance, InstancePort, Port, Protocol, Service, World},
+    world::{Health, Instance, InstancePort, Interception, Port, Protocol, Service, World},
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::{
@@ -49,7 +49,7 @@ pub(crate) fn object_id(kind: ObjectKind, text: &str) -> ObjectId {
 /// Every port as (number, target, protocol).
 pub(crate) fn service(id: &str, ports: &[(u16, u16, Protocol)]) -> Service {
     let ports = ports.iter().map(|&(number, target, protocol)| Port { number, target, protocol });
-    Service { id: service_id(id), ports: ports.collect() }
+    Service { id: service_id(id), ports: ports.collect(), addresses: BTreeSet::new() }
 }
 
 /// A healthy instance `NAME-N` of a service, with the application on 8080 and the mesh port 20000 + N.
@@ -73,6 +73,7 @@ pub(crate) fn instance(service: &str, version: &str, number: u8) -> Instance {
             protocol: Protocol::Http,
         }],
         outbound_port: 15_001,
+        interception: Interception::Environment,
         health: Health::Healthy,
     }
 }

@@ -1,7 +1,7 @@
 use super::*;
 use airlane_core::{
     id::{Name, Namespace, WorkloadRevision},
-    world::Health,
+    world::{Health, Interception},
 };
 
 fn at(ms: i64) -> Timestamp {
@@ -63,6 +63,7 @@ fn instance() -> Instance {
         address: [127, 0, 0, 1].into(),
         ports: Vec::new(),
         outbound_port: 15001,
+        interception: Interception::Environment,
         health: Health::Healthy,
     }
 }

@@ -7,7 +7,7 @@ use airlane_core::{
         Retries, Route, ShortName, Transport,
     },
     policy::{LoadBalancing, Millis, MtlsMode, RetryOn},
-    world::Protocol,
+    world::{Interception, Protocol},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -64,6 +64,7 @@ pub fn destination(
         }],
         route: Route::To(cluster),
         calls: calls(),
+        addresses: BTreeSet::new(),
         shaped_by: BTreeSet::new(),
     }
 }
@@ -131,6 +132,7 @@ impl Build for Mesh {
             workload: workload(namespace, name),
             inbound: BTreeMap::new(),
             outbound_port: Some(port),
+            interception: Interception::Environment,
         };
         self.proxies.insert(id, Arc::new(proxy));
         self
@@ -151,6 +153,7 @@ impl Build for Mesh {
             workload: workload.clone(),
             inbound: [(SocketAddr::from(([127, 0, 0, 1], mesh_port)), app_port)].into(),
             outbound_port: None,
+            interception: Interception::Environment,
         };
         self.workloads.insert(workload, Arc::new(inbound));
         self.proxies.insert(id, Arc::new(proxy));
