@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test prove bench lint fmt build envoy
+.PHONY: help demo test prove bench lint fmt build envoy cluster cluster-down
 
 CARGO ?= cargo
 # Arguments for the demo: make demo ARGS="--once --no-tty"
@@ -15,16 +15,20 @@ TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/airlane/tools
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
+# How many nodes the cluster has.
+NODES ?= 1
+
 # Expanded only in the targets that need an Envoy, which fetches it the first time.
 with-envoy = AIRLANE_ENVOY="$$(tests/support/envoy.sh)"
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 demo: build ## Bring up a mesh of example services, release a bad version and a good one (ARGS="--once --no-tty")
 	@export $(with-envoy); $(CARGO) run --quiet --bin airlane -- demo $(ARGS)
 
-test: build ## Run every test, on real Envoys
+test: build ## Run every test, on real Envoys and a real Kubernetes cluster
+	@tests/cluster/prepare.sh >/dev/null || [[ $$? == 77 ]] # the tests say that they are skipped
 	export $(with-envoy); $(CARGO) test --workspace
 
 prove: build ## Run the long proofs: more requests, more rollouts, more simulated runs; prints the figures of the docs
@@ -48,6 +52,18 @@ build: ## Build the operator and the sidecar
 
 envoy: ## Fetch Envoy if this machine has none, and print where it is
 	@tests/support/envoy.sh
+
+cluster: ## Bring up a small Kubernetes cluster on this machine to play with (NODES=3, root only)
+	@NODES=$(NODES) tests/cluster/up.sh
+	@tests/cluster/exec.sh kubectl get nodes
+	@echo
+	@echo "It is in a network of its own. Run what you like inside it:"
+	@echo "  tests/cluster/exec.sh kubectl get pods -A"
+	@echo "  tests/cluster/exec.sh            a shell, with kubectl, helm and KUBECONFIG"
+	@echo "  make cluster-down"
+
+cluster-down: ## End that cluster, leaving nothing behind
+	@tests/cluster/down.sh
 
 $(CARGO_DENY):
 	@echo "building cargo-deny $(CARGO_DENY_VERSION) (once, about 5 minutes) into $(TOOLS)"
