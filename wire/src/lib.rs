@@ -5,10 +5,12 @@
 //!
 //! - [`operator`]: the service a sidecar calls;
 //! - [`join`]: the join string, by which a sidecar finds and recognises its operator;
+//! - [`pod`]: what the injector writes into a pod and the agent reads there;
 //! - [`sds`]: the part of Envoy's secret discovery that the sidecar serves to the Envoy beside it.
 
 pub mod join;
 pub mod message;
 pub mod operator;
+pub mod pod;
 mod rpc;
 pub mod sds;
