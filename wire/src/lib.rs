@@ -5,7 +5,7 @@
 //!
 //! - [`operator`]: the service a sidecar calls;
 //! - [`join`]: the join string, by which a sidecar finds and recognises its operator;
-//! - [`pod`]: what the injector writes into a pod and the agent reads there;
+//! - [`pod`]: what injector, agent and kubelet agree on in a pod;
 //! - [`sds`]: the part of Envoy's secret discovery that the sidecar serves to the Envoy beside it.
 
 pub mod join;
