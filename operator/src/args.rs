@@ -1,5 +1,6 @@
 //! The command line, as its users type it.
 
+use airlane_core::id::{Namespace, TrustDomain};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -18,6 +19,8 @@ pub(crate) struct Airlane {
 pub(crate) enum Command {
     /// Run the control plane on this host, reading policies from a directory.
     Up(Up),
+    /// Run the control plane of a Kubernetes cluster: in it, or from outside by KUBECONFIG.
+    Operator(Operator),
     /// Start a mesh of example services, release a bad version and a good one, and tell what happens.
     Demo(Demo),
     /// Print the resource definitions, or write them into a directory.
@@ -101,6 +104,31 @@ pub(crate) struct Up {
     /// How often sidecars report; one that is silent for five times as long is taken out.
     #[arg(long, default_value = "1s", value_parser = duration, value_name = "DURATION")]
     pub(crate) heartbeat: Duration,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Operator {
+    /// The operator's own namespace, whose policies without target are about the whole mesh.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "airlane-system", value_name = "NAMESPACE")]
+    pub(crate) namespace: Namespace,
+    /// Whose identities are trusted: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT.
+    #[arg(long, default_value = "airlane.local", value_parser = TrustDomain::parse, value_name = "DOMAIN")]
+    pub(crate) trust_domain: TrustDomain,
+    /// What the names of the cluster's services end with.
+    #[arg(long, default_value = "cluster.local", value_name = "DOMAIN")]
+    pub(crate) cluster_domain: String,
+    /// Where sidecars join, get their configuration and report.
+    #[arg(long, default_value = "0.0.0.0:15010", value_name = "ADDR:PORT")]
+    pub(crate) listen: SocketAddr,
+    /// Where the kubelet asks, in plain HTTP: /healthz and /readyz.
+    #[arg(long, default_value = "0.0.0.0:8080", value_name = "ADDR:PORT")]
+    pub(crate) health: SocketAddr,
+    /// How long a workload's certificate lives, at most 24h.
+    #[arg(long, default_value = "24h", value_parser = leaf_ttl, value_name = "DURATION")]
+    pub(crate) leaf_ttl: Duration,
+    /// How long proxies keep a rollout's uncertified share when no operator judges it.
+    #[arg(long, default_value = "10m", value_parser = duration, value_name = "DURATION")]
+    pub(crate) fail_safe_after: Duration,
 }
 
 #[derive(Args, Debug, Clone)]

@@ -1,8 +1,8 @@
 //! The control loop: observe → compile → lower → publish, once for every change, never by a timer.
 
 use crate::{
-    apply::standalone::Statuses,
-    observe::{manifests::Manifests, world},
+    apply::Statuses,
+    observe::{declared::Declared, world},
     signals,
     xds::Publisher,
 };
@@ -37,8 +37,8 @@ pub(crate) struct Picture {
     pub(crate) world: Arc<World>,
     /// What was decided.
     pub(crate) compiled: Arc<Compiled>,
-    /// The files behind it.
-    pub(crate) manifests: Arc<Manifests>,
+    /// The objects behind it.
+    pub(crate) declared: Arc<Declared>,
     /// The epoch in which it was published.
     pub(crate) epoch: u64,
     /// The generation of each object, and the epoch in which it was published.
@@ -49,12 +49,14 @@ pub(crate) struct Picture {
 
 /// What the loop watches.
 pub(crate) struct Inputs {
-    /// Files.
-    pub(crate) manifests: watch::Receiver<Arc<Manifests>>,
-    /// Registrations.
+    /// Objects.
+    pub(crate) declared: watch::Receiver<Arc<Declared>>,
+    /// Copies of workloads.
     pub(crate) instances: watch::Receiver<Arc<BTreeMap<InstanceId, Arc<Instance>>>>,
     /// Statuses.
     pub(crate) statuses: watch::Receiver<Arc<Statuses>>,
+    /// Whether somebody judges the rollouts: if nobody does, their shares are left to expire.
+    pub(crate) judged: watch::Receiver<bool>,
 }
 
 /// What the loop tells.
@@ -85,29 +87,31 @@ pub(crate) async fn run(
     let mut before: Option<Picture> = None;
     let mut beat = tokio::time::interval(BEAT);
     loop {
-        let manifests = inputs.manifests.borrow_and_update().clone();
+        let declared = inputs.declared.borrow_and_update().clone();
         let instances = inputs.instances.borrow_and_update().clone();
         let statuses = inputs.statuses.borrow_and_update().clone();
         let last = before.as_ref().map(|picture| &*picture.world);
-        let world = Arc::new(world::assemble(&settings, &manifests, &instances, &statuses, last));
+        let world = Arc::new(world::assemble(&settings, &declared, &instances, &statuses, last));
         let compiled = Arc::new(memo.compile(&world));
         let (catalog, change) = lowerer.lower(&compiled.mesh);
         let catalog = Arc::new(catalog);
-        let published_in = published_in(&manifests, catalog.epoch, before.as_ref());
+        let published_in = published_in(&declared, catalog.epoch, before.as_ref());
         // Evidence about a cluster may arrive as soon as a proxy knows it.
         outputs.clusters.send_replace(Arc::new(signals::clusters_of(&compiled.mesh)));
         outputs.publisher.publish(catalog.clone(), change);
-        let picture = Picture { world, compiled, manifests, epoch: catalog.epoch, published_in, catalog };
+        let picture = Picture { world, compiled, declared, epoch: catalog.epoch, published_in, catalog };
         outputs.picture.send_replace(Some(picture.clone()));
         before = Some(picture);
         loop {
             let changed = tokio::select! {
                 () = shutdown.cancelled() => return,
-                changed = inputs.manifests.changed() => changed,
+                changed = inputs.declared.changed() => changed,
                 changed = inputs.instances.changed() => changed,
                 changed = inputs.statuses.changed() => changed,
                 _ = beat.tick() => {
-                    outputs.publisher.beat(VOUCHED);
+                    if *inputs.judged.borrow() {
+                        outputs.publisher.beat(VOUCHED);
+                    }
                     continue;
                 }
             };
@@ -120,12 +124,8 @@ pub(crate) async fn run(
 }
 
 /// An object that changed is published in this epoch, the others in the one they had.
-fn published_in(
-    manifests: &Manifests,
-    epoch: u64,
-    before: Option<&Picture>,
-) -> BTreeMap<ObjectId, (i64, u64)> {
-    manifests
+fn published_in(declared: &Declared, epoch: u64, before: Option<&Picture>) -> BTreeMap<ObjectId, (i64, u64)> {
+    declared
         .objects
         .iter()
         .map(|(id, accepted)| {

@@ -8,6 +8,7 @@ mod cli;
 mod clock;
 mod control;
 mod demo;
+mod health;
 mod join;
 mod local;
 mod observe;
@@ -60,6 +61,10 @@ async fn run(arguments: Airlane) -> anyhow::Result<()> {
         Command::Up(up) => {
             tell_on_stderr();
             app::up(&up, &state).await
+        }
+        Command::Operator(operator) => {
+            tell_on_stderr();
+            app::operator(&operator, &state).await
         }
         Command::Demo(demo) => demo::story::run(&demo).await,
         Command::ExampleApp(app) => Ok(demo::app::run(app).await?),

@@ -3,26 +3,15 @@
 //! A rollout's weights travel through its status and back through the world, never around it, so what a crash
 //! interrupts is resumed from what was written.
 
+use super::{Memory, NotRemembered, Status, Statuses};
 use crate::store::{Store, StoreError};
 use airlane_core::{
     id::ObjectId,
-    rollout::{Asked, Progress},
+    rollout::{Asked, Canary, Progress},
 };
 use jiff::Timestamp;
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 use tokio::sync::watch;
-
-/// What is remembered about one canary.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub(crate) struct Status {
-    /// The rollout's memory.
-    pub(crate) progress: Option<Progress>,
-    /// A verb not yet carried out.
-    pub(crate) asked: Option<Asked>,
-}
-
-/// What is remembered about every canary.
-pub(crate) type Statuses = BTreeMap<ObjectId, Status>;
 
 /// Writes statuses. One writer: its callers are the rollouts and the command line's verbs.
 #[derive(Clone)]
@@ -57,11 +46,7 @@ impl Recorder {
         self.current.subscribe()
     }
 
-    /// Remembers a step, and that the verb it answered is done with.
-    ///
-    /// # Errors
-    /// [`StoreError`] if it could not be written; then nothing is published either.
-    pub(crate) async fn step(
+    async fn write(
         &self,
         id: &ObjectId,
         progress: Progress,
@@ -93,18 +78,30 @@ impl Recorder {
         Ok(())
     }
 
-    /// Forgets a canary that nobody wants any more.
-    ///
-    /// # Errors
-    /// [`StoreError`] if it could not be forgotten.
-    pub(crate) async fn forget(&self, id: &ObjectId) -> Result<(), StoreError> {
-        let _writing = self.writing.lock().await;
-        self.store.forget_canary(id).await?;
-        self.current.send_modify(|statuses| drop(Arc::make_mut(statuses).remove(id)));
-        Ok(())
-    }
-
     fn publish(&self, id: &ObjectId, change: impl FnOnce(&mut Status)) {
         self.current.send_modify(|statuses| change(Arc::make_mut(statuses).entry(id.clone()).or_default()));
+    }
+}
+
+#[tonic::async_trait]
+impl Memory for Recorder {
+    fn statuses(&self) -> Arc<Statuses> {
+        self.current.borrow().clone()
+    }
+
+    async fn step(
+        &self,
+        canary: &Canary,
+        progress: Progress,
+        answered: Option<Asked>,
+    ) -> Result<(), NotRemembered> {
+        self.write(&canary.id, progress, answered).await.map_err(|error| NotRemembered::Failed(error.into()))
+    }
+
+    async fn forget(&self, id: &ObjectId) -> Result<(), NotRemembered> {
+        let _writing = self.writing.lock().await;
+        self.store.forget_canary(id).await.map_err(|error| NotRemembered::Failed(error.into()))?;
+        self.current.send_modify(|statuses| drop(Arc::make_mut(statuses).remove(id)));
+        Ok(())
     }
 }

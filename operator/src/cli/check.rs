@@ -16,10 +16,10 @@ pub(crate) fn check_files(paths: &[PathBuf]) -> anyhow::Result<()> {
     for path in paths {
         if path.is_dir() {
             let directory = Directory::open(path, system_namespace()?)?;
-            let manifests = directory.manifests();
-            objects += manifests.objects.len();
-            manifests.errors.values().flatten().for_each(|error| report(error.to_string()));
-            manifests
+            let declared = directory.declared();
+            objects += declared.objects.len();
+            declared.errors.values().flatten().for_each(|error| report(error.to_string()));
+            declared
                 .objects
                 .values()
                 .flat_map(|object| &object.problems)

@@ -165,7 +165,7 @@ async fn summary(State(local): State<Local>) -> Result<Json<Summary>, Refused> {
         let proxies = sources.proxies();
         let mut problems: Vec<String> =
             sources.picture.compiled.problems.iter().map(ToString::to_string).collect();
-        let accepted = sources.picture.manifests.objects.values().flat_map(|object| &object.problems);
+        let accepted = sources.picture.declared.objects.values().flat_map(|object| &object.problems);
         problems.extend(accepted.map(ToString::to_string));
         problems.extend(sources.rejected().map(|problem| problem.to_string()));
         Summary {

@@ -225,7 +225,7 @@ impl Sources<'_> {
     fn problems_of(&self, id: &ObjectId) -> Vec<Problem> {
         let mut problems: Vec<Problem> =
             self.picture.compiled.problems.iter().filter(|problem| problem.subject == *id).cloned().collect();
-        if let Some(accepted) = self.picture.manifests.objects.get(id) {
+        if let Some(accepted) = self.picture.declared.objects.get(id) {
             problems.extend(accepted.problems.iter().cloned());
         }
         problems.extend(self.rejected().filter(|problem| problem.subject == *id));
@@ -260,14 +260,16 @@ impl Sources<'_> {
             .policies
             .values()
             .map(|policy| {
-                let accepted = self.picture.manifests.objects.get(&policy.id);
+                let accepted = self.picture.declared.objects.get(&policy.id);
                 let since =
                     self.picture.published_in.get(&policy.id).map_or(self.picture.epoch, |(_, epoch)| *epoch);
                 PolicyView {
                     namespace: policy.id.namespace.to_string(),
                     name: policy.id.name.to_string(),
                     target: target(&policy.target),
-                    file: accepted.map_or_else(String::new, |accepted| accepted.file.display().to_string()),
+                    file: accepted
+                        .and_then(|accepted| accepted.file.as_ref())
+                        .map_or_else(String::new, |file| file.display().to_string()),
                     generation: policy.generation,
                     accepted: true,
                     programmed: Programmed {
@@ -335,7 +337,7 @@ impl Sources<'_> {
                     problems: self.problems_of(&canary.id),
                     outdated: self
                         .picture
-                        .manifests
+                        .declared
                         .objects
                         .get(&canary.id)
                         .is_some_and(|accepted| accepted.outdated),
@@ -363,7 +365,7 @@ impl Sources<'_> {
     /// Every file in error.
     pub(crate) fn errors(&self) -> Vec<ErrorView> {
         self.picture
-            .manifests
+            .declared
             .errors
             .iter()
             .flat_map(|(file, errors)| {

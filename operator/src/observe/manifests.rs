@@ -6,6 +6,7 @@
 //! deletion of either. A file in error loses nothing: what it claimed before it goes on claiming, object by object,
 //! until it can be read again. Pure; the watching is in [`super::standalone`].
 
+use super::declared::{Accepted, Declared};
 use airlane_api::{FileError, Location, Object, Parsed, Refused, Value};
 use airlane_core::{
     id::ObjectId,
@@ -18,28 +19,10 @@ use std::{
     sync::Arc,
 };
 
-/// An object in force.
-#[derive(Clone, PartialEq, Debug)]
-pub(crate) struct Accepted {
-    /// The file it is in.
-    pub(crate) file: PathBuf,
-    /// Counts the different versions seen since the operator started.
-    pub(crate) generation: i64,
-    /// What it says; `None` if nothing of it can be used yet.
-    pub(crate) value: Option<Value>,
-    /// What is wrong with it though it is used.
-    pub(crate) problems: Vec<Problem>,
-    /// The file is in error now, and this is an earlier version.
-    pub(crate) outdated: bool,
-}
-
-/// Every object in force, and what is wrong with the files.
+/// What the files say.
 #[derive(Clone, Default, PartialEq, Debug)]
 pub(crate) struct Manifests {
-    /// By name.
-    pub(crate) objects: BTreeMap<ObjectId, Arc<Accepted>>,
-    /// What could not be used, file by file.
-    pub(crate) errors: BTreeMap<PathBuf, Vec<FileError>>,
+    declared: Declared,
     files: BTreeMap<PathBuf, Claims>,
 }
 
@@ -64,6 +47,11 @@ struct Claim {
 }
 
 impl Manifests {
+    /// What is in force, as settled last.
+    pub(crate) fn declared(&self) -> &Declared {
+        &self.declared
+    }
+
     /// Notes what `file` says now. [`Manifests::settle`] makes it count.
     pub(crate) fn read(&mut self, file: &Path, parsed: Parsed) {
         let Parsed { objects, refused, errors } = parsed;
@@ -122,8 +110,8 @@ impl Manifests {
             .collect();
         let mut objects = BTreeMap::new();
         for (id, mut claims) in claimed {
-            let before = self.objects.get(id);
-            let held = |file: &Path| before.is_some_and(|before| before.file == file);
+            let before = self.declared.objects.get(id);
+            let held = |file: &Path| before.is_some_and(|before| before.file.as_deref() == Some(file));
             claims.sort_by_key(|(file, claims, claim)| (claims.leaving, claim.fail_closed, !held(file)));
             let Some(((file, _, claim), others)) = claims.split_first() else { continue };
             objects.insert(id.clone(), claim.accepted(file, before));
@@ -134,8 +122,7 @@ impl Manifests {
                 }
             }
         }
-        self.objects = objects;
-        self.errors = errors;
+        self.declared = Declared { objects, errors, services: None };
     }
 }
 
@@ -160,7 +147,8 @@ impl Claim {
             None => 1,
         };
         let Claim { value, problems, outdated, .. } = self.clone();
-        let accepted = Accepted { file: file.to_owned(), generation, value, problems, outdated };
+        let file = Some(file.to_owned());
+        let accepted = Accepted { file, generation, age_rank: 0, value, problems, outdated };
         match before {
             Some(before) if **before == accepted => before.clone(),
             _ => Arc::new(accepted),

@@ -5,7 +5,7 @@
 //! [`GRACE`] before that is believed, and the whole directory is compared by content at each event. What cannot be
 //! read is told, and keeps what it said before.
 
-use super::manifests::Manifests;
+use super::{declared::Declared, manifests::Manifests};
 use airlane_api::{FILE_BYTES_MAX, FileError, Location, read_file};
 use airlane_core::id::Namespace;
 use notify::{RecursiveMode, Watcher};
@@ -79,14 +79,14 @@ impl Directory {
     }
 
     /// What is in force now.
-    pub(crate) fn manifests(&self) -> &Manifests {
-        &self.manifests
+    pub(crate) fn declared(&self) -> &Declared {
+        self.manifests.declared()
     }
 
     /// Publishes what is in force after each change, until shutdown.
     pub(crate) async fn watch(
         mut self,
-        sender: watch::Sender<Arc<Manifests>>,
+        sender: watch::Sender<Arc<Declared>>,
         shutdown: CancellationToken,
     ) -> Result<(), ObserveError> {
         let (events, mut event) = mpsc::channel(1);
@@ -105,9 +105,9 @@ impl Directory {
                 );
             }
             sender.send_if_modified(|current| {
-                let changed = **current != self.manifests;
+                let changed = **current != *self.declared();
                 if changed {
-                    *current = Arc::new(self.manifests.clone());
+                    *current = Arc::new(self.declared().clone());
                 }
                 changed
             });
@@ -196,7 +196,7 @@ impl Directory {
             message: format!("it cannot be read: {message}"),
             mend: mend.to_owned(),
         };
-        let told = self.manifests.errors.get(place).is_some_and(|errors| errors.contains(&error));
+        let told = self.declared().errors.get(place).is_some_and(|errors| errors.contains(&error));
         if !told {
             tracing::warn!("{error}");
         }
@@ -290,13 +290,13 @@ mod tests {
             std::fs::remove_file(self.dir.path().join(name)).expect("removed");
         }
         fn file_in_force(&self) -> String {
-            let object = self.directory.manifests().objects.values().next().expect("in force");
-            object.file.file_name().expect("a name").to_string_lossy().into_owned()
+            let object = self.directory.declared().objects.values().next().expect("in force");
+            object.file.as_ref().expect("a file").file_name().expect("a name").to_string_lossy().into_owned()
         }
         fn look(&mut self) -> (usize, usize) {
             self.directory.sweep(self.now).expect("readable");
-            let manifests = self.directory.manifests();
-            (manifests.objects.len(), manifests.errors.values().map(Vec::len).sum())
+            let declared = self.directory.declared();
+            (declared.objects.len(), declared.errors.values().map(Vec::len).sum())
         }
     }
 
@@ -305,7 +305,7 @@ mod tests {
         let mut edited = Edited::with(&[("pay.yaml", POLICY)]);
         assert_eq!(edited.look(), (1, 0));
         assert_eq!(edited.write("pay.yaml", &POLICY.replace("10s", "ten")), (1, 1));
-        let accepted = edited.directory.manifests().objects.values().next().expect("still there");
+        let accepted = edited.directory.declared().objects.values().next().expect("still there");
         assert!(accepted.outdated);
         assert_eq!(edited.write("pay.yaml", POLICY), (1, 0));
     }
@@ -360,7 +360,7 @@ mod tests {
             std::fs::rename(edited.dir.path().join(from), edited.dir.path().join(to)).expect("renamed");
             assert_eq!(edited.look(), (1, 0));
             assert_eq!(edited.file_in_force(), to);
-            let object = edited.directory.manifests().objects.values().next().expect("in force");
+            let object = edited.directory.declared().objects.values().next().expect("in force");
             assert_eq!(object.generation, 1, "it says what it said");
         }
     }
@@ -392,7 +392,7 @@ mod tests {
         let policy = POLICY.replace("timeouts: { request: 10s }", "mtls: { mode: Stric }");
         let mut edited = Edited::with(&[("pay.yaml", &policy)]);
         assert_eq!(edited.look(), (1, 1));
-        let strict = |edited: &Edited| match &edited.directory.manifests().objects.values().next()?.value {
+        let strict = |edited: &Edited| match &edited.directory.declared().objects.values().next()?.value {
             Some(airlane_api::Value::Policy(policy)) => policy.mtls.as_ref()?.mode,
             _ => None,
         };

@@ -1,7 +1,7 @@
 //! Puts the world together from what was observed.
 
-use super::manifests::Manifests;
-use crate::apply::standalone::Statuses;
+use super::declared::Declared;
+use crate::apply::Statuses;
 use airlane_api::Value;
 use airlane_core::{
     id::{InstanceId, Namespace, ServiceId, TrustDomain},
@@ -22,11 +22,11 @@ pub(crate) struct MeshSettings {
     pub(crate) system_namespace: Namespace,
 }
 
-/// The world made of files, registrations and statuses. What equals its counterpart in `before` is the same
+/// The world made of objects, copies of workloads and statuses. What equals its counterpart in `before` is the same
 /// allocation, so that the compiler recognises it by its pointer.
 pub(crate) fn assemble(
     settings: &MeshSettings,
-    manifests: &Manifests,
+    declared: &Declared,
     instances: &BTreeMap<InstanceId, Arc<Instance>>,
     statuses: &Statuses,
     before: Option<&World>,
@@ -39,11 +39,16 @@ pub(crate) fn assemble(
         policies: BTreeMap::new(),
         canaries: BTreeMap::new(),
     };
-    for service in implied(instances) {
-        let service = kept(before.and_then(|world| world.services.get(&service.id)), service);
-        world.services.insert(service.id.clone(), service);
+    match &declared.services {
+        Some(services) => world.services.clone_from(services),
+        None => {
+            for service in implied(instances) {
+                let service = kept(before.and_then(|world| world.services.get(&service.id)), service);
+                world.services.insert(service.id.clone(), service);
+            }
+        }
     }
-    for (id, accepted) in &manifests.objects {
+    for (id, accepted) in &declared.objects {
         let Some(value) = &accepted.value else { continue };
         match value {
             Value::Service(service) => {
@@ -53,6 +58,7 @@ pub(crate) fn assemble(
             Value::Policy(policy) => {
                 let mut policy = policy.clone();
                 policy.generation = accepted.generation;
+                policy.age_rank = accepted.age_rank;
                 let policy = kept(before.and_then(|world| world.policies.get(id)), policy);
                 world.policies.insert(id.clone(), policy);
             }

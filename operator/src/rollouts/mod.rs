@@ -5,7 +5,13 @@ mod evidence;
 #[cfg(test)]
 mod tests;
 
-use crate::{apply::standalone::Recorder, clock::Clock, control::Picture, signals::Signals, xds::Publisher};
+use crate::{
+    apply::{Memory, NotRemembered},
+    clock::Clock,
+    control::Picture,
+    signals::Signals,
+    xds::Publisher,
+};
 use airlane_core::{
     id::{ClusterName, InstanceId, ObjectId, Revision},
     mesh::{Destination, FULL_SHARE, Route},
@@ -52,7 +58,7 @@ pub(crate) struct Rollouts {
     /// What proxies acknowledged.
     pub(crate) publisher: Publisher,
     /// Where steps are written.
-    pub(crate) recorder: Recorder,
+    pub(crate) memory: Arc<dyn Memory>,
     /// The time.
     pub(crate) clock: Arc<dyn Clock>,
 }
@@ -66,6 +72,9 @@ struct Trial {
     /// The shares the world carries, and the first epoch that published them.
     published: Option<(Acknowledged, u64)>,
 }
+
+/// A trial that another operator went on with.
+struct Superseded;
 
 /// What is new since the last look.
 struct News {
@@ -107,7 +116,9 @@ impl Rollouts {
                     let unheard = if running { self.unheard(&picture) } else { BTreeSet::new() };
                     Trial::resume(canary, unheard, now)
                 });
-                self.turn(canary, trial, &picture, &news).await;
+                if self.turn(canary, trial, &picture, &news).await.is_err() {
+                    trials.remove(&canary.id);
+                }
             }
         }
     }
@@ -122,18 +133,28 @@ impl Rollouts {
     /// A canary whose object was deleted begins anew when it comes back. While a file cannot be read, what it held
     /// may still be wanted.
     async fn forget_deleted(&self, picture: &Picture) {
-        if !picture.manifests.errors.is_empty() {
+        if !picture.declared.errors.is_empty() {
             return;
         }
-        let remembered = self.recorder.watch().borrow().clone();
+        let remembered = self.memory.statuses();
         for id in remembered.keys().filter(|id| !picture.world.canaries.contains_key(*id)) {
-            if let Err(error) = self.recorder.forget(id).await {
+            if let Err(error) = self.memory.forget(id).await {
                 tracing::warn!(canary = %id, error = &error as &dyn std::error::Error, "a deleted canary is not forgotten yet");
             }
         }
     }
 
-    async fn turn(&self, canary: &Canary, trial: &mut Trial, picture: &Picture, news: &News) {
+    /// Judges one rollout and takes its step.
+    ///
+    /// # Errors
+    /// If the trial is not the memory's any more, and has to be resumed from what another operator wrote.
+    async fn turn(
+        &self,
+        canary: &Canary,
+        trial: &mut Trial,
+        picture: &Picture,
+        news: &News,
+    ) -> Result<(), Superseded> {
         let plan = &canary.plan;
         if *trial.gatherer.comparison() != comparison(canary) {
             let share = probability(trial.progress.share);
@@ -153,7 +174,7 @@ impl Rollouts {
         let (wealth, verdict) =
             judge(&objectives(plan, &trial.progress), trial.progress.judge.clone(), &evidence);
         trial.progress.judge = wealth;
-        let asked = self.recorder.watch().borrow().get(&canary.id).and_then(|status| status.asked);
+        let asked = self.memory.statuses().get(&canary.id).and_then(|status| status.asked);
         let facts = Facts {
             canary_ready: site.canary_ready,
             stable_ready: site.stable_ready,
@@ -167,12 +188,12 @@ impl Rollouts {
         let moved = because.is_some() || asked.is_some();
         if !(moved || trial.is_due(&next, news.now)) {
             trial.progress = next;
-            return;
+            return Ok(());
         }
         if next.share != trial.progress.share {
             trial.gatherer.publish(probability(next.share));
         }
-        match self.recorder.step(&canary.id, next.clone(), asked).await {
+        match self.memory.step(canary, next.clone(), asked).await {
             Ok(()) => {
                 if let Some(because) = &because {
                     tracing::info!(canary = %canary.id, phase = ?next.phase, share = next.share, "{because}");
@@ -181,12 +202,17 @@ impl Rollouts {
                 trial.saved_at = news.now;
                 trial.progress = next;
             }
+            Err(NotRemembered::Stale) => {
+                tracing::warn!(canary = %canary.id, "another operator wrote in between; resuming from that");
+                return Err(Superseded);
+            }
             Err(error) => {
                 // What was learnt stays learnt; the step is decided anew at the next look.
                 tracing::error!(canary = %canary.id, error = &error as &dyn std::error::Error, "a step could not be written");
                 trial.progress.judge = next.judge;
             }
         }
+        Ok(())
     }
 
     /// Tells the books which callers use the shares that are published.

@@ -73,7 +73,7 @@ fn picture(canary: &Canary, healths: [Health; 2]) -> Picture {
     Picture {
         compiled: Arc::new(compile(&world)),
         world: Arc::new(world),
-        manifests: Arc::default(),
+        declared: Arc::default(),
         epoch: 7,
         published_in: BTreeMap::new(),
         catalog: Arc::default(),

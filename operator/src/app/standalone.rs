@@ -1,5 +1,6 @@
 //! `airlane up`: the control plane of one host, put together.
 
+use super::{Tasks, private_directory, ready, system_namespace};
 use crate::{
     apply::standalone::Recorder,
     args::Up,
@@ -17,28 +18,17 @@ use crate::{
     tls::ServerTls,
     xds::Publisher,
 };
-use airlane_core::id::{BadName, Namespace, TrustDomain};
+use airlane_core::id::TrustDomain;
 use airlane_envoy::lower::{Lowerer, Settings};
 use anyhow::Context;
 use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::AccessLogServiceServer;
 use jiff::SignedDuration;
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::MetricsServiceServer;
-use std::{
-    collections::HashSet,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
-    path::Path,
-    sync::Arc,
-};
-use tokio::{signal::unix::SignalKind, sync::watch, task::JoinSet};
-use tokio_util::sync::CancellationToken;
+use std::{collections::HashSet, path::Path, sync::Arc};
+use tokio::sync::watch;
 
 /// The trust domain of a mesh on one host.
 const TRUST_DOMAIN: &str = "airlane.local";
-
-/// The namespace whose policies without target are about the whole mesh.
-pub(crate) fn system_namespace() -> Result<Namespace, BadName> {
-    Namespace::parse("airlane-system")
-}
 
 /// Heartbeats that may be missed before an instance is taken out.
 const SILENCES: u32 = 5;
@@ -75,17 +65,20 @@ pub(crate) async fn up(args: &Up, state: &Path) -> anyhow::Result<()> {
     let at = OperatorAt::new(address.to_string(), &ca);
     join::leave_local_join(state, &store, at.clone(), clock.now()).await?;
 
-    let shutdown = CancellationToken::new();
+    let mut tasks = Tasks::new();
+    let shutdown = tasks.shutdown();
     let publisher = Publisher::new(clock.clone());
     let (clusters, published_clusters) = watch::channel(Arc::new(HashSet::new()));
     let (picture_sender, picture) = watch::channel(None);
-    let (manifests_sender, manifests) = watch::channel(Arc::new(directory.manifests().clone()));
+    let (declared_sender, declared) = watch::channel(Arc::new(directory.declared().clone()));
+    // On one host whoever publishes judges as well.
+    let (_judged, judged) = watch::channel(true);
     let signals = Signals::new(published_clusters);
     let lowerer =
         Lowerer::new(Settings { bundle_pem: ca.bundle_pem(), fail_safe_after: args.fail_safe_after });
 
-    let mut tasks = JoinSet::new();
-    let inputs = control::Inputs { manifests, instances: registry.watch(), statuses: recorder.watch() };
+    let inputs =
+        control::Inputs { declared, instances: registry.watch(), statuses: recorder.watch(), judged };
     let outputs = control::Outputs { publisher: publisher.clone(), picture: picture_sender, clusters };
     // Others have certificates from before, and nobody knows who.
     let forgotten = store.is_new() && !ca.is_new();
@@ -95,44 +88,30 @@ pub(crate) async fn up(args: &Up, state: &Path) -> anyhow::Result<()> {
             tokio::time::sleep(control::RECOLLECTION).await;
         }
     };
+    tasks.spawn_sure(
+        "the control loop",
+        control::run(mesh, lowerer, inputs, outputs, complete, shutdown.clone()),
+    );
     let ending = shutdown.clone();
-    tasks.spawn(async move {
-        control::run(mesh, lowerer, inputs, outputs, complete, ending).await;
-        anyhow::Ok("the control loop")
-    });
-    let ending = shutdown.clone();
-    tasks.spawn(async move {
-        directory.watch(manifests_sender, ending).await?;
-        Ok("the directory watch")
-    });
+    tasks.spawn("the directory watch", async move { Ok(directory.watch(declared_sender, ending).await?) });
     let (registering, ending) = (registry.clone(), shutdown.clone());
-    tasks.spawn(async move {
-        registering.run(ending).await;
-        Ok("the registry")
-    });
-    let announcing =
-        readiness::announce(picture.clone(), publisher.clone(), registry.clone(), shutdown.clone());
-    tasks.spawn(async move {
-        announcing.await;
-        Ok("readiness")
-    });
-    let vouching = readiness::vouch(publisher.clone(), registry.clone(), shutdown.clone());
-    tasks.spawn(async move {
-        vouching.await;
-        Ok("the word for who is connected")
-    });
+    tasks.spawn_sure("the registry", async move { registering.run(ending).await });
+    tasks.spawn_sure(
+        "readiness",
+        readiness::announce(picture.clone(), publisher.clone(), registry.clone(), shutdown.clone()),
+    );
+    tasks.spawn_sure(
+        "the word for who is connected",
+        readiness::vouch(publisher.clone(), registry.clone(), shutdown.clone()),
+    );
     let judging = rollouts::Rollouts {
         picture: picture.clone(),
         signals: signals.clone(),
         publisher: publisher.clone(),
-        recorder: recorder.clone(),
+        memory: Arc::new(recorder.clone()),
         clock: clock.clone(),
     };
-    let ending = shutdown.clone();
-    tasks.spawn(async move {
-        judging.run(ending).await;
-        Ok("the rollouts")
-    });
+    tasks.spawn_sure("the rollouts", judging.run(shutdown.clone()));
     let local = Local {
         picture: picture.clone(),
         signals: signals.clone(),
@@ -145,10 +124,7 @@ pub(crate) async fn up(args: &Up, state: &Path) -> anyhow::Result<()> {
         clock: clock.clone(),
     };
     let ending = shutdown.clone();
-    tasks.spawn(async move {
-        server::serve(commands, local, ending).await.context("the command socket")?;
-        Ok("the command socket")
-    });
+    tasks.spawn("the command socket", async move { Ok(server::serve(commands, local, ending).await?) });
     let leaving = readiness::Leaving { picture, publisher: publisher.clone() };
     let joining = Wire::new(Parts {
         ca: ca.clone(),
@@ -173,52 +149,11 @@ pub(crate) async fn up(args: &Up, state: &Path) -> anyhow::Result<()> {
             shutdown: shutdown.clone(),
         }));
     let (keeping, ending) = (tls.clone(), shutdown.clone());
-    tasks.spawn(async move {
-        keeping.keep_valid(ending).await;
-        Ok("the operator's own certificate")
-    });
-    let ending = shutdown.clone();
-    tasks.spawn(async move {
-        serve::serve(listener, tls, routes, ending).await;
-        Ok("the sidecars' port")
-    });
+    tasks.spawn_sure("the operator's own certificate", async move { keeping.keep_valid(ending).await });
+    tasks.spawn_sure("the sidecars' port", serve::serve(listener, tls, routes, shutdown));
 
     ready(&address.to_string());
-    let ended = tokio::select! {
-        () = asked_to_stop() => None,
-        ended = tasks.join_next() => ended,
-    };
-    shutdown.cancel();
-    while tasks.join_next().await.is_some() {}
+    let ended = tasks.run().await;
     store.close().await;
-    match ended {
-        None => Ok(()),
-        Some(task) => Err(anyhow::anyhow!("{} ended unexpectedly", task??)),
-    }
-}
-
-#[expect(clippy::print_stdout, reason = "scripts wait for this line")]
-fn ready(address: &str) {
-    println!("ready: sidecars join at {address}");
-}
-
-async fn asked_to_stop() {
-    let Ok(mut terminate) = tokio::signal::unix::signal(SignalKind::terminate()) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
-    }
-}
-
-/// Makes the state directory and closes it to everybody else on the host.
-fn private_directory(state: &Path) -> anyhow::Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(state)
-        .with_context(|| format!("cannot make the state directory {}", state.display()))?;
-    std::fs::set_permissions(state, std::fs::Permissions::from_mode(0o700))
-        .with_context(|| format!("cannot close the state directory {} to others", state.display()))
+    ended
 }

@@ -1,0 +1,98 @@
+//! The control plane, put together: the parts are the same everywhere, what they observe and where they write differs.
+
+mod kubernetes;
+mod standalone;
+
+pub(crate) use kubernetes::operator;
+pub(crate) use standalone::up;
+
+use airlane_core::id::{BadName, Namespace};
+use anyhow::Context;
+use std::{
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::Path,
+};
+use tokio::{signal::unix::SignalKind, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+/// The namespace whose policies without target are about the whole mesh.
+pub(crate) fn system_namespace() -> Result<Namespace, BadName> {
+    Namespace::parse("airlane-system")
+}
+
+/// What runs until shutdown.
+struct Tasks {
+    running: JoinSet<(&'static str, anyhow::Result<()>)>,
+    shutdown: CancellationToken,
+}
+
+impl Tasks {
+    fn new() -> Tasks {
+        Tasks { running: JoinSet::new(), shutdown: CancellationToken::new() }
+    }
+
+    /// What tells a task that it should end.
+    fn shutdown(&self) -> CancellationToken {
+        self.shutdown.clone()
+    }
+
+    /// Starts a task; `name` completes "… ended unexpectedly".
+    fn spawn(&mut self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+        self.running.spawn(async move { (name, task.await) });
+    }
+
+    /// Starts a task that cannot fail.
+    fn spawn_sure(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawn(name, async move {
+            task.await;
+            Ok(())
+        });
+    }
+
+    /// Waits for SIGTERM or SIGINT, or for a task to end, and then until all have ended.
+    ///
+    /// # Errors
+    /// The task that ended though nobody asked it to.
+    async fn run(mut self) -> anyhow::Result<()> {
+        let ended = tokio::select! {
+            () = asked_to_stop() => None,
+            ended = self.running.join_next() => ended,
+        };
+        self.shutdown.cancel();
+        while self.running.join_next().await.is_some() {}
+        match ended {
+            None => Ok(()),
+            Some(ended) => {
+                let (name, result) = ended?;
+                result.with_context(|| format!("{name} failed"))?;
+                Err(anyhow::anyhow!("{name} ended unexpectedly"))
+            }
+        }
+    }
+}
+
+async fn asked_to_stop() {
+    let Ok(mut terminate) = tokio::signal::unix::signal(SignalKind::terminate()) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "scripts wait for this line")]
+fn ready(address: &str) {
+    println!("ready: sidecars join at {address}");
+}
+
+/// Makes the state directory and closes it to everybody else on the host.
+fn private_directory(state: &Path) -> anyhow::Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(state)
+        .with_context(|| format!("cannot make the state directory {}", state.display()))?;
+    std::fs::set_permissions(state, std::fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("cannot close the state directory {} to others", state.display()))
+}

@@ -1,0 +1,354 @@
+//! Watches a Kubernetes cluster: services and the pods behind them, policies and canaries.
+//!
+//! Of each object a few fields are kept ([`shapes`]), as what they mean to the mesh ([`pod`], [`service`],
+//! [`object`]). What is published is made of complete lists alone ([`mirror`]): nothing before everything was listed
+//! once, and never less because a watch had to begin anew. While the API server is away the last picture stays.
+
+mod mirror;
+mod object;
+pub(crate) mod pod;
+mod service;
+mod shapes;
+
+pub(crate) use object::Kept;
+
+use super::declared::Declared;
+use crate::{apply::Statuses, registry::Instances};
+use airlane_core::id::{Namespace, ObjectId, ObjectKind};
+use futures::{
+    FutureExt as _, StreamExt as _,
+    stream::{BoxStream, SelectAll},
+};
+use kube::{
+    Api, Client, Resource,
+    runtime::{WatchStreamExt as _, utils::Backoff, watcher},
+};
+use mirror::Mirror;
+use object::Written;
+use pod::Copy;
+use serde::de::DeserializeOwned;
+use service::{Offer, Slice};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// The label by which a namespace joins the mesh.
+pub(crate) const INJECT: &str = "airlane.dev/inject";
+
+/// Events that are taken together before the mesh is looked at anew: a rolling update of many pods is one picture,
+/// and no stream of events keeps the picture from being told.
+const TOGETHER: usize = 4096;
+
+/// The first pause before a watch that failed is tried again, and the longest. Short, because meanwhile the mesh does
+/// not follow its cluster; an operator has only a handful of watches.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// What is observed of a cluster, now and whenever it changes. Nothing of it means anything before
+/// [`Observed::complete`].
+#[derive(Clone, Debug)]
+pub(crate) struct Observed {
+    /// Copies of workloads: those with a proxy and those behind a service.
+    pub(crate) instances: watch::Receiver<Instances>,
+    /// Services, policies and canaries.
+    pub(crate) declared: watch::Receiver<Arc<Declared>>,
+    /// What canaries' statuses remember.
+    pub(crate) statuses: watch::Receiver<Arc<Statuses>>,
+    /// What a writer of statuses must know of each object.
+    pub(crate) kept: watch::Receiver<Arc<BTreeMap<ObjectId, Kept>>>,
+    /// Namespaces whose pods join the mesh unless they say otherwise.
+    pub(crate) joined: watch::Receiver<Arc<BTreeSet<Namespace>>>,
+    missing: watch::Receiver<Vec<&'static str>>,
+}
+
+impl Observed {
+    /// The kinds of objects that were not listed completely yet.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
+        self.missing.borrow().clone()
+    }
+
+    /// Waits until everything was listed once. For ever, if the watch has ended before.
+    pub(crate) async fn complete(&self) {
+        let mut missing = self.missing.clone();
+        if missing.wait_for(Vec::is_empty).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Watches until shutdown; to be spawned. What it sees is told through [`Observed`].
+pub(crate) fn watch(
+    client: &Client,
+    system_namespace: Namespace,
+    shutdown: CancellationToken,
+) -> (Observed, impl Future<Output = ()> + Send + use<>) {
+    let mut news: SelectAll<BoxStream<'static, News>> = SelectAll::new();
+    news.push(follow(client, News::Service));
+    news.push(follow(client, News::EndpointSlice));
+    news.push(follow(client, News::Pod));
+    news.push(follow(client, News::Namespace));
+    news.push(follow(client, News::MeshPolicy));
+    news.push(follow(client, News::Canary));
+    let (cluster, observed) = Cluster::new(system_namespace);
+    (observed, cluster.run(news, shutdown))
+}
+
+type Told<K> = watcher::Result<watcher::Event<K>>;
+
+/// Something that a watch told.
+enum News {
+    Service(Told<shapes::Service>),
+    EndpointSlice(Told<shapes::EndpointSlice>),
+    Pod(Told<shapes::Pod>),
+    Namespace(Told<shapes::Namespace>),
+    MeshPolicy(Told<shapes::MeshPolicy>),
+    Canary(Told<shapes::Canary>),
+}
+
+fn follow<K>(client: &Client, news: fn(Told<K>) -> News) -> BoxStream<'static, News>
+where
+    K: Resource<DynamicType = ()> + DeserializeOwned + Clone + fmt::Debug + Send + 'static,
+{
+    watcher(Api::<K>::all(client.clone()), watcher::Config::default())
+        .backoff(Patience::default())
+        .map(news)
+        .boxed()
+}
+
+/// Pauses that double.
+#[derive(Default)]
+struct Patience(Option<Duration>);
+
+impl Iterator for Patience {
+    type Item = Duration;
+    fn next(&mut self) -> Option<Duration> {
+        let (first, longest) = PAUSES;
+        let pause = self.0.map_or(first, |last| (last * 2).min(longest));
+        self.0 = Some(pause);
+        Some(pause)
+    }
+}
+
+impl Backoff for Patience {
+    fn reset(&mut self) {
+        self.0 = None;
+    }
+}
+
+/// What was seen of the cluster, and where it is told.
+struct Cluster {
+    system_namespace: Namespace,
+    services: Mirror<Offer>,
+    slices: Mirror<Slice>,
+    copies: Mirror<Copy>,
+    joined: Mirror<Namespace>,
+    policies: Mirror<Written>,
+    canaries: Mirror<Written>,
+    tell: Tell,
+}
+
+struct Tell {
+    instances: watch::Sender<Instances>,
+    declared: watch::Sender<Arc<Declared>>,
+    statuses: watch::Sender<Arc<Statuses>>,
+    kept: watch::Sender<Arc<BTreeMap<ObjectId, Kept>>>,
+    joined: watch::Sender<Arc<BTreeSet<Namespace>>>,
+    missing: watch::Sender<Vec<&'static str>>,
+}
+
+/// Which parts of what is told may be others now.
+#[derive(Default)]
+struct Changed {
+    instances: bool,
+    declared: bool,
+    joined: bool,
+}
+
+impl Cluster {
+    fn new(system_namespace: Namespace) -> (Cluster, Observed) {
+        let tell = Tell {
+            instances: watch::Sender::default(),
+            declared: watch::Sender::default(),
+            statuses: watch::Sender::default(),
+            kept: watch::Sender::default(),
+            joined: watch::Sender::default(),
+            missing: watch::Sender::default(),
+        };
+        let cluster = Cluster {
+            system_namespace,
+            services: Mirror::default(),
+            slices: Mirror::default(),
+            copies: Mirror::default(),
+            joined: Mirror::default(),
+            policies: Mirror::default(),
+            canaries: Mirror::default(),
+            tell,
+        };
+        cluster.tell.missing.send_replace(cluster.missing());
+        let observed = Observed {
+            instances: cluster.tell.instances.subscribe(),
+            declared: cluster.tell.declared.subscribe(),
+            statuses: cluster.tell.statuses.subscribe(),
+            kept: cluster.tell.kept.subscribe(),
+            joined: cluster.tell.joined.subscribe(),
+            missing: cluster.tell.missing.subscribe(),
+        };
+        (cluster, observed)
+    }
+
+    async fn run(mut self, mut news: SelectAll<BoxStream<'static, News>>, shutdown: CancellationToken) {
+        let mut changed = Changed::default();
+        loop {
+            let first = tokio::select! {
+                () = shutdown.cancelled() => return,
+                first = news.next() => first,
+            };
+            let Some(first) = first else { return };
+            self.note(first, &mut changed);
+            for _ in 1..TOGETHER {
+                let Some(Some(next)) = news.next().now_or_never() else { break };
+                self.note(next, &mut changed);
+            }
+            let missing = self.missing();
+            if missing.is_empty() {
+                self.publish(&std::mem::take(&mut changed));
+            }
+            self.tell.missing.send_if_modified(|told| std::mem::replace(told, missing) != self.missing());
+        }
+    }
+
+    fn missing(&self) -> Vec<&'static str> {
+        [
+            ("Services", self.services.is_complete()),
+            ("EndpointSlices", self.slices.is_complete()),
+            ("Pods", self.copies.is_complete()),
+            ("Namespaces", self.joined.is_complete()),
+            ("MeshPolicies", self.policies.is_complete()),
+            ("Canaries", self.canaries.is_complete()),
+        ]
+        .into_iter()
+        .filter(|(_, complete)| !complete)
+        .map(|(kind, _)| kind)
+        .collect()
+    }
+
+    fn note(&mut self, news: News, changed: &mut Changed) {
+        let system = &self.system_namespace;
+        match news {
+            News::Service(told) => {
+                let new = took("Services", told, |event| {
+                    self.services.note(event, |service| service::offer_of(&service))
+                });
+                changed.declared |= new;
+                changed.instances |= new;
+            }
+            News::EndpointSlice(told) => {
+                let new = took("EndpointSlices", told, |event| {
+                    self.slices.note(event, |slice| service::slice_of(&slice))
+                });
+                changed.declared |= new;
+                changed.instances |= new;
+            }
+            News::Pod(told) => {
+                changed.instances |=
+                    took("Pods", told, |event| self.copies.note(event, |pod| pod::copy_of(&pod)));
+            }
+            News::Namespace(told) => {
+                changed.joined |=
+                    took("Namespaces", told, |event| self.joined.note(event, |namespace| joined(&namespace)));
+            }
+            News::MeshPolicy(told) => {
+                changed.declared |= took("MeshPolicies", told, |event| {
+                    self.policies.note(event, |shapes::MeshPolicy { metadata, spec, status }| {
+                        object::written(ObjectKind::MeshPolicy, &metadata, spec, status, system)
+                    })
+                });
+            }
+            News::Canary(told) => {
+                changed.declared |= took("Canaries", told, |event| {
+                    self.canaries.note(event, |shapes::Canary { metadata, spec, status }| {
+                        object::written(ObjectKind::Canary, &metadata, spec, status, system)
+                    })
+                });
+            }
+        }
+    }
+
+    fn publish(&self, changed: &Changed) {
+        if changed.declared {
+            let written = || self.policies.seen().values().chain(self.canaries.seen().values());
+            let services = service::services(self.services.seen().values(), self.slices.seen().values());
+            let kept = written().map(|written| (written.id.clone(), written.kept.clone())).collect();
+            tell(&self.tell.kept, kept);
+            let statuses = self.canaries.seen().values();
+            tell(
+                &self.tell.statuses,
+                statuses.map(|written| (written.id.clone(), written.status.clone())).collect(),
+            );
+            let before = self.tell.declared.borrow().clone();
+            let declared = Declared {
+                objects: written().map(|written| (written.id.clone(), written.accepted.clone())).collect(),
+                errors: BTreeMap::new(),
+                services: Some(service::shared(
+                    services,
+                    before.services.as_ref().unwrap_or(&BTreeMap::new()),
+                )),
+            };
+            tell(&self.tell.declared, declared);
+        }
+        if changed.instances {
+            let instances = service::instances(
+                self.copies.seen().iter(),
+                self.services.seen().values(),
+                self.slices.seen().values(),
+            );
+            let before = self.tell.instances.borrow().clone();
+            tell(&self.tell.instances, service::shared(instances, &before));
+        }
+        if changed.joined {
+            tell(&self.tell.joined, self.joined.seen().values().cloned().collect());
+        }
+    }
+}
+
+/// Tells a value if it is another one.
+fn tell<T: PartialEq>(told: &watch::Sender<Arc<T>>, now: T) {
+    told.send_if_modified(|before| {
+        let changed = **before != now;
+        if changed {
+            *before = Arc::new(now);
+        }
+        changed
+    });
+}
+
+/// Takes an event; what a watch could not do is told and tried again by itself.
+fn took<K>(kind: &'static str, told: Told<K>, note: impl FnOnce(watcher::Event<K>) -> bool) -> bool {
+    match told {
+        Ok(event) => note(event),
+        // Every watch ends now and then, and a new one begins where it ended.
+        Err(watcher::Error::WatchError(status)) if status.code == 410 => {
+            tracing::debug!(kind, "the watch begins anew");
+            false
+        }
+        Err(error) => {
+            tracing::warn!(
+                kind,
+                error = &error as &dyn std::error::Error,
+                "cannot watch; what was seen last stays"
+            );
+            false
+        }
+    }
+}
+
+/// What is kept of a namespace: its name, if its pods join.
+fn joined(namespace: &shapes::Namespace) -> Option<Namespace> {
+    let inject = namespace.metadata.labels.as_ref()?.get(INJECT)?;
+    let joins = matches!(inject.as_str(), "enabled" | "outbound");
+    joins.then(|| Namespace::parse(namespace.metadata.name.as_ref()?).ok()).flatten()
+}

@@ -1,0 +1,423 @@
+//! Services and the pods behind them, as the mesh sees them.
+
+use super::{
+    pod::Copy,
+    shapes::{EndpointSlice, Service, ServicePort},
+};
+use airlane_core::{
+    id::{InstanceId, Name, Namespace, ServiceId},
+    protocol::Protocol,
+    world::{self, Instance, InstancePort, Interception, Port},
+};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
+
+/// Where a proxy that intercepts takes the application's calls.
+const OUTBOUND_PORT: u16 = 15_001;
+
+/// The first of the ports on which a proxy that does not intercept takes calls, one for each port of the application.
+const FIRST_DOOR: u16 = 15_040;
+
+/// The last of them: what is above belongs to users.
+const LAST_DOOR: u16 = 15_099;
+
+/// The label of an EndpointSlice with the name of its service.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// What is kept of a service.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Offer {
+    pub(super) id: ServiceId,
+    pub(super) ports: Vec<OfferedPort>,
+    pub(super) addresses: BTreeSet<IpAddr>,
+}
+
+/// A TCP port of a service.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct OfferedPort {
+    /// Empty if it has none, as a service with a single port may.
+    pub(super) name: String,
+    pub(super) number: u16,
+    /// `None`: pods say themselves, by a name.
+    pub(super) target: Option<u16>,
+    pub(super) protocol: Protocol,
+}
+
+/// What is kept of an EndpointSlice.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Slice {
+    pub(super) service: ServiceId,
+    /// The names of the service's ports, and their numbers in these pods.
+    pub(super) ports: Vec<(String, u16)>,
+    /// Pods of the service's namespace.
+    pub(super) pods: BTreeSet<String>,
+}
+
+/// What is kept of a service: nothing if Kubernetes does not choose its pods (then the addresses behind it are not
+/// ours to know), or if it has no TCP port.
+pub(super) fn offer_of(service: &Service) -> Option<Offer> {
+    let Service { metadata, spec } = service;
+    if spec.selector.is_empty() || spec.type_.as_deref() == Some("ExternalName") {
+        return None;
+    }
+    let id = ServiceId {
+        namespace: Namespace::parse(metadata.namespace.as_ref()?).ok()?,
+        name: Name::parse(metadata.name.as_ref()?).ok()?,
+    };
+    let ports: Vec<OfferedPort> = spec
+        .ports
+        .iter()
+        .filter(|port| is_tcp(port.protocol.as_deref()))
+        .map(|port| OfferedPort {
+            name: port.name.clone().unwrap_or_default(),
+            number: port.port,
+            target: match &port.target_port {
+                None => Some(port.port),
+                Some(IntOrString::Int(number)) => u16::try_from(*number).ok(),
+                Some(IntOrString::String(_)) => None,
+            },
+            protocol: protocol_of(port),
+        })
+        .collect();
+    // Headless services say `None`.
+    let addresses =
+        spec.cluster_ips.iter().chain(&spec.cluster_ip).filter_map(|ip| ip.parse().ok()).collect();
+    (!ports.is_empty()).then_some(Offer { id, ports, addresses })
+}
+
+/// What is kept of an EndpointSlice: nothing if it belongs to no service.
+pub(super) fn slice_of(slice: &EndpointSlice) -> Option<Slice> {
+    let service = slice.metadata.labels.as_ref()?.get(SERVICE_NAME)?;
+    let ports = slice.ports.iter().flatten().filter(|port| is_tcp(port.protocol.as_deref()));
+    let targets = slice.endpoints.iter().flatten().filter_map(|endpoint| endpoint.target_ref.as_ref());
+    Some(Slice {
+        service: ServiceId {
+            namespace: Namespace::parse(slice.metadata.namespace.as_ref()?).ok()?,
+            name: Name::parse(service).ok()?,
+        },
+        ports: ports.filter_map(|port| Some((port.name.clone().unwrap_or_default(), port.port?))).collect(),
+        pods: targets
+            .filter(|target| target.kind.as_deref() == Some("Pod"))
+            .filter_map(|target| target.name.clone())
+            .collect(),
+    })
+}
+
+fn is_tcp(protocol: Option<&str>) -> bool {
+    protocol.is_none_or(|protocol| protocol == "TCP")
+}
+
+/// What is spoken on a port: what `appProtocol` says, else how the port's name begins (`http`, `grpc-web`), else how
+/// the name of its target does. What says nothing is bytes: a guess that is wrong would break what worked before, and
+/// bytes pass as they are, only without retries and shares of requests.
+fn protocol_of(port: &ServicePort) -> Protocol {
+    if let Some(said) = port.app_protocol.as_deref().filter(|said| !said.is_empty()) {
+        return spoken(said).unwrap_or(Protocol::Tcp);
+    }
+    let target = match &port.target_port {
+        Some(IntOrString::String(name)) => Some(name.as_str()),
+        _ => None,
+    };
+    let names = [port.name.as_deref(), target];
+    names
+        .into_iter()
+        .flatten()
+        .find_map(|name| spoken(name).or_else(|| spoken(name.split('-').next()?)))
+        .unwrap_or(Protocol::Tcp)
+}
+
+/// A name of a protocol, from IANA's list of service names, of Kubernetes' own, or one in common use.
+fn spoken(name: &str) -> Option<Protocol> {
+    match name.to_ascii_lowercase().as_str() {
+        // A WebSocket begins as HTTP/1.1, and gRPC-Web is made for it.
+        "http" | "http1" | "kubernetes.io/ws" | "ws" | "grpc-web" => Some(Protocol::Http),
+        "http2" | "h2c" | "kubernetes.io/h2c" => Some(Protocol::Http2),
+        "grpc" => Some(Protocol::Grpc),
+        "tcp" | "https" | "tls" | "kubernetes.io/wss" | "mongo" | "mysql" | "postgres" | "redis" | "amqp" => {
+            Some(Protocol::Tcp)
+        }
+        _ => None,
+    }
+}
+
+/// The services of the mesh.
+pub(super) fn services<'a>(
+    offers: impl Iterator<Item = &'a Offer>,
+    slices: impl Iterator<Item = &'a Slice>,
+) -> BTreeMap<ServiceId, world::Service> {
+    let mut named: HashMap<(&ServiceId, &str), u16> = HashMap::new();
+    for slice in slices {
+        for (name, number) in &slice.ports {
+            let lowest = named.entry((&slice.service, name)).or_insert(*number);
+            *lowest = (*lowest).min(*number);
+        }
+    }
+    offers
+        .map(|offer| {
+            let port = |port: &OfferedPort| Port {
+                number: port.number,
+                // Where pods give a name different numbers, each has its own in its instance.
+                target: port
+                    .target
+                    .or_else(|| named.get(&(&offer.id, port.name.as_str())).copied())
+                    .unwrap_or(port.number),
+                protocol: port.protocol,
+            };
+            let service = world::Service {
+                id: offer.id.clone(),
+                ports: offer.ports.iter().map(port).collect(),
+                addresses: offer.addresses.clone(),
+            };
+            (offer.id.clone(), service)
+        })
+        .collect()
+}
+
+/// The copies of workloads that matter to the mesh: those with a proxy, and those behind a service.
+pub(super) fn instances<'a>(
+    copies: impl Iterator<Item = (&'a (String, String), &'a Copy)>,
+    offers: impl Iterator<Item = &'a Offer>,
+    slices: impl Iterator<Item = &'a Slice>,
+) -> BTreeMap<InstanceId, Instance> {
+    let offers: HashMap<&ServiceId, &Offer> = offers.map(|offer| (&offer.id, offer)).collect();
+    let mut behind: HashMap<(&str, &str), (BTreeSet<ServiceId>, BTreeSet<InstancePort>)> = HashMap::new();
+    for slice in slices {
+        let Some(offer) = offers.get(&slice.service) else { continue };
+        let ports: Vec<InstancePort> = slice
+            .ports
+            .iter()
+            .flat_map(|(name, app)| {
+                let meant = offer.ports.iter().filter(move |port| port.name == *name);
+                meant.map(|port| InstancePort {
+                    service: port.number,
+                    app: *app,
+                    mesh: *app,
+                    protocol: port.protocol,
+                })
+            })
+            .collect();
+        for pod in &slice.pods {
+            let (services, bound) = behind.entry((slice.service.namespace.as_str(), pod)).or_default();
+            services.insert(slice.service.clone());
+            bound.extend(&ports);
+        }
+    }
+    copies
+        .filter_map(|((namespace, name), copy)| {
+            let (services, ports) = behind.remove(&(namespace.as_str(), name.as_str())).unwrap_or_default();
+            if copy.interception == Interception::None && services.is_empty() {
+                return None;
+            }
+            let ports: Vec<InstancePort> = ports.into_iter().collect();
+            let (outbound_port, ports) = match copy.interception {
+                Interception::None => (0, ports),
+                Interception::Transparent => (OUTBOUND_PORT, ports),
+                Interception::Environment => (OUTBOUND_PORT, doors(ports)),
+            };
+            let Copy { id, workload, service_account, address, interception, health } = copy.clone();
+            let instance = Instance {
+                id: id.clone(),
+                workload,
+                service_account,
+                services,
+                address,
+                ports,
+                outbound_port,
+                interception,
+                health,
+            };
+            Some((id, instance))
+        })
+        .collect()
+}
+
+/// Ports of the proxy's own, one for each of the application's: both share the pod's address. An application with more
+/// ports than there are doors is not called by mesh at the last of them.
+fn doors(mut ports: Vec<InstancePort>) -> Vec<InstancePort> {
+    let apps: BTreeSet<u16> = ports.iter().map(|port| port.app).collect();
+    let doors: BTreeMap<u16, u16> = apps.into_iter().zip(FIRST_DOOR..=LAST_DOOR).collect();
+    for port in &mut ports {
+        port.mesh = doors.get(&port.app).copied().unwrap_or(0);
+    }
+    ports
+}
+
+/// What equals its counterpart in `before` is the same allocation, so that the compiler recognises it by its pointer.
+pub(super) fn shared<K: Ord, V: PartialEq>(
+    now: BTreeMap<K, V>,
+    before: &BTreeMap<K, Arc<V>>,
+) -> BTreeMap<K, Arc<V>> {
+    now.into_iter()
+        .map(|(key, value)| {
+            let value = match before.get(&key) {
+                Some(before) if **before == value => before.clone(),
+                _ => Arc::new(value),
+            };
+            (key, value)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use airlane_core::{
+        id::{Revision, WorkloadRevision},
+        world::Health,
+    };
+    use serde_json::{Value, json};
+
+    fn read<T: serde::de::DeserializeOwned>(json: Value) -> T {
+        serde_json::from_value(json).expect("an object")
+    }
+
+    fn offer(name: &str, ports: Value) -> Option<Offer> {
+        offer_of(&read(json!({
+            "metadata": { "name": name, "namespace": "shop" },
+            "spec": { "selector": { "app": name }, "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"], "ports": ports },
+        })))
+    }
+
+    fn slice(service: &str, ports: Value, pods: &[&str]) -> Slice {
+        let endpoints: Vec<Value> = pods
+            .iter()
+            .map(|pod| json!({ "addresses": ["10.244.0.1"], "targetRef": { "kind": "Pod", "name": pod } }))
+            .collect();
+        slice_of(&read(json!({
+            "metadata": {
+                "name": format!("{service}-x"), "namespace": "shop",
+                "labels": { "kubernetes.io/service-name": service },
+            },
+            "endpoints": endpoints, "ports": ports,
+        })))
+        .expect("a slice of a service")
+    }
+
+    fn copy(name: &str, interception: Interception) -> ((String, String), Copy) {
+        let label = |text: &str| Name::parse(text).expect("a name");
+        let namespace = Namespace::parse("shop").expect("a name");
+        let copy = Copy {
+            id: InstanceId::of_copy(name, "abcd").expect("a name"),
+            workload: WorkloadRevision {
+                namespace,
+                workload: label(name),
+                revision: Revision::parse("v1").expect("a name"),
+            },
+            service_account: label("default"),
+            address: [10, 244, 0, 1].into(),
+            interception,
+            health: Health::Healthy,
+        };
+        (("shop".to_owned(), name.to_owned()), copy)
+    }
+
+    /// `pod: service,… port→app@mesh/protocol,…` of every instance.
+    fn check(copies: &[((String, String), Copy)], offers: &[Offer], slices: &[Slice], expected: &[&str]) {
+        let instances = instances(copies.iter().map(|(key, copy)| (key, copy)), offers.iter(), slices.iter());
+        let shown: Vec<String> = instances
+            .values()
+            .map(|instance| {
+                let services: Vec<String> = instance.services.iter().map(ToString::to_string).collect();
+                let ports = instance.ports.iter();
+                let ports: Vec<String> = ports
+                    .map(|port| format!("{}→{}@{}/{}", port.service, port.app, port.mesh, port.protocol))
+                    .collect();
+                format!(
+                    "{}: {} {} {}",
+                    instance.workload.workload,
+                    services.join(","),
+                    ports.join(","),
+                    instance.outbound_port
+                )
+            })
+            .collect();
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn a_copy_stands_behind_the_services_that_select_it() {
+        let pay =
+            offer("pay", json!([{ "port": 80, "targetPort": 8080, "appProtocol": "http" }])).expect("one");
+        let admin =
+            offer("admin", json!([{ "name": "grpc-x", "port": 80, "targetPort": "adm" }])).expect("one");
+        let slices = [
+            slice("pay", json!([{ "name": "", "port": 8080, "protocol": "TCP" }]), &["a", "b"]),
+            slice("admin", json!([{ "name": "grpc-x", "port": 9000, "protocol": "TCP" }]), &["a"]),
+            slice("unknown", json!([{ "name": "", "port": 1, "protocol": "TCP" }]), &["a"]),
+        ];
+        let offers = [pay, admin];
+        check(
+            &[
+                copy("a", Interception::Transparent),
+                copy("b", Interception::None),
+                copy("c", Interception::None),
+            ],
+            &offers,
+            &slices,
+            &[
+                "a: shop/admin,shop/pay 80→8080@8080/http,80→9000@9000/grpc 15001",
+                "b: shop/pay 80→8080@8080/http 0",
+            ],
+        );
+        check(
+            &[copy("a", Interception::Environment), copy("d", Interception::Transparent)],
+            &offers,
+            &slices,
+            &["a: shop/admin,shop/pay 80→8080@15040/http,80→9000@15041/grpc 15001", "d:   15001"],
+        );
+    }
+
+    #[test]
+    fn a_service_leads_to_the_ports_its_pods_listen_on() {
+        let ports = json!([
+            { "name": "web", "port": 80, "targetPort": "web" },
+            { "name": "more", "port": 81 },
+            { "name": "dns", "port": 53, "protocol": "UDP" },
+        ]);
+        let offer = offer("pay", ports).expect("TCP ports");
+        let slices = [
+            slice("pay", json!([{ "name": "web", "port": 9001, "protocol": "TCP" }]), &["a"]),
+            slice("pay", json!([{ "name": "web", "port": 9000, "protocol": "TCP" }]), &["b"]),
+        ];
+        let services = services([&offer].into_iter(), slices.iter());
+        let service = services.get(&offer.id).expect("the service");
+        let ports: Vec<(u16, u16)> = service.ports.iter().map(|port| (port.number, port.target)).collect();
+        assert_eq!(ports, [(80, 9000), (81, 81)]);
+        assert_eq!(service.addresses, BTreeSet::from([IpAddr::from([10, 96, 0, 7])]));
+    }
+
+    #[test]
+    fn what_leads_to_no_pods_of_ours_is_left_alone() {
+        assert_eq!(offer("dns", json!([{ "port": 53, "protocol": "UDP" }])), None);
+        let other = |spec: Value| {
+            let metadata = json!({ "name": "bank", "namespace": "shop" });
+            offer_of(&read(json!({ "metadata": metadata, "spec": spec })))
+        };
+        let ports = json!([{ "port": 80 }]);
+        assert_eq!(other(json!({ "ports": ports })), None, "its addresses are written by hand");
+        let elsewhere = json!({ "type": "ExternalName", "selector": { "app": "x" }, "ports": ports });
+        assert_eq!(other(elsewhere), None);
+        let headless = json!({ "selector": { "app": "x" }, "clusterIP": "None", "clusterIPs": ["None"], "ports": ports });
+        assert_eq!(other(headless).map(|offer| offer.addresses), Some(BTreeSet::new()));
+    }
+
+    #[test]
+    fn a_port_speaks_what_is_said_of_it() {
+        let spoken = |port: Value| protocol_of(&read(port)).to_string();
+        assert_eq!(
+            spoken(json!({ "port": 80, "appProtocol": "kubernetes.io/h2c", "name": "grpc" })),
+            "http2"
+        );
+        assert_eq!(spoken(json!({ "port": 80, "appProtocol": "mysterious", "name": "http" })), "tcp");
+        assert_eq!(spoken(json!({ "port": 80, "name": "grpc-admin" })), "grpc");
+        assert_eq!(spoken(json!({ "port": 80, "name": "grpc-web" })), "http");
+        assert_eq!(spoken(json!({ "port": 80, "targetPort": "http" })), "http");
+        assert_eq!(spoken(json!({ "port": 80, "name": "web" })), "tcp");
+        assert_eq!(spoken(json!({ "port": 443, "name": "https" })), "tcp");
+        assert_eq!(spoken(json!({ "port": 80 })), "tcp");
+    }
+}
