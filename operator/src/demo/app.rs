@@ -15,7 +15,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
@@ -46,7 +46,10 @@ const TRACE_HEADERS: [&str; 9] = [
 // `--version` is the example's, not the program's.
 #[command(disable_version_flag = true)]
 pub(crate) struct AppArgs {
-    /// The port on loopback.
+    /// The address to listen on.
+    #[arg(long, default_value_t = IpAddr::from(Ipv4Addr::LOCALHOST))]
+    address: IpAddr,
+    /// The port to listen on.
     #[arg(long)]
     port: u16,
     /// The service's name in its answers.
@@ -107,10 +110,10 @@ struct App {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AppError {
     /// The port is taken, or not ours to take.
-    #[error("cannot listen on 127.0.0.1:{port}")]
+    #[error("cannot listen on {address}")]
     Listen {
-        /// The port asked for.
-        port: u16,
+        /// What was asked for.
+        address: SocketAddr,
         /// Why.
         source: std::io::Error,
     },
@@ -130,10 +133,8 @@ pub(crate) enum AppError {
 /// # Errors
 /// [`AppError`] when it cannot start or go on.
 pub(crate) async fn run(args: AppArgs) -> Result<(), AppError> {
-    let port = args.port;
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
-        .await
-        .map_err(|source| AppError::Listen { port, source })?;
+    let address = SocketAddr::new(args.address, args.port);
+    let listener = TcpListener::bind(address).await.map_err(|source| AppError::Listen { address, source })?;
     let mut terminate = signal(SignalKind::terminate()).map_err(AppError::Signal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Signal)?;
     let caller = Caller::from_environment().map_err(AppError::Proxy)?;
