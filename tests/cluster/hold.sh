@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Has a cluster up for as long as the standard input stays open: says `up` when it is, and takes it down in the end.
+# Has a cluster up for as long as the standard input stays open: says `up RUN` when it is, and takes it down in the end.
 # A cluster that was brought up by hand is used and stays. Several may hold the same one: the last takes it down.
 # Whoever starts this and dies, however that happens, leaves no cluster behind.
 set -euo pipefail
@@ -13,7 +13,7 @@ while true; do
     # It may just have been taken down by the last one who held it.
     [[ $run/users -ef /proc/self/fd/8 ]] && is_up 1 && break
 done
-echo up
+echo "up $run"
 cat >/dev/null
 if [[ ! -e $run/kept ]] && flock --exclusive --nonblock 8; then
     exec "$here/down.sh" 8>&-

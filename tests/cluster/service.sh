@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # service.sh start|stop|kill NAME [NODE]: takes away a part of the running cluster (`apiserver`, `etcd`,
 # `controller-manager`, `scheduler`, `coredns`; `kubelet`, `proxy`, `containerd` of a node) or brings it back.
-#   stop   ends it and leaves it away
+#   stop   ends it within seconds and leaves it away
 #   start  lets it come again
 #   kill   ends it at once (kill -9); it comes again by itself
 set -euo pipefail
@@ -20,7 +20,9 @@ start) rm -f "$state/stopped" ;;
 stop)
     touch "$state/stopped"
     signal TERM 2>/dev/null || true
-    until_true 60 gone
+    # The API server would wait a minute for its watches.
+    until_true 3 gone 2>/dev/null || signal KILL
+    until_true 10 gone
     ;;
 kill) signal KILL ;;
 *) fail "\`$verb\` is none of start, stop, kill" ;;

@@ -134,9 +134,9 @@ for node in "${new_nodes[@]}"; do
     load_images "$node" &
     loading+=($!)
 done
-kubectl apply --filename "$run/node1/bootstrap.yaml" >/dev/null
-for node in "${new_nodes[@]}"; do
-    until_true 60 kubectl wait --for=condition=Ready --timeout=60s "node/node$node" >/dev/null
+until_true 60 kubectl apply --filename "$run/node1/bootstrap.yaml"
+for node in $(seq "$most_nodes"); do
+    ! is_up "$node" || until_true 60 kubectl wait --for=condition=Ready --timeout=60s "node/node$node"
 done
 for job in "${loading[@]}"; do wait "$job"; done
 until_true 30 kubectl get --namespace default serviceaccount default

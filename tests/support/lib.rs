@@ -1,6 +1,7 @@
 //! What the cases stand on: real processes, real Envoys, real load.
 //!
-//! Read [`mesh`] first: a case starts a [`mesh::Mesh`], adds workloads, and looks at what callers see.
+//! Read [`mesh`] first: a case starts a [`mesh::Mesh`], adds workloads, and looks at what callers see. What is about
+//! Kubernetes runs in a real cluster: [`kube`].
 
 #![expect(
     clippy::panic,
@@ -12,6 +13,7 @@
 
 pub mod binary;
 pub mod client;
+pub mod kube;
 pub mod load;
 pub mod mesh;
 pub mod port;

@@ -1,0 +1,10 @@
+//! Claims about the whole on Kubernetes, each tried on a real cluster. They are apart from the other cases so that a
+//! machine that cannot have a cluster, or is busy with one, has the others for itself.
+//!
+//! | claim | case |
+//! |---|---|
+//! | the cluster is one | [`cluster`] |
+
+#![expect(clippy::unwrap_used, reason = "a test reports by failing")]
+
+mod cluster;

@@ -1,0 +1,518 @@
+//! A real Kubernetes cluster on this machine, brought up by `tests/cluster/` once for all tests of a process.
+//!
+//! ```text
+//! let Some(cluster) = Cluster::shared().await else { return }; // said aloud
+//! let shop = cluster.namespace("shop").await;
+//! shop.apply("…").await.unwrap();
+//! shop.rolled_out("deployment/cart").await;
+//! let answer = shop.exec("deployment/cart", &["curl", "-s", "http://checkout"]).await.unwrap();
+//! ```
+//!
+//! - Tests run side by side in namespaces of their own. A test that takes parts of the cluster away asks for
+//!   [`Cluster::alone`]; the cluster is whole again when it lets go.
+//! - Pods run images that are loaded from files: `localhost/tools:1` (busybox, curl, nft, iptables) is always there,
+//!   [`Cluster::airlane_image`] makes that of this build; `imagePullPolicy` must not be `Always`.
+//! - The cluster is in a network of its own. [`Cluster::command`] runs a program there, [`Cluster::inside`] a part of the
+//!   test: both can call pods and Services by their addresses.
+//! - The cluster goes with the process, however that ends; `make cluster` before makes it stay.
+//! - `NODES` and the other variables of `tests/cluster/up.sh` are heeded.
+
+use crate::until::{SOON, until};
+use nix::sched::{CloneFlags, setns};
+use serde_json::Value;
+use std::{
+    fmt,
+    fs::{self, File},
+    future::Future,
+    io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _},
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    time::Duration,
+};
+use tokio::{
+    io::AsyncWriteExt as _,
+    sync::{OnceCell, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+/// Long enough for pods to start on a machine that is busy with other things.
+pub const PODS_SOON: Duration = Duration::from_secs(120);
+
+/// The image of [`Cluster::airlane_image`].
+pub const AIRLANE_IMAGE: &str = "localhost/airlane:test";
+
+/// The image to look around with.
+pub const TOOLS_IMAGE: &str = "localhost/tools:1";
+
+/// What the scripts exit with on a machine that cannot have a cluster.
+const CANNOT: i32 = 77;
+
+/// The longest a single command may take.
+const LONGEST: Duration = Duration::from_secs(120);
+
+/// The cluster of this process, or why there can be none here.
+static RUNNING: OnceCell<Result<Running, String>> = OnceCell::const_new();
+
+/// Shared by the tests that leave the cluster whole.
+static TURN: RwLock<()> = RwLock::const_new(());
+
+struct Running {
+    /// Where its state is.
+    run: PathBuf,
+    image: OnceCell<()>,
+    names: AtomicUsize,
+    /// `hold.sh`, which takes the cluster down when its standard input is closed: in the end by the kernel.
+    _hold: Child,
+}
+
+/// The cluster, for as long as a test needs it.
+pub struct Cluster {
+    running: &'static Running,
+    damaged: AtomicBool,
+    turn: Turn,
+}
+
+enum Turn {
+    Shared { _lock: RwLockReadGuard<'static, ()> },
+    Alone { _lock: RwLockWriteGuard<'static, ()> },
+}
+
+impl Cluster {
+    /// The cluster, used by other tests at the same time. `None`, said aloud, on a machine that cannot have one.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub async fn shared() -> Option<Self> {
+        let turn = Turn::Shared { _lock: TURN.read().await };
+        Self::with(turn).await
+    }
+
+    /// The cluster, used by nobody else meanwhile.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub async fn alone() -> Option<Self> {
+        let turn = Turn::Alone { _lock: TURN.write().await };
+        Self::with(turn).await
+    }
+
+    async fn with(turn: Turn) -> Option<Self> {
+        let running = RUNNING.get_or_init(|| async { tokio::task::spawn_blocking(hold).await.unwrap() });
+        match running.await {
+            Ok(running) => Some(Cluster { running, damaged: AtomicBool::new(false), turn }),
+            Err(reason) => {
+                // Not by `eprintln!`, which is not shown for a test that passes.
+                let line = format!("\nSKIPPED: no Kubernetes cluster here: {reason}\n");
+                std::io::stderr().write_all(line.as_bytes()).unwrap();
+                None
+            }
+        }
+    }
+
+    /// A new namespace whose name begins so. It is deleted when the test lets go of it.
+    ///
+    /// # Panics
+    /// When it cannot be created.
+    pub async fn namespace(&self, name: &str) -> Namespace<'_> {
+        let number = self.running.names.fetch_add(1, Relaxed);
+        let name = format!("{name}-{}-{number}", std::process::id());
+        self.kubectl(&["create", "namespace", &name]).await.unwrap();
+        let namespace = Namespace { cluster: self, name };
+        // Pods are refused before.
+        until("a namespace has its service account", SOON, async || {
+            namespace.kubectl(&["get", "serviceaccount", "default"]).await
+        })
+        .await;
+        namespace
+    }
+
+    /// A program in the cluster's network (node 1's), with `KUBECONFIG` set; otherwise it is a process like others.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.network().display())).arg("--").arg(program);
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{}:{path}", self.running.run.join("bin").display()));
+        command.env("KUBECONFIG", self.kubeconfig());
+        command
+    }
+
+    /// Runs `kubectl` as administrator and gives what it prints.
+    ///
+    /// # Errors
+    /// What it says when it fails.
+    pub async fn kubectl(&self, arguments: &[&str]) -> Result<String, String> {
+        let mut kubectl = self.command("kubectl");
+        kubectl.args(arguments);
+        finish(kubectl, "").await
+    }
+
+    /// `kubectl apply` of YAML, with strict validation.
+    ///
+    /// # Errors
+    /// What it says when it fails.
+    pub async fn apply(&self, yaml: &str) -> Result<String, String> {
+        let mut kubectl = self.command("kubectl");
+        kubectl.args(["apply", "--validate=strict", "--filename", "-"]);
+        finish(kubectl, yaml).await
+    }
+
+    /// An object as JSON, such as `node/node1`.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub async fn get(&self, object: &str) -> Result<Value, String> {
+        json(&self.kubectl(&["get", object, "--output", "json"]).await?)
+    }
+
+    /// Runs a part of the test in the cluster's network: connections it opens start at node 1.
+    ///
+    /// # Panics
+    /// With what `work` panics with.
+    pub async fn inside<T, F, W>(&self, work: W) -> T
+    where
+        T: Send + 'static,
+        F: Future<Output = T>,
+        W: FnOnce() -> F + Send + 'static,
+    {
+        let network = File::open(self.network()).unwrap();
+        // A network namespace is a thread's, so `work` has one of its own.
+        let thread = move || {
+            std::thread::spawn(move || {
+                setns(network, CloneFlags::CLONE_NEWNET).unwrap();
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work())
+            })
+            .join()
+        };
+        match tokio::task::spawn_blocking(thread).await.unwrap() {
+            Ok(value) => value,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+
+    /// The administrator's kubeconfig; its server is reached in the cluster's network only.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.running.run.join("pki/admin.kubeconfig")
+    }
+
+    fn network(&self) -> PathBuf {
+        let pid = fs::read_to_string(self.running.run.join("node1/pid")).unwrap();
+        Path::new("/proc").join(pid.trim()).join("ns/net")
+    }
+
+    /// Gives an image, a tar as of `docker save`, to all nodes.
+    ///
+    /// # Panics
+    /// When a node does not take it.
+    pub async fn load_image(&self, tar: &Path) {
+        script("load.sh", &["all", &tar.display().to_string()]).await.unwrap();
+    }
+
+    /// The image of this build, on all nodes: the operator with `airlane` as its entry point, the sidecar, Envoy, nft.
+    ///
+    /// # Panics
+    /// When something is not built, or a node does not take it.
+    pub async fn airlane_image(&self) -> &'static str {
+        let once = || async {
+            let binaries = crate::binary::airlane();
+            assert!(crate::binary::sidecar().is_file());
+            // Nodes that come later take all images of this folder.
+            let tar = self.running.run.join("images/airlane.tar");
+            let folder = binaries.parent().unwrap().display().to_string();
+            script("airlane.sh", &[&tar.display().to_string(), &folder]).await.unwrap();
+            self.load_image(&tar).await;
+        };
+        self.running.image.get_or_init(once).await;
+        AIRLANE_IMAGE
+    }
+
+    /// Takes a part of the cluster away until [`Cluster::start`]: `apiserver`, `etcd`, `controller-manager`,
+    /// `scheduler`, `coredns`, or of node 1 `kubelet`, `proxy`, `containerd`.
+    ///
+    /// # Panics
+    /// When the test shares the cluster, or there is no such part.
+    pub async fn stop(&self, service: &str) {
+        self.damage();
+        script("service.sh", &["stop", service]).await.unwrap();
+    }
+
+    /// Brings a part back that was stopped.
+    ///
+    /// # Panics
+    /// When there is no such part.
+    pub async fn start(&self, service: &str) {
+        script("service.sh", &["start", service]).await.unwrap();
+    }
+
+    /// Stops and starts the API server, and waits until it serves: every watch breaks, and its cache is empty.
+    ///
+    /// # Panics
+    /// When the test shares the cluster, or it does not come back.
+    pub async fn restart_apiserver(&self) {
+        self.stop("apiserver").await;
+        self.start("apiserver").await;
+        until("the API server is back", SOON, async || self.kubectl(&["get", "--raw", "/readyz"]).await)
+            .await;
+    }
+
+    /// Makes etcd forget all versions but the newest ones. After [`Cluster::restart_apiserver`] a watch from an older
+    /// one is answered with 410 Gone.
+    ///
+    /// # Panics
+    /// When the test shares the cluster, or etcd refuses.
+    pub async fn forget_history(&self) {
+        self.damage();
+        let etcd = async |method: &str, body: &str| {
+            let mut curl = self.command("curl");
+            curl.args(["-sS", "--fail-with-body", "-d", body])
+                .arg(format!("http://127.0.0.1:2379/v3/kv/{method}"));
+            json(&finish(curl, "").await.unwrap()).unwrap()
+        };
+        let range = etcd("range", r#"{"key": "AA==", "limit": 1}"#).await;
+        let revision = range["header"]["revision"].as_str().unwrap();
+        etcd("compaction", &format!(r#"{{"revision": "{revision}", "physical": true}}"#)).await;
+    }
+
+    /// Has at least so many nodes, 1 to 5: `node1` with the control plane, `node2` and on with pods only.
+    ///
+    /// # Panics
+    /// When they do not come up.
+    pub async fn grow(&self, nodes: usize) {
+        let mut up = Command::new(folder().join("up.sh"));
+        up.env("NODES", nodes.to_string()).env("HELD", "1");
+        finish(up, "").await.unwrap();
+    }
+
+    /// Ends a node (2 or higher) and everything on it at once, as by a power cut.
+    ///
+    /// # Panics
+    /// When the test shares the cluster, or there is no such node.
+    pub async fn kill_node(&self, node: usize) {
+        assert!(node > 1, "node 1 carries the control plane");
+        self.damage();
+        let file = self.running.run.join(format!("node{node}/pid"));
+        let pid = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let pid = nix::unistd::Pid::from_raw(pid.trim().parse().unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
+
+    fn damage(&self) {
+        let alone = matches!(self.turn, Turn::Alone { .. });
+        assert!(alone, "a test that takes parts of the cluster away must ask for `Cluster::alone`");
+        self.damaged.store(true, Relaxed);
+    }
+
+    /// Stopped parts are started, lost nodes come back.
+    fn mend(&self) -> Result<String, String> {
+        let mut nodes = 0;
+        for node in fs::read_dir(&self.running.run).map_err(|error| error.to_string())?.flatten() {
+            if !node.file_name().as_encoded_bytes().starts_with(b"node") {
+                continue;
+            }
+            nodes += 1;
+            for service in fs::read_dir(node.path().join("services")).into_iter().flatten().flatten() {
+                // Not there, if it was not stopped.
+                let _ = fs::remove_file(service.path().join("stopped"));
+            }
+        }
+        let up =
+            Command::new(folder().join("up.sh")).env("NODES", nodes.to_string()).env("HELD", "1").output();
+        printed("up.sh", &up.map_err(|error| error.to_string())?)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if self.damaged.load(Relaxed)
+            && let Err(why) = self.mend()
+        {
+            eprintln!("the cluster could not be mended: {why}");
+        }
+    }
+}
+
+/// A namespace of a test's own. Dropping it deletes it, without waiting for that; when the test failed, what was in it is
+/// shown before.
+pub struct Namespace<'a> {
+    cluster: &'a Cluster,
+    name: String,
+}
+
+impl Namespace<'_> {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The cluster it is in.
+    pub fn cluster(&self) -> &Cluster {
+        self.cluster
+    }
+
+    /// [`Cluster::kubectl`] in this namespace.
+    ///
+    /// # Errors
+    /// What it says when it fails.
+    pub async fn kubectl(&self, arguments: &[&str]) -> Result<String, String> {
+        self.cluster.kubectl(&[&["--namespace", &self.name], arguments].concat()).await
+    }
+
+    /// [`Cluster::apply`] in this namespace.
+    ///
+    /// # Errors
+    /// What it says when it fails.
+    pub async fn apply(&self, yaml: &str) -> Result<String, String> {
+        let mut kubectl = self.cluster.command("kubectl");
+        kubectl.args(["--namespace", &self.name, "apply", "--validate=strict", "--filename", "-"]);
+        finish(kubectl, yaml).await
+    }
+
+    /// An object as JSON, such as `deployment/cart`, or the list of a kind, such as `pods`.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub async fn get(&self, object: &str) -> Result<Value, String> {
+        json(&self.kubectl(&["get", object, "--output", "json"]).await?)
+    }
+
+    /// The pods with these labels, such as `app=cart`, that are not on their way out.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn pods(&self, labels: &str) -> Result<Vec<Value>, String> {
+        let list = json(&self.kubectl(&["get", "pods", "--selector", labels, "--output", "json"]).await?)?;
+        let pods = list["items"].as_array().cloned().unwrap_or_default();
+        Ok(pods.into_iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).collect())
+    }
+
+    /// Waits until a workload, such as `deployment/cart`, has rolled out.
+    ///
+    /// # Panics
+    /// When that does not happen.
+    pub async fn rolled_out(&self, workload: &str) {
+        let arguments = ["rollout", "status", workload, "--timeout=10s"];
+        until(&format!("{workload} has rolled out"), PODS_SOON, async || self.kubectl(&arguments).await)
+            .await;
+    }
+
+    /// Runs a command in a pod, or the first pod of a workload, and gives what it prints.
+    ///
+    /// # Errors
+    /// What it says when it fails.
+    pub async fn exec(&self, pod: &str, command: &[&str]) -> Result<String, String> {
+        self.kubectl(&[&["exec", pod, "--"], command].concat()).await
+    }
+
+    /// What a container has written.
+    ///
+    /// # Errors
+    /// When there is no such container, or it has not started.
+    pub async fn logs(&self, pod: &str, container: &str) -> Result<String, String> {
+        self.kubectl(&["logs", pod, "--container", container]).await
+    }
+
+    /// What a failed test wants to see; best effort.
+    fn show(&self) {
+        let views: [&[&str]; 3] = [
+            &["get", "pods", "--output", "wide"],
+            &["get", "events", "--sort-by", ".lastTimestamp"],
+            &["logs", "--selector", "", "--all-containers", "--prefix", "--tail", "25", "--ignore-errors"],
+        ];
+        for view in views {
+            let mut kubectl = self.cluster.command("kubectl");
+            kubectl.args(["--namespace", &self.name]).args(view);
+            if let Ok(output) = kubectl.output() {
+                eprintln!("--- {}: kubectl {}", self.name, view.join(" "));
+                eprintln!("{}", String::from_utf8_lossy(&output.stdout));
+            }
+        }
+    }
+}
+
+impl Drop for Namespace<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.show();
+        }
+        // If it stays, it goes with the cluster.
+        let _ = self
+            .cluster
+            .command("kubectl")
+            .args(["delete", "namespace", &self.name, "--wait=false"])
+            .stdout(Stdio::null())
+            .status();
+    }
+}
+
+impl fmt::Display for Namespace<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster")
+}
+
+/// Has the cluster up from now on, or says why this machine cannot.
+fn hold() -> Result<Running, String> {
+    let mut said = tempfile::tempfile().unwrap();
+    let mut hold = Command::new(folder().join("hold.sh"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(said.try_clone().unwrap())
+        // Who interrupts the tests must not interrupt this.
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(hold.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    if let Some(run) = line.trim().strip_prefix("up ") {
+        let (image, names) = (OnceCell::new(), AtomicUsize::new(1));
+        return Ok(Running { run: PathBuf::from(run), image, names, _hold: hold });
+    }
+    let status = hold.wait().unwrap();
+    let mut why = String::new();
+    said.rewind().unwrap();
+    said.read_to_string(&mut why).unwrap();
+    assert!(status.code() == Some(CANNOT), "the cluster did not come up ({status}):\n{why}");
+    Err(why.trim().trim_start_matches("error: ").to_owned())
+}
+
+async fn script(name: &str, arguments: &[&str]) -> Result<String, String> {
+    let mut command = Command::new(folder().join(name));
+    command.args(arguments);
+    finish(command, "").await
+}
+
+/// Runs a command to its end.
+async fn finish(command: Command, input: &str) -> Result<String, String> {
+    let name = format!("{command:?}");
+    let mut command = tokio::process::Command::from(command);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let run = async {
+        let mut child = command.spawn()?;
+        let mut stdin = child.stdin.take().unwrap();
+        // Who does not read its input closes it, which is no failure.
+        let _ = stdin.write_all(input.as_bytes()).await;
+        drop(stdin);
+        child.wait_with_output().await
+    };
+    match tokio::time::timeout(LONGEST, run).await {
+        Ok(Ok(output)) => printed(&name, &output),
+        Ok(Err(error)) => Err(format!("{name}: {error}")),
+        Err(_) => Err(format!("{name}: not done after {LONGEST:?}")),
+    }
+}
+
+fn printed(command: &str, output: &Output) -> Result<String, String> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    if output.status.success() {
+        return Ok(text(&output.stdout));
+    }
+    Err(format!("{command}: {}: {} {}", output.status, text(&output.stderr), text(&output.stdout)))
+}
+
+fn json(text: &str) -> Result<Value, String> {
+    serde_json::from_str(text).map_err(|error| format!("{error} in {text}"))
+}
