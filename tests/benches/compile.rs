@@ -55,6 +55,7 @@ fn settings() -> Settings {
 
 fn world() -> World {
     let mut world = World {
+        cluster_domain: None,
         trust_domain: TrustDomain::parse("airlane.local").unwrap(),
         system_namespace: Namespace::parse("airlane-system").unwrap(),
         services: BTreeMap::new(),

@@ -27,6 +27,15 @@ fn dns_label(s: &str) -> Result<Arc<str>, BadName> {
     }
 }
 
+/// Dot-separated DNS labels.
+fn dns_labels(s: &str) -> Result<Arc<str>, BadName> {
+    if s.len() > 255 {
+        return Err(BadName { name: s.chars().take(80).collect() });
+    }
+    s.split('.').try_for_each(|part| dns_label(part).map(drop))?;
+    Ok(s.into())
+}
+
 macro_rules! label {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -250,11 +259,7 @@ impl TrustDomain {
     /// # Errors
     /// [`BadName`] if it is not.
     pub fn parse(s: &str) -> Result<Self, BadName> {
-        if s.len() > 255 {
-            return Err(BadName { name: s.chars().take(80).collect() });
-        }
-        s.split('.').try_for_each(|part| dns_label(part).map(drop))?;
-        Ok(Self(s.into()))
+        dns_labels(s).map(Self)
     }
     /// The name as text.
     pub fn as_str(&self) -> &str {
@@ -265,6 +270,37 @@ impl TrustDomain {
 impl fmt::Display for TrustDomain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// The DNS suffix of a cluster's services (`cluster.local`): dot-separated DNS labels, at most 255 characters.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ClusterDomain(Arc<str>);
+
+impl ClusterDomain {
+    /// The domain if every part is a DNS label.
+    ///
+    /// # Errors
+    /// [`BadName`] if it is not.
+    pub fn parse(s: &str) -> Result<Self, BadName> {
+        dns_labels(s).map(Self)
+    }
+    /// The domain as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ClusterDomain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for ClusterDomain {
+    type Err = BadName;
+    fn from_str(s: &str) -> Result<Self, BadName> {
+        Self::parse(s)
     }
 }
 

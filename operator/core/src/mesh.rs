@@ -5,8 +5,8 @@
 
 use crate::{
     id::{
-        ClusterName, Identity, InstanceId, Name, Namespace, ObjectId, ServiceId, ServicePort, TrustDomain,
-        WorkloadRevision,
+        ClusterDomain, ClusterName, Identity, InstanceId, Name, Namespace, ObjectId, ServiceId, ServicePort,
+        TrustDomain, WorkloadRevision,
     },
     policy::{LoadBalancing, Millis, MtlsMode, RetryOn},
     protocol::Protocol,
@@ -23,14 +23,20 @@ use std::{
 pub struct Mesh {
     /// Whose identities are trusted.
     pub trust_domain: TrustDomain,
+    /// The DNS suffix under which callers know services as well; `None` outside a cluster.
+    pub cluster_domain: Option<ClusterDomain>,
     /// What can be called: clusters, endpoints and one virtual host each.
     pub destinations: BTreeMap<ServicePort, Arc<Destination>>,
     /// Doors, shared by the instances of a revision.
     pub workloads: BTreeMap<WorkloadRevision, Arc<Inbound>>,
     /// Listeners and addresses of each proxy.
     pub proxies: BTreeMap<InstanceId, Arc<Proxy>>,
-    /// Namespaces that have callers: each gets its own route configuration.
+    /// Namespaces with callers that are told where their proxy is ([`Interception::Environment`]): each gets its own
+    /// route configuration.
     pub caller_namespaces: BTreeSet<Namespace>,
+    /// Namespaces with callers whose calls are redirected ([`Interception::Transparent`]): each gets its own route
+    /// configuration for every port that requests go to.
+    pub transparent_namespaces: BTreeSet<Namespace>,
     /// Short names that mean nothing in a namespace without a service of that name, with the candidates.
     pub ambiguous: BTreeMap<Name, Arc<BTreeSet<ServiceId>>>,
     /// The current shares of every split, as runtime keys → parts of [`FULL_SHARE`]. They travel apart from the
@@ -61,7 +67,7 @@ pub struct Destination {
     pub route: Route,
     /// How calls are made.
     pub calls: Calls,
-    /// Virtual addresses that mean it, beside its names.
+    /// Virtual addresses that mean it, beside its names; no other service has them.
     pub addresses: BTreeSet<IpAddr>,
     /// The objects that shaped it: what a rejection by a proxy is shown on.
     pub shaped_by: BTreeSet<ObjectId>,
@@ -247,8 +253,19 @@ pub struct Inbound {
     pub identity: Identity,
     /// Each of the application's ports.
     pub ports: BTreeMap<u16, Door>,
+    /// Its other ports; `None` if nobody can come to them.
+    pub undeclared: Option<Undeclared>,
     /// The objects that shaped it.
     pub shaped_by: BTreeSet<ObjectId>,
+}
+
+/// The door before ports of an application that nobody has declared: what is spoken there is unknown.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Undeclared {
+    /// Who may come in.
+    pub mtls: MtlsMode,
+    /// Ports for which a policy says something else.
+    pub exceptions: BTreeMap<u16, MtlsMode>,
 }
 
 /// The door before one port of an application.
@@ -259,6 +276,9 @@ pub struct Door {
     /// What the application speaks.
     pub protocol: Protocol,
 }
+
+/// Where the kernel redirects what enters a network namespace whose proxy is [`Interception::Transparent`].
+pub const INBOUND_PORT: u16 = 15_006;
 
 /// What belongs to one proxy only.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -271,7 +291,8 @@ pub struct Proxy {
     pub workload: WorkloadRevision,
     /// Its inbound listeners: where other proxies call it → the application's port.
     pub inbound: BTreeMap<SocketAddr, u16>,
-    /// Its port for outbound calls; `None` if it makes none.
+    /// Its port for outbound calls, to which the kernel redirects them if it is [`Interception::Transparent`]; `None`
+    /// if it makes none.
     pub outbound_port: Option<u16>,
     /// How the application's traffic reaches it.
     pub interception: Interception,

@@ -1,7 +1,10 @@
 //! All inputs at an instant: what was observed, nothing decided.
 
 use crate::{
-    id::{InstanceId, Name, Namespace, ObjectId, Revision, ServiceId, TrustDomain, WorkloadRevision},
+    id::{
+        ClusterDomain, InstanceId, Name, Namespace, ObjectId, Revision, ServiceId, TrustDomain,
+        WorkloadRevision,
+    },
     policy::Policy,
     rollout::Canary,
 };
@@ -22,6 +25,8 @@ pub struct World {
     pub trust_domain: TrustDomain,
     /// The namespace whose policies without target are about the whole mesh (`airlane-system`).
     pub system_namespace: Namespace,
+    /// The DNS suffix of the cluster's services (`cluster.local`); `None` outside a cluster.
+    pub cluster_domain: Option<ClusterDomain>,
     /// Services, declared or implied by a registration.
     pub services: BTreeMap<ServiceId, Arc<Service>>,
     /// Running copies of workloads.

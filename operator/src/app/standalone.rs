@@ -43,6 +43,7 @@ pub(crate) async fn up(args: &Up, state: &Path) -> anyhow::Result<()> {
     let mesh = MeshSettings {
         trust_domain: TrustDomain::parse(TRUST_DOMAIN)?,
         system_namespace: system_namespace()?,
+        cluster_domain: None,
     };
     let directory = Directory::open(&args.dir, mesh.system_namespace.clone())?;
     let store = Store::open(state).await?;

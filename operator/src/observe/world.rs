@@ -4,7 +4,7 @@ use super::declared::Declared;
 use crate::apply::Statuses;
 use airlane_api::Value;
 use airlane_core::{
-    id::{InstanceId, Namespace, ServiceId, TrustDomain},
+    id::{ClusterDomain, InstanceId, Namespace, ServiceId, TrustDomain},
     rollout::Canary,
     world::{Instance, Port, Service, World},
 };
@@ -20,6 +20,8 @@ pub(crate) struct MeshSettings {
     pub(crate) trust_domain: TrustDomain,
     /// Whose policies without target are about the whole mesh.
     pub(crate) system_namespace: Namespace,
+    /// The DNS suffix of the cluster's services; `None` outside a cluster.
+    pub(crate) cluster_domain: Option<ClusterDomain>,
 }
 
 /// The world made of objects, copies of workloads and statuses. What equals its counterpart in `before` is the same
@@ -34,6 +36,7 @@ pub(crate) fn assemble(
     let mut world = World {
         trust_domain: settings.trust_domain.clone(),
         system_namespace: settings.system_namespace.clone(),
+        cluster_domain: settings.cluster_domain.clone(),
         services: BTreeMap::new(),
         instances: instances.clone(),
         policies: BTreeMap::new(),

@@ -60,6 +60,7 @@ fn picture(canary: &Canary, healths: [Health; 2]) -> Picture {
     });
     let ports = vec![Port { number: 80, target: 80, protocol: Protocol::Http }];
     let world = World {
+        cluster_domain: None,
         trust_domain: TrustDomain::parse("airlane.local").expect("a name"),
         system_namespace: Namespace::parse("airlane-system").expect("a name"),
         services: BTreeMap::from([(

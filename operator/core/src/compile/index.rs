@@ -93,6 +93,7 @@ impl<'w> Index<'w> {
             trust_domain: self.world.trust_domain.clone(),
             service: Arc::clone(service),
             short_name: self.names.short_name(&service.id),
+            addresses: self.names.addresses(service),
             instances: instances
                 .filter_map(|instance| Some((Arc::clone(instance), door(&instance.workload)?)))
                 .collect(),

@@ -8,7 +8,7 @@ use crate::{
     id::{ClusterName, ObjectKind, ServiceId},
     mesh::{Destination, FULL_SHARE, Route},
     policy::{Millis, MtlsMode, MtlsSpec, Target},
-    world::World,
+    world::{Interception, World},
 };
 use proptest::{collection::vec, prelude::*};
 use std::{collections::BTreeSet, sync::Arc};
@@ -73,6 +73,29 @@ proptest! {
     }
 
     #[test]
+    fn an_address_and_port_mean_one_destination_and_every_redirected_proxy_has_doors_for_every_port(
+        world in any_world(),
+    ) {
+        let Compiled { mesh, .. } = compile(&world);
+        let mut taken = BTreeSet::new();
+        for destination in mesh.destinations.values() {
+            for address in &destination.addresses {
+                prop_assert!(taken.insert((*address, destination.port.port)), "{address} twice");
+                prop_assert!(world.services[&destination.port.service].addresses.contains(address));
+            }
+        }
+        for proxy in mesh.proxies.values().filter(|proxy| proxy.interception == Interception::Transparent) {
+            let inbound = &mesh.workloads[&proxy.workload];
+            let undeclared = inbound.undeclared.as_ref().expect("redirected");
+            prop_assert!(undeclared.exceptions.keys().all(|port| !inbound.ports.contains_key(port)));
+            prop_assert!(proxy.inbound.values().all(|port| inbound.ports.contains_key(port)));
+            if proxy.outbound_port.is_some() {
+                prop_assert!(mesh.transparent_namespaces.contains(&proxy.identity.namespace));
+            }
+        }
+    }
+
+    #[test]
     fn no_share_goes_to_an_empty_revision_while_the_other_one_serves(world in any_world()) {
         let Compiled { mesh, .. } = compile(&world);
         for destination in mesh.destinations.values() {
@@ -124,8 +147,14 @@ proptest! {
         let mut world = world;
         Edit::from(floor).apply(&mut world);
         let Compiled { mesh, problems } = compile(&world);
-        for door in mesh.workloads.values().flat_map(|inbound| inbound.ports.values()) {
-            prop_assert_eq!(door.mtls, MtlsMode::Strict);
+        for inbound in mesh.workloads.values() {
+            for door in inbound.ports.values() {
+                prop_assert_eq!(door.mtls, MtlsMode::Strict);
+            }
+            if let Some(undeclared) = &inbound.undeclared {
+                prop_assert_eq!(undeclared.mtls, MtlsMode::Strict);
+                prop_assert!(undeclared.exceptions.is_empty());
+            }
         }
         let below = |problem: &&crate::problem::Problem| problem.reason == crate::problem::Reason::BelowFloor;
         let told: BTreeSet<_> = problems.iter().filter(below).map(|problem| &problem.subject).collect();

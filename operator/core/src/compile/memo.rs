@@ -40,10 +40,12 @@ impl Memo {
         let destinations = decided().flat_map(|decided| &decided.destinations);
         let mesh = Mesh {
             trust_domain: world.trust_domain.clone(),
+            cluster_domain: world.cluster_domain.clone(),
             destinations: destinations.map(|each| (each.port.clone(), Arc::clone(each))).collect(),
             workloads: self.doors.to_map(),
             proxies: self.proxies.to_map(),
-            caller_namespaces: caller_namespaces(world),
+            caller_namespaces: namespaces_of_callers(world, Interception::Environment),
+            transparent_namespaces: namespaces_of_callers(world, Interception::Transparent),
             ambiguous: index.names.ambiguous(),
             shares: decided().flat_map(|decided| decided.shares.iter().cloned()).collect(),
         };
@@ -145,9 +147,11 @@ fn proxy(trust_domain: &TrustDomain, instance: &Instance) -> Proxy {
     }
 }
 
-/// Namespaces with at least one proxy that makes calls.
-fn caller_namespaces(world: &World) -> BTreeSet<Namespace> {
-    let callers = world.instances.values().filter(|instance| instance.outbound_port != 0);
+/// Namespaces with at least one proxy that makes calls, which reach it in this way.
+fn namespaces_of_callers(world: &World, interception: Interception) -> BTreeSet<Namespace> {
+    let calls =
+        |instance: &&Arc<Instance>| instance.outbound_port != 0 && instance.interception == interception;
+    let callers = world.instances.values().filter(calls);
     let namespaces: BTreeSet<&Namespace> = callers.map(|instance| &instance.workload.namespace).collect();
     namespaces.into_iter().cloned().collect()
 }

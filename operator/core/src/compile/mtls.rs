@@ -14,13 +14,16 @@
 //! 6. Floors of the mesh and the namespace: whatever was found, never weaker. A floor is per port too, by
 //!    rule 1.
 //! 7. Nobody says anything: [`MtlsMode::Permissive`].
+//!
+//! Where everything that enters is redirected, callers also come to ports that no service leads to: the same rules
+//! hold for them, and of a service what it says without a port.
 
 use super::defaults;
 use crate::{
     id::{Identity, Name, ObjectId, TrustDomain, WorkloadRevision},
-    mesh::{Door, Inbound},
+    mesh::{Door, Inbound, Undeclared},
     policy::{MtlsMode, MtlsSpec, Policy, Target},
-    world::{Instance, Service},
+    world::{Instance, Interception, Service},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -62,6 +65,26 @@ impl Words {
             Some(floor) if floor.mode > found.mode => floor,
             _ => found,
         }
+    }
+
+    /// The doors before ports that nobody has declared, and whose words they are.
+    fn undeclared(&self, declared: &BTreeMap<u16, Door>) -> (Undeclared, BTreeSet<ObjectId>) {
+        // No application can listen on port 0, so that no policy has a word about it alone.
+        let Ruling { mode, by } = self.ruling(0, 0);
+        let mut authors: BTreeSet<ObjectId> = by.into_iter().cloned().collect();
+        let services = self.services.iter().flat_map(|(_, policies)| policies);
+        let policies = [&self.mesh, &self.namespace, &self.workload, &self.accounts].into_iter().flatten();
+        let sections = policies.chain(services).filter_map(|policy| policy.mtls.as_ref());
+        let named: BTreeSet<u16> = sections.flat_map(|mtls| &mtls.ports).map(|(port, _)| *port).collect();
+        let mut exceptions = BTreeMap::new();
+        for port in named.into_iter().filter(|port| *port != 0 && !declared.contains_key(port)) {
+            let ruling = self.ruling(port, port);
+            if ruling.mode != mode {
+                authors.extend(ruling.by.cloned());
+                exceptions.insert(port, ruling.mode);
+            }
+        }
+        (Undeclared { mtls: mode, exceptions }, authors)
     }
 
     fn floor(&self, app_port: u16) -> Option<Ruling<'_>> {
@@ -141,6 +164,12 @@ pub(super) fn door(inputs: &Inputs) -> Inbound {
             Door { mtls: ruling.mode, protocol: port.protocol }
         });
     }
+    let redirected = instances.iter().any(|instance| instance.interception == Interception::Transparent);
+    let undeclared = redirected.then(|| {
+        let (undeclared, authors) = words.undeclared(&ports);
+        shaped_by.extend(authors);
+        undeclared
+    });
     Inbound {
         workload: workload.clone(),
         identity: Identity {
@@ -149,6 +178,7 @@ pub(super) fn door(inputs: &Inputs) -> Inbound {
             service_account: account.unwrap_or(&workload.workload).clone(),
         },
         ports,
+        undeclared,
         shaped_by,
     }
 }
@@ -218,6 +248,32 @@ mod tests {
         let mesh = compile(&world_of(declared.into_iter().chain(policies))).mesh;
         let doors = &mesh.workloads.values().next().expect("one workload").ports;
         assert_eq!([doors[&8080].mtls, doors[&9090].mtls], expected);
+    }
+
+    #[test]
+    fn ports_that_nobody_declared_follow_the_same_rules() {
+        let undeclared = |policies: &[(Target, Option<MtlsSpec>)]| {
+            let mut pod = instance("shop/pay", "v1", 1);
+            pod.interception = Interception::Transparent;
+            let declared: [Edit; 2] = [service("shop/pay", &[(80, 8080, Protocol::Http)]).into(), pod.into()];
+            let policies = (0..).zip(policies).map(|(number, (target, mtls)): (u8, _)| {
+                let mut policy = policy(&format!("shop/p-{number}"), target.clone());
+                policy.mtls.clone_from(mtls);
+                Edit::from(policy)
+            });
+            let mesh = compile(&world_of(declared.into_iter().chain(policies))).mesh;
+            let inbound = Arc::clone(mesh.workloads.values().next().expect("one workload"));
+            let Undeclared { mtls, exceptions } = inbound.undeclared.clone().expect("redirected");
+            (mtls, exceptions.into_iter().collect::<Vec<_>>())
+        };
+        assert_eq!(undeclared(&[]), (Permissive, vec![]));
+        assert_eq!(undeclared(&[(shop(), mode(Strict))]), (Strict, vec![]));
+        assert_eq!(undeclared(&[(pay(), mode(Strict))]), (Strict, vec![]));
+        assert_eq!(undeclared(&[(to_service("shop/pay", Some(80)), mode(Strict))]), (Permissive, vec![]));
+        let metrics = (shop(), ports(Some(Strict), &[(9_090, Permissive), (8_080, Disabled)]));
+        assert_eq!(undeclared(&[metrics.clone()]), (Strict, vec![(9_090, Permissive)]));
+        let floor = (MESH, floor(mode(Strict)));
+        assert_eq!(undeclared(&[metrics, floor]), (Strict, vec![]));
     }
 
     #[test]

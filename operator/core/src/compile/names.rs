@@ -1,12 +1,13 @@
-//! What a short name means.
+//! What a short name and a virtual address mean.
 
 use crate::{
     id::{Name, ServiceId},
     mesh::ShortName,
-    world::World,
+    world::{Service, World},
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -14,6 +15,8 @@ use std::{
 /// the mesh, else nothing: guessing would send a request to whoever took the name last.
 pub(super) struct Names<'w> {
     holders: HashMap<&'w Name, Vec<&'w ServiceId>>,
+    /// The first service, in order, that says an address is its own.
+    addresses: HashMap<IpAddr, &'w ServiceId>,
 }
 
 impl<'w> Names<'w> {
@@ -22,7 +25,20 @@ impl<'w> Names<'w> {
         for id in world.services.keys() {
             holders.entry(&id.name).or_default().push(id);
         }
-        Names { holders }
+        let mut addresses = HashMap::with_capacity(world.services.len());
+        for service in world.services.values() {
+            for address in &service.addresses {
+                addresses.entry(*address).or_insert(&service.id);
+            }
+        }
+        Names { holders, addresses }
+    }
+
+    /// The addresses that mean this service. Two services share one only while an address is given to another one:
+    /// then the first by name has it, so that no request has two destinations.
+    pub(super) fn addresses(&self, service: &Service) -> BTreeSet<IpAddr> {
+        let is_its_own = |address: &&IpAddr| self.addresses.get(*address) == Some(&&service.id);
+        service.addresses.iter().filter(is_its_own).copied().collect()
     }
 
     /// Who may use the short name of a service.
@@ -46,12 +62,31 @@ impl<'w> Names<'w> {
 mod tests {
     use crate::{
         compile::{
-            compile,
-            worlds::{service, world_of},
+            Memo, compile,
+            worlds::{Edit, service, service_id, world_of},
         },
         mesh::ShortName,
         world::Protocol,
     };
+
+    #[test]
+    fn an_address_that_two_services_claim_means_the_first_until_it_goes() {
+        let at = |id| {
+            let mut service = service(id, &[(80, 8080, Protocol::Http)]);
+            service.addresses = ["10.96.0.5".parse().expect("an address")].into();
+            Edit::from(service)
+        };
+        let mut world = world_of([at("shop/cart"), at("shop/pay")]);
+        let mut memo = Memo::default();
+        let mut holders = |world: &_| {
+            let mesh = memo.compile(world).mesh;
+            let with = mesh.destinations.values().filter(|destination| !destination.addresses.is_empty());
+            with.map(|destination| destination.port.service.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(holders(&world), ["shop/cart"]);
+        Edit::Service(service_id("shop/cart"), None).apply(&mut world);
+        assert_eq!(holders(&world), ["shop/pay"]);
+    }
 
     #[test]
     fn a_short_name_that_two_namespaces_use_means_nothing_in_a_third() {

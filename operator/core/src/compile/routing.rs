@@ -15,7 +15,7 @@ use crate::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -28,6 +28,8 @@ pub(super) struct Inputs {
     pub(super) trust_domain: TrustDomain,
     pub(super) service: Arc<Service>,
     pub(super) short_name: ShortName,
+    /// The virtual addresses that mean the service.
+    pub(super) addresses: BTreeSet<IpAddr>,
     /// Its instances, in order, each with its door.
     pub(super) instances: Vec<(Arc<Instance>, Arc<Inbound>)>,
     /// The words about a workload that only this service selects.
@@ -155,7 +157,7 @@ impl<'a> OnePort<'a> {
             clusters,
             route,
             calls: merged.calls,
-            addresses: self.inputs.service.addresses.clone(),
+            addresses: self.inputs.addresses.clone(),
             shaped_by,
         }
     }

@@ -3,11 +3,12 @@
 use crate::{
     id::{InstanceId, Name, Namespace, ServiceId, WorkloadRevision},
     policy::Target,
-    world::World,
+    world::{Service, World},
 };
 use std::{
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -47,8 +48,9 @@ impl Touched {
         }
         let mut touched = Touched::default();
         let mut subjects = Subjects::default();
-        for (id, _) in changes(&before.services, &after.services) {
+        for (id, versions) in changes(&before.services, &after.services) {
             subjects.names.insert(id.name.clone());
+            subjects.addresses.extend(versions.into_iter().flatten().flat_map(|service| &service.addresses));
             subjects.services.insert(id.clone());
             touched.services.insert(id.clone());
         }
@@ -91,6 +93,7 @@ impl Touched {
 #[derive(Default)]
 struct Subjects {
     names: BTreeSet<Name>,
+    addresses: BTreeSet<IpAddr>,
     namespaces: BTreeSet<Namespace>,
     services: BTreeSet<ServiceId>,
     workloads: BTreeSet<(Namespace, Name)>,
@@ -100,10 +103,13 @@ struct Subjects {
 impl Subjects {
     fn reach(&self, world: &World, touched: &mut Touched) {
         if !self.names.is_empty() || !self.namespaces.is_empty() {
-            // Whether a short name is unique depends on every service that has it.
-            let about =
-                |id: &&ServiceId| self.names.contains(&id.name) || self.namespaces.contains(&id.namespace);
-            touched.services.extend(world.services.keys().filter(about).cloned());
+            // Whether a short name is unique depends on every service that has it; whose an address is, too.
+            let about = |service: &&Arc<Service>| {
+                self.names.contains(&service.id.name)
+                    || self.namespaces.contains(&service.id.namespace)
+                    || !self.addresses.is_disjoint(&service.addresses)
+            };
+            touched.services.extend(world.services.values().filter(about).map(|service| service.id.clone()));
         }
         let nothing_about_doors = self.namespaces.is_empty()
             && self.services.is_empty()

@@ -184,6 +184,7 @@ pub(crate) fn world_of(edits: impl IntoIterator<Item = Edit>) -> World {
     let mut world = World {
         trust_domain: TrustDomain::parse("airlane.local").expect("a trust domain"),
         system_namespace: namespace(SYSTEM),
+        cluster_domain: None,
         services: BTreeMap::new(),
         instances: BTreeMap::new(),
         policies: BTreeMap::new(),
@@ -229,7 +230,12 @@ fn edit_of<T: Into<Edit> + Clone + std::fmt::Debug>(
 
 fn any_service() -> impl Strategy<Value = Service> {
     let port = (select(&PORTS[..]), select(&PORTS[..]), select(&PROTOCOLS[..]));
-    (select(&SERVICES[..]), vec(port, 0..4)).prop_map(|(id, ports)| service(id, &ports))
+    (select(&SERVICES[..]), vec(port, 0..4), vec(0u8..3, 0..3)).prop_map(|(id, ports, addresses)| {
+        let mut service = service(id, &ports);
+        service.addresses =
+            addresses.into_iter().map(|last| IpAddr::V4(Ipv4Addr::new(10, 96, 0, last))).collect();
+        service
+    })
 }
 
 fn any_instance() -> impl Strategy<Value = Instance> {
@@ -239,9 +245,12 @@ fn any_instance() -> impl Strategy<Value = Instance> {
     let one = (select(&SERVICES[..]), select(&REVISIONS[..]), 0u8..4, health, ports);
     let also =
         (option::weighted(0.2, select(&SERVICES[..])), option::weighted(0.2, select(&["cart", "other"][..])));
-    (one, also, prop::bool::weighted(0.7)).prop_map(
-        |((of, version, number, health, ports), (second, account), calls)| {
+    let interceptions =
+        select(vec![Interception::Environment, Interception::Transparent, Interception::None]);
+    (one, also, prop::bool::weighted(0.7), interceptions).prop_map(
+        |((of, version, number, health, ports), (second, account), calls, interception)| {
             let mut instance = instance(of, version, number);
+            instance.interception = interception;
             instance.health = health;
             instance.services.extend(second.map(service_id));
             if let Some(account) = account {

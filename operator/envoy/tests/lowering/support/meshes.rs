@@ -21,10 +21,12 @@ use std::{
 pub fn empty() -> Mesh {
     Mesh {
         trust_domain: airlane_core::id::TrustDomain::parse("airlane.local").unwrap(),
+        cluster_domain: None,
         destinations: BTreeMap::new(),
         workloads: BTreeMap::new(),
         proxies: BTreeMap::new(),
         caller_namespaces: BTreeSet::new(),
+        transparent_namespaces: BTreeSet::new(),
         ambiguous: BTreeMap::new(),
         shares: BTreeMap::new(),
     }
@@ -145,6 +147,7 @@ impl Build for Mesh {
             workload: workload.clone(),
             identity: identity("shop", name),
             ports: [(app_port, door)].into(),
+            undeclared: None,
             shaped_by: BTreeSet::new(),
         };
         let proxy = Proxy {
