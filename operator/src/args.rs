@@ -1,6 +1,6 @@
 //! The command line, as its users type it.
 
-use airlane_core::id::{Namespace, TrustDomain};
+use airlane_core::id::{ClusterDomain, Namespace, TrustDomain};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -116,7 +116,7 @@ pub(crate) struct Operator {
     pub(crate) trust_domain: TrustDomain,
     /// What the names of the cluster's services end with.
     #[arg(long, default_value = "cluster.local", value_name = "DOMAIN")]
-    pub(crate) cluster_domain: String,
+    pub(crate) cluster_domain: ClusterDomain,
     /// Where sidecars join, get their configuration and report.
     #[arg(long, default_value = "0.0.0.0:15010", value_name = "ADDR:PORT")]
     pub(crate) listen: SocketAddr,
