@@ -24,8 +24,11 @@ use tokio::sync::watch;
 pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()> {
     private_directory(state)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
-    let mesh =
-        MeshSettings { trust_domain: args.trust_domain.clone(), system_namespace: args.namespace.clone() };
+    let mesh = MeshSettings {
+        trust_domain: args.trust_domain.clone(),
+        system_namespace: args.namespace.clone(),
+        cluster_domain: Some(args.cluster_domain.clone()),
+    };
     let client =
         kube::Client::try_default().await.context("there is no cluster: run it in one, or set KUBECONFIG")?;
     let ca = Arc::new(Ca::open(
