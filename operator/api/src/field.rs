@@ -1,6 +1,6 @@
 //! Where in an object, and what is wrong there.
 
-use crate::yaml::{Location, Node, Value};
+use crate::tree::{Location, Node, Value};
 use std::fmt;
 
 /// The path of a field, printed `spec.steps[1].weight`.

@@ -8,7 +8,7 @@ use crate::{
     quantity::{NameText, NamespaceText},
     schema,
     service::ServiceSpec,
-    yaml::Node,
+    tree::Node,
 };
 use airlane_core::id::ObjectKind;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSONSchemaProps;
@@ -62,6 +62,11 @@ pub(crate) struct Metadata {
     labels: Option<BTreeMap<String, String>>,
     /// Notes for people and tools; `airlane.dev/promote`, `/abort` and `/retry` are verbs on a Canary.
     pub(crate) annotations: Option<BTreeMap<String, String>>,
+}
+
+impl Metadata {
+    /// The names of its fields.
+    pub(crate) const FIELDS: [&str; 4] = ["annotations", "labels", "name", "namespace"];
 }
 
 /// The schemas of whole documents, by kind.

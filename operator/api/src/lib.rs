@@ -2,7 +2,7 @@
 //!
 //! [`mesh_policy`], [`canary`] and [`service`] are the shapes, the one source of the schemas. [`read_file`] takes a
 //! text through three stages: YAML to a tree that knows its lines, the tree against the schema, the typed shape to a
-//! value of core. Nothing here does IO.
+//! value of core. [`read_object`] does the same with an object as an API server gives it. Nothing here does IO.
 
 #[expect(unreachable_pub, reason = "KubeSchema copies its structs into functions")]
 #[expect(clippy::duplicated_attributes, reason = "every print column has its type")]
@@ -20,13 +20,14 @@ mod crds;
 mod field;
 mod kind;
 mod meaning;
+mod object;
 mod read;
 mod schema;
+mod tree;
 mod yaml;
 
 pub use crds::crds;
-pub use read::{
-    DEFAULT_NAMESPACE, FILE_BYTES_MAX, FileError, Object, Parsed, Refused, Value, merge, read_file,
-};
+pub use object::{DEFAULT_NAMESPACE, Object, Unread, Value, read_object};
+pub use read::{FILE_BYTES_MAX, FileError, Parsed, Refused, merge, read_file};
 pub use schema::NotYet;
-pub use yaml::Location;
+pub use tree::Location;

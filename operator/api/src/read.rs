@@ -3,27 +3,16 @@
 
 use crate::{
     field::{FieldPath, Finding},
-    kind::{Kind, Metadata, SERVER_SET},
-    meaning::{self, Remarks},
-    mesh_policy::TargetRef,
-    schema::{self, Checked},
-    yaml::{self, Document, Location, Node},
+    kind::SERVER_SET,
+    object::{Interpreted, Object, Unread, interpret},
+    tree::Location,
+    yaml::{self, Document},
 };
-use airlane_core::{
-    id::{Namespace, ObjectId},
-    policy::{Policy, Target},
-    problem::Problem,
-    rollout::Canary,
-    world::Service,
-};
-use serde::de::DeserializeOwned;
-use serde_json::Value as Json;
+use airlane_core::id::{Namespace, ObjectId};
 use std::{collections::HashMap, fmt};
 
 /// The longest file that is read, in bytes.
 pub const FILE_BYTES_MAX: usize = 1 << 20;
-/// The namespace of an object that names none.
-pub const DEFAULT_NAMESPACE: &str = "default";
 
 /// What a file says.
 #[derive(Debug, Default)]
@@ -36,43 +25,6 @@ pub struct Parsed {
     pub errors: Vec<FileError>,
 }
 
-/// One object.
-#[derive(Debug, Clone)]
-pub struct Object {
-    /// Which.
-    pub id: ObjectId,
-    /// What it means; `None` if nothing of it can be used yet, which its problems say.
-    pub value: Option<Value>,
-    /// What in it is not used, and why; in the order of the fields' names.
-    pub problems: Vec<Problem>,
-    /// The file it stands in, as given to [`read_file`].
-    pub file: String,
-    /// Where it begins.
-    pub location: Location,
-    manifest: Json,
-}
-
-impl Object {
-    /// The object as its author wrote it, for `-o yaml`; without remarks and what Kubernetes sets itself.
-    ///
-    /// # Errors
-    /// If a value in it has no form in YAML.
-    pub fn to_yaml(&self) -> Result<String, serde_saphyr::SerializeError> {
-        serde_saphyr::to_string(&self.manifest)
-    }
-}
-
-/// What an object means. `generation` and `age_rank` are 0: whoever watches the files counts edits.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Value {
-    /// A `MeshPolicy`.
-    Policy(Policy),
-    /// A `Canary`, without progress.
-    Canary(Canary),
-    /// A `Service`.
-    Service(Service),
-}
-
 /// A document that cannot be used. An earlier good version of its object stays in force.
 #[derive(Debug, Clone)]
 pub struct Refused {
@@ -80,10 +32,8 @@ pub struct Refused {
     pub file: String,
     /// Which object, if that much could be read; if not, it may be any that the file held before.
     pub id: Option<ObjectId>,
-    /// What it is about, if it is a policy and that much could be read.
-    pub target: Option<Target>,
-    /// Whether it speaks about `mtls`: a door whose policy was never understood fails closed.
-    pub mtls: bool,
+    /// What is known of it all the same.
+    pub unread: Unread,
     /// Where it begins.
     pub location: Location,
 }
@@ -137,10 +87,58 @@ pub fn read_file(file: &str, text: &str, system_namespace: &Namespace) -> Parsed
         return parsed;
     }
     for document in yaml::documents(text.strip_prefix('\u{feff}').unwrap_or(text)) {
-        Reader { file, system_namespace, parsed: &mut parsed }.document(document);
+        parsed.read(file, document, system_namespace);
     }
     parsed.errors.sort_by_key(|error| error.location);
     parsed
+}
+
+impl Parsed {
+    fn read(&mut self, file: &str, document: Document, system_namespace: &Namespace) {
+        let Document { at, root, errors: syntax } = document;
+        let syntax = syntax.into_iter().map(|error| Finding {
+            at: Some(error.at),
+            path: FieldPath::root(),
+            message: error.message,
+            mend: error.mend,
+        });
+        let findings: Vec<Finding> = syntax.collect();
+        let (id, findings, unread) = match root {
+            None => (None, findings, Unread::default()),
+            Some(root) if root.is_null() && findings.is_empty() => return,
+            Some(mut root) => {
+                root.retain(|key| key != "status");
+                if let Some(metadata) = root.get_mut("metadata") {
+                    metadata.retain(|key| !SERVER_SET.contains(&key));
+                }
+                match interpret(&root, findings, system_namespace) {
+                    Interpreted::Used { id, value, problems, manifest } => {
+                        let (file, location) = (file.into(), at);
+                        let refused = None;
+                        return self.objects.push(Object {
+                            id,
+                            value,
+                            problems,
+                            refused,
+                            file,
+                            location,
+                            manifest,
+                        });
+                    }
+                    Interpreted::Refused { id, findings, unread } => (id, findings, unread),
+                }
+            }
+        };
+        self.errors.extend(findings.into_iter().map(|finding| FileError {
+            file: file.into(),
+            location: finding.at.unwrap_or(at),
+            object: id.clone(),
+            field: finding.path.to_string(),
+            message: finding.message,
+            mend: finding.mend,
+        }));
+        self.refused.push(Refused { file: file.into(), id, unread, location: at });
+    }
 }
 
 /// One set of objects from many files. Of two objects of one name the first is kept and the second is an error.
@@ -167,164 +165,4 @@ pub fn merge(files: impl IntoIterator<Item = Parsed>) -> Parsed {
         }
     }
     merged
-}
-
-struct Reader<'a> {
-    file: &'a str,
-    system_namespace: &'a Namespace,
-    parsed: &'a mut Parsed,
-}
-
-impl Reader<'_> {
-    fn document(&mut self, document: Document) {
-        let Document { at, root, errors: syntax } = document;
-        let syntax = syntax.into_iter().map(|error| Finding {
-            at: Some(error.at),
-            path: FieldPath::root(),
-            message: error.message,
-            mend: error.mend,
-        });
-        let mut findings: Vec<Finding> = syntax.collect();
-        let Some(mut root) = root else {
-            return self.refuse(None, &findings, Unread { at, target: None, mtls: false });
-        };
-        if root.is_null() && findings.is_empty() {
-            return;
-        }
-        let kind = match Kind::of(&root) {
-            Ok(kind) => kind,
-            Err(finding) => {
-                findings.push(finding);
-                return self.refuse(None, &findings, Unread { at, target: None, mtls: false });
-            }
-        };
-        root.remove("status");
-        if let Some(metadata) = root.get_mut("metadata") {
-            SERVER_SET.iter().for_each(|key| metadata.remove(key));
-        }
-        let mut checked = schema::check(kind.schema(), &root);
-        findings.append(&mut checked.findings);
-        let metadata: Option<Metadata> = typed(&checked.json["metadata"]).ok();
-        let id = metadata.as_ref().and_then(|metadata| identity(kind, metadata, &findings));
-        let known = metadata.zip(id.clone()).filter(|_| findings.is_empty());
-        match known.map(|(metadata, id)| self.object(kind, id, &metadata, &root, &checked)) {
-            Some(Ok(object)) => self.parsed.objects.push(object),
-            Some(Err(refusals)) => {
-                self.refuse(id.as_ref(), &refusals, self.unread(kind, id.as_ref(), &root, &checked));
-            }
-            None => self.refuse(id.as_ref(), &findings, self.unread(kind, id.as_ref(), &root, &checked)),
-        }
-    }
-
-    /// The object, or why it has to be refused for what it means.
-    fn object(
-        &self,
-        kind: Kind,
-        id: ObjectId,
-        metadata: &Metadata,
-        root: &Node,
-        checked: &Checked,
-    ) -> Result<Object, Vec<Finding>> {
-        let mut remarks = Remarks::on(id.clone());
-        for path in &checked.not_yet {
-            remarks.not_yet(path, kind.without(path));
-        }
-        let spec = &checked.json["spec"];
-        let value = match kind {
-            Kind::MeshPolicy => typed(spec).map(|spec| {
-                Some(Value::Policy(meaning::policy::policy(&id, &spec, self.system_namespace, &mut remarks)))
-            }),
-            Kind::Canary => typed(spec).map(|spec| {
-                meaning::rollout::canary(&id, metadata.annotations.as_ref(), &spec, &mut remarks)
-                    .map(Value::Canary)
-            }),
-            Kind::Service => {
-                typed(spec).map(|spec| Some(Value::Service(meaning::service::service(&id, &spec))))
-            }
-        };
-        let value = value.unwrap_or_else(|finding| {
-            remarks.findings.push(finding);
-            None
-        });
-        if !remarks.findings.is_empty() {
-            for finding in &mut remarks.findings {
-                finding.at = Some(finding.path.locate(root));
-            }
-            return Err(remarks.findings);
-        }
-        remarks.problems.sort();
-        Ok(Object {
-            id,
-            value,
-            problems: remarks.problems,
-            file: self.file.into(),
-            location: root.at,
-            manifest: checked.json.clone(),
-        })
-    }
-
-    /// What must be known of a refused object so that its door can fail closed.
-    fn unread(&self, kind: Kind, id: Option<&ObjectId>, root: &Node, checked: &Checked) -> Unread {
-        let spec = root.get("spec").filter(|_| kind == Kind::MeshPolicy);
-        let written = spec.and_then(|spec| spec.get("targetRef"));
-        let target_ref = typed::<TargetRef>(&checked.json["spec"]["targetRef"]).ok();
-        let about = id.filter(|_| spec.is_some() && (written.is_none() || target_ref.is_some()));
-        let target = |id: &ObjectId| {
-            meaning::policy::target(&id.namespace, target_ref.as_ref(), self.system_namespace)
-        };
-        Unread {
-            at: root.at,
-            target: about.map(target),
-            mtls: spec.is_some_and(|spec| spec.get("mtls").is_some()),
-        }
-    }
-
-    fn refuse(&mut self, id: Option<&ObjectId>, findings: &[Finding], unread: Unread) {
-        self.parsed.errors.extend(findings.iter().map(|finding| FileError {
-            file: self.file.into(),
-            location: finding.at.unwrap_or(unread.at),
-            object: id.cloned(),
-            field: finding.path.to_string(),
-            message: finding.message.clone(),
-            mend: finding.mend.clone(),
-        }));
-        self.parsed.refused.push(Refused {
-            file: self.file.into(),
-            id: id.cloned(),
-            target: unread.target,
-            mtls: unread.mtls,
-            location: unread.at,
-        });
-    }
-}
-
-/// What of a refused object is still of use.
-struct Unread {
-    at: Location,
-    target: Option<Target>,
-    mtls: bool,
-}
-
-/// Which object a checked document is, if its name and namespace passed.
-fn identity(kind: Kind, metadata: &Metadata, findings: &[Finding]) -> Option<ObjectId> {
-    let misnamed = FieldPath::of("metadata.namespace");
-    if findings.iter().any(|finding| finding.path == misnamed) {
-        return None;
-    }
-    let namespace = match &metadata.namespace {
-        Some(namespace) => namespace.0.clone(),
-        None => Namespace::parse(DEFAULT_NAMESPACE).ok()?,
-    };
-    Some(ObjectId { kind: kind.into(), namespace, name: metadata.name.0.clone() })
-}
-
-/// The typed form of what passed its schema. It cannot fail as long as schema and type are of one making; if they
-/// ever part, that is told as an error of the object instead of a crash.
-fn typed<T: DeserializeOwned>(json: &Json) -> Result<T, Finding> {
-    T::deserialize(json).map_err(|error| Finding {
-        at: None,
-        path: FieldPath::of("spec"),
-        message: format!("cannot be read: {error}"),
-        mend: "check this section against its schema (airlane crds)".into(),
-    })
 }

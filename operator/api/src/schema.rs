@@ -4,7 +4,7 @@
 use crate::{
     field::{FieldPath, Finding},
     quantity::Shape,
-    yaml::{Entry, Location, Node, Value},
+    tree::{Entry, Location, Node, Value},
 };
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
@@ -169,17 +169,17 @@ impl Check {
             Some(JSONSchemaPropsOrArray::Schema(item)) => Some(&**item),
             _ => None,
         };
-        let mut seen: HashMap<String, Location> = HashMap::new();
+        let mut seen: HashMap<&str, usize> = HashMap::new();
         let mut json = Vec::new();
         for (index, item) in items.iter().enumerate() {
-            let path = path.index(index);
             for key in schema.x_kubernetes_list_map_keys.iter().flatten() {
                 let Some(text) = item.get(key).and_then(Node::text) else { continue };
-                if let Some(first) = seen.insert(text.to_string(), item.at) {
-                    let message = format!("{text} is given twice, first on line {}", first.line);
-                    self.find(item.at, &path.key(key), message, "keep one of the two");
+                if let Some(first) = seen.insert(text, index) {
+                    let message = format!("{text} is given twice, first in {}", path.index(first));
+                    self.find(item.at, &path.index(index).key(key), message, "keep one of the two");
                 }
             }
+            let path = path.index(index);
             json.extend(item_schema.and_then(|schema| self.node(schema, item, &path)));
         }
         Json::Array(json)

@@ -36,8 +36,11 @@ fn told(file: &str, text: &str) -> String {
     }
     for refused in &parsed.refused {
         let id = refused.id.as_ref().map_or("an object without name".into(), ToString::to_string);
-        let door =
-            if refused.mtls { format!(", its door closes: {:?}", refused.target) } else { String::new() };
+        let door = if refused.unread.mtls {
+            format!(", its door closes: {:?}", refused.unread.target)
+        } else {
+            String::new()
+        };
         line(format!("{file}:{}: {id}: refused{door}", refused.location.line));
     }
     parsed.errors.iter().for_each(|error| line(error.to_string()));

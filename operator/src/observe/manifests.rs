@@ -172,7 +172,7 @@ impl Claim {
 /// A door whose policy was never understood is shut to all but the mesh: somebody wanted it kept, and we cannot
 /// know how.
 fn fail_closed(refused: Refused) -> Option<(ObjectId, Claim)> {
-    let (id, target) = (refused.id?, refused.target.filter(|_| refused.mtls)?);
+    let (id, target) = (refused.id?, refused.unread.target.filter(|_| refused.unread.mtls)?);
     let problem = Problem {
         subject: id.clone(),
         field: "spec.mtls".to_owned(),
