@@ -10,12 +10,16 @@ runs=/var/lib/airlane-cluster
 run=$runs/$name
 cgroup=airlane-cluster-$name
 
-# Node 1 carries the control plane and pods, the others pods.
+# Node 1 carries the control plane and pods, the others pods. All have addresses of both families; Services have those
+# they ask for, IPv4 by default.
 most_nodes=5
 node_address() { echo "10.250.0.$1"; }
+node_address6() { echo "fd00:10:250::$1"; }
 pod_range() { echo "10.244.$1.0/24"; }
+pod_range6() { echo "fd00:10:244:$1::/64"; }
 api_address=$(node_address 1)
 service_range=10.96.0.0/16
+service_range6=fd00:10:96::/112
 api_service_address=10.96.0.1
 
 # Debian keeps what administrators run where users do not look.

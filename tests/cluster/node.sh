@@ -58,14 +58,19 @@ connect() {
         until_true 10 ip link show eth0 # up.sh plugs it in
     fi
     ip address add "$address/24" dev eth0
+    ip address add "$(node_address6 "$node")/64" dev eth0 nodad
     ip link set eth0 up
     ip route add "$service_range" dev eth0
+    ip route add "$service_range6" dev eth0
     local other
     for other in $(seq "$most_nodes"); do
-        ((other == node)) || ip route add "$(pod_range "$other")" via "$(node_address "$other")"
+        ((other != node)) || continue
+        ip route add "$(pod_range "$other")" via "$(node_address "$other")"
+        ip route add "$(pod_range6 "$other")" via "$(node_address6 "$other")"
     done
     echo 1 >/proc/sys/net/ipv4/ip_forward
-    [[ ! -e /proc/sys/net/bridge ]] || echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables
+    echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+    [[ ! -e /proc/sys/net/bridge ]] || echo 1 | tee /proc/sys/net/bridge/bridge-nf-call-ip{,6}tables >/dev/null
 }
 
 # The files of config/, filled in for this node.
@@ -74,7 +79,8 @@ configure() {
     mkdir -p "$state/cni"
     for template in "$here"/config/*; do
         sed -e "s|@RUN@|$run|g; s|@STATE@|$state|g; s|@NODE@|$node|g; s|@CGROUP@|$cgroup|g" \
-            -e "s|@POD_RANGE@|$(pod_range "$node")|g; s|@API@|$api_address|g" \
+            -e "s|@POD_RANGE@|$(pod_range "$node")|g; s|@POD_RANGE6@|$(pod_range6 "$node")|g" \
+            -e "s|@API@|$api_address|g" \
             "$template" >"$state/$(basename "$template")"
     done
     mv "$state/cni.conflist" "$state/cni/"
@@ -89,7 +95,7 @@ control_plane() {
     until_true 60 curl -sf http://127.0.0.1:2379/health
     # shellcheck disable=SC2086 # the flags are words
     keep apiserver "$bin/kube-apiserver" --etcd-servers=http://127.0.0.1:2379 \
-        --advertise-address="$api_address" --secure-port=6443 --service-cluster-ip-range="$service_range" \
+        --advertise-address="$api_address" --secure-port=6443 --service-cluster-ip-range="$service_range,$service_range6" \
         --tls-cert-file="$run/pki/apiserver.crt" --tls-private-key-file="$run/pki/apiserver.key" \
         --client-ca-file="$run/pki/ca.crt" --token-auth-file="$run/pki/tokens.csv" \
         --kubelet-client-certificate="$run/pki/kubelet-client.crt" \
@@ -126,7 +132,7 @@ fi
 if [[ $size == whole ]]; then
     until_true 60 test -S "$state/containerd.sock"
     keep kubelet "$bin/kubelet" --config="$state/kubelet.yaml" --kubeconfig="$run/pki/kubelet$node.kubeconfig" \
-        --hostname-override="node$node" --node-ip="$address" --v=2 &
+        --hostname-override="node$node" --node-ip="$address,$(node_address6 "$node")" --v=2 &
     keep proxy "$bin/kube-proxy" --config="$state/kube-proxy.yaml" --v=2 &
 fi
 touch "$state/started"

@@ -9,6 +9,7 @@ size=${SIZE:-whole}
 ((EUID == 0)) || refuse "the test cluster needs root, for namespaces and control groups of its own"
 unshare --mount --pid --net --uts --ipc --fork true 2>/dev/null ||
     refuse "this machine allows no new namespaces (unshare failed)"
+[[ -e /proc/sys/net/ipv6 ]] || refuse "this kernel has no IPv6"
 
 # What is needed, and the Debian package it is in.
 needed=(curl=curl ip=iproute2 nsenter=util-linux openssl=openssl tar=tar)
