@@ -24,12 +24,12 @@ spec:
       - name: beside
         image: {TOOLS_IMAGE}
         restartPolicy: Always
-        command: [sh, -c, 'sleep 1; date +%s%N > /tmp/ready; sleep 100000']
+        command: [sh, -c, 'sleep 1; cat /proc/uptime > /tmp/ready; sleep 100000']
         startupProbe: {{exec: {{command: [test, -e, /tmp/ready]}}, periodSeconds: 1}}
       containers:
       - name: web
         image: {TOOLS_IMAGE}
-        command: [sh, -c, 'date +%s%N; mkdir /www; hostname > /www/index.html; exec httpd -f -p 8080 -h /www']
+        command: [sh, -c, 'cat /proc/uptime; mkdir /www; hostname > /www/index.html; exec httpd -f -p 8080 -h /www']
         readinessProbe: {{httpGet: {{port: 8080, path: /}}, periodSeconds: 1}}
 ---
 apiVersion: v1
@@ -44,6 +44,11 @@ spec: {{selector: {{app: web}}, ports: [{{port: 80, targetPort: 8080}}]}}
 
 fn name(object: &Value) -> &str {
     object["metadata"]["name"].as_str().unwrap()
+}
+
+/// Since the machine was started: the first word of `/proc/uptime`.
+fn seconds(uptime: &str) -> f64 {
+    uptime.split(' ').next().unwrap().parse().unwrap()
 }
 
 #[tokio::test]
@@ -71,8 +76,8 @@ async fn a_native_sidecar_is_started_before_the_application() {
     let beside = here.exec("deployment/web", &["cat", "/tmp/ready"]).await;
     assert!(beside.is_err(), "containers share no files: {beside:?}");
     let ready = here.kubectl(&["exec", "deployment/web", "-c", "beside", "--", "cat", "/tmp/ready"]).await;
-    let ready: u64 = ready.unwrap().parse().unwrap();
-    let started: u64 = here.logs("deployment/web", "web").await.unwrap().parse().unwrap();
+    let (ready, started) =
+        (seconds(&ready.unwrap()), seconds(&here.logs("deployment/web", "web").await.unwrap()));
     assert!(started > ready, "the application started at {started}, its sidecar was ready at {ready}");
 }
 
@@ -116,7 +121,8 @@ spec:
 #[tokio::test]
 async fn the_api_server_comes_back_and_history_can_be_forgotten() {
     let Some(cluster) = Cluster::alone().await else { return };
-    let list = cluster.get("nodes").await.unwrap();
+    let list = cluster.kubectl(&["get", "--raw", "/api/v1/nodes"]).await.unwrap();
+    let list: Value = serde_json::from_str(&list).unwrap();
     let version = list["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
     // So that there is something newer than that version.
     let here = cluster.namespace("history").await;

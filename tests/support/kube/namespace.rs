@@ -91,19 +91,21 @@ impl<'a> Namespace<'a> {
 
     /// What a failed test wants to see; best effort.
     fn show(&self) {
-        let views: [&[&str]; 3] = [
-            &["get", "pods", "--output", "wide"],
-            &["get", "events", "--sort-by", ".lastTimestamp"],
-            &["logs", "--selector", "", "--all-containers", "--prefix", "--tail", "25", "--ignore-errors"],
-        ];
-        for view in views {
-            let mut kubectl = self.cluster.command("kubectl");
-            kubectl.args(["--namespace", &self.name]).args(view);
-            if let Ok(output) = kubectl.output() {
-                eprintln!("--- {}: kubectl {}", self.name, view.join(" "));
-                eprintln!("{}", String::from_utf8_lossy(&output.stdout));
-            }
+        self.view(&["get", "pods", "--output", "wide"]);
+        self.view(&["get", "events", "--sort-by", ".lastTimestamp"]);
+        let pods = self.view(&["get", "pods", "--output", "name"]);
+        for pod in pods.lines() {
+            self.view(&["logs", pod, "--all-containers", "--prefix", "--tail", "25", "--ignore-errors"]);
         }
+    }
+
+    fn view(&self, arguments: &[&str]) -> String {
+        let mut kubectl = self.cluster.command("kubectl");
+        let output = kubectl.args(["--namespace", &self.name]).args(arguments).output();
+        let output = output.map(|output| output.stdout).unwrap_or_default();
+        let text = String::from_utf8_lossy(&output).into_owned();
+        eprintln!("--- {}: kubectl {}\n{text}", self.name, arguments.join(" "));
+        text
     }
 }
 
