@@ -13,7 +13,9 @@ while true; do
     # It may just have been taken down by the last one who held it.
     [[ $run/users -ef /proc/self/fd/8 ]] && is_up 1 && break
 done
-echo "up $run"
+# Whoever wanted to know may be gone by now.
+trap '' PIPE
+echo "up $run" || true
 cat >/dev/null
 if [[ ! -e $run/kept ]] && flock --exclusive --nonblock 8; then
     exec "$here/down.sh" 8>&-

@@ -92,13 +92,14 @@ load_images() {
     "$here/load.sh" "$1" "$run"/images/*.tar
 }
 
+# What did not come up is shown and taken down again.
 show_logs_and_go() {
-    trap - ERR
+    local status=$?
+    ((status != 0)) || return 0
     echo "error: the cluster did not come up; its logs end so:" >&2
     tail -n 5 "$run"/logs/*.log >&2
     exec 9<&-
     "$here/down.sh"
-    exit 1
 }
 
 new_nodes=()
@@ -108,7 +109,7 @@ else
     rm -rf "$run"
     mkdir -p "$run/logs"
     chmod 700 "$run"
-    trap show_logs_and_go ERR
+    trap show_logs_and_go EXIT
     echo "$SIZE" >"$run/size"
     ln -s "$bin" "$run/bin"
     "$here/pki.sh" "$run/pki"
