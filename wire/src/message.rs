@@ -7,7 +7,8 @@ use std::fmt;
 #[derive(Clone, PartialEq, prost::Message)]
 #[prost(skip_debug)]
 pub struct JoinRequest {
-    /// The secret part of the join token.
+    /// What lets it in: the secret part of the join token; in a pod its projected service-account token, which says
+    /// who it is in place of the fields below.
     #[prost(string, tag = "1")]
     pub token: String,
     /// A PKCS#10 request, DER, for the URI SAN of the identity and nothing else; the key stays with the agent.

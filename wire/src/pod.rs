@@ -6,8 +6,10 @@
 //! secret that the injector draws for this pod; only who may read the pod knows it.
 
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{collections::BTreeMap, fmt, ops::RangeInclusive, str::FromStr};
 
+/// Ports of a pod that are Airlane's own.
+pub const RESERVED_PORTS: RangeInclusive<u16> = 15_000..=15_099;
 /// The user that agent and Envoy run as; its connections are not intercepted.
 pub const PROXY_UID: u32 = 1337;
 /// Where intercepted outgoing connections arrive, and where `HTTP_PROXY` points without interception.
@@ -24,6 +26,15 @@ pub const AGENT_PORT: u16 = 15020;
 /// takes no privilege (socket(7)).
 pub const CALL_PRIORITY: u32 = 4;
 
+/// The variable that holds the operator's address, `HOST:PORT`.
+pub const OPERATOR_VARIABLE: &str = "AIRLANE_OPERATOR";
+/// The variable that holds SHA-256 of the roots' DER, in hex, separated by commas: one of them stands behind the
+/// operator.
+pub const ROOTS_VARIABLE: &str = "AIRLANE_ROOT_SHA256";
+/// The variable that holds the trust domain.
+pub const TRUST_DOMAIN_VARIABLE: &str = "AIRLANE_TRUST_DOMAIN";
+/// The variable that holds the pod's address.
+pub const ADDRESS_VARIABLE: &str = "POD_IP";
 /// The variable that holds [`Asks`] as JSON.
 pub const ASKS_VARIABLE: &str = "AIRLANE_PROBES";
 /// The file of the projected service-account token. The kubelet replaces it before it expires.
