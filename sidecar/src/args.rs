@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::http;
+use crate::{http, intercept::Network};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::{ffi::OsString, net::IpAddr};
 
@@ -20,6 +20,8 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Join the mesh and run the application
     Run(Box<Run>),
+    /// Redirect a pod's TCP connections through Envoy: the init container
+    Intercept(Intercept),
     /// Become another program that ends with its parent
     #[command(name = crate::process::GUARD, hide = true)]
     Guard {
@@ -69,6 +71,26 @@ pub(crate) struct Run {
     /// The application; without one the agent serves an application that is started elsewhere
     #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<OsString>,
+}
+
+/// What of a pod's connections is redirected.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Intercept {
+    /// Ports of the pod that callers reach past Envoy
+    #[arg(long, value_name = "PORT,…", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) exclude_inbound_ports: Vec<u16>,
+    /// Ports that the application calls past Envoy
+    #[arg(long, value_name = "PORT,…", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) exclude_outbound_ports: Vec<u16>,
+    /// Addresses that the application calls past Envoy
+    #[arg(long, value_name = "CIDR,…", value_delimiter = ',')]
+    pub(crate) exclude_outbound_cidrs: Vec<Network>,
+    /// Leave the connections that come in as they are
+    #[arg(long)]
+    pub(crate) outbound_only: bool,
+    /// Print the rules and leave the kernel alone
+    #[arg(long)]
+    pub(crate) print: bool,
 }
 
 /// A port of the application.

@@ -22,6 +22,7 @@ mod envoy;
 mod health;
 mod http;
 mod identity;
+mod intercept;
 mod join;
 mod link;
 mod membership;
@@ -39,18 +40,19 @@ mod testing;
 
 fn main() -> ExitCode {
     match args::Args::parse().command {
-        args::Command::Run(run) => run_agent(*run),
+        args::Command::Run(run) => until_ended(agent::run(*run)),
+        args::Command::Intercept(wanted) => intercept(wanted),
         args::Command::Guard { parent, command } => become_program(parent, &command),
     }
 }
 
-fn run_agent(run: args::Run) -> ExitCode {
+fn until_ended(run: impl Future<Output = anyhow::Result<u8>>) -> ExitCode {
     tell_to_stderr();
     let ended = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(agent::run(run)));
+        .and_then(|runtime| runtime.block_on(run));
     match ended {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -69,6 +71,24 @@ fn tell_to_stderr() {
         .with_target(false)
         .with_filter(asked.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO)));
     tracing_subscriber::registry().with(lines).init();
+}
+
+fn intercept(wanted: args::Intercept) -> ExitCode {
+    tell_to_stderr();
+    let print = wanted.print;
+    let rules = intercept::rules(&wanted.into());
+    let done = if print {
+        io::stdout().write_all(rules.as_bytes()).map_err(anyhow::Error::from)
+    } else {
+        intercept::enforce(&rules).map_err(anyhow::Error::from)
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Only returns if it fails; then with a shell's code for a command that cannot be run.
