@@ -40,10 +40,11 @@ impl Admin {
         Self { socket }
     }
 
-    /// Whether Envoy has all of its configuration and listens.
+    /// Whether Envoy has all of its configuration and listens. An operator that has nothing to say yet may leave it
+    /// with a configuration that is complete and empty.
     pub(crate) async fn is_ready(&self) -> Result<bool, AdminError> {
         let (status, _) = self.call(Method::GET, "/ready").await?;
-        Ok(status.is_success())
+        Ok(status.is_success() && !self.good(Method::GET, "/listeners").await?.trim().is_empty())
     }
 
     /// Tells Envoy to ask callers to go elsewhere: `GOAWAY`, `connection: close`. It goes on serving.

@@ -1,8 +1,9 @@
 //! The command line.
 
 use crate::{http, intercept::Network};
+use airlane_wire::pod;
 use clap::{Parser, Subcommand, ValueEnum};
-use std::{ffi::OsString, net::IpAddr};
+use std::{ffi::OsString, net::IpAddr, path::PathBuf};
 
 /// The variable that holds the join string. It is not handed on to the processes we start.
 pub(crate) const JOIN_VARIABLE: &str = "AIRLANE_JOIN";
@@ -20,6 +21,8 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Join the mesh and run the application
     Run(Box<Run>),
+    /// Be the sidecar of a pod, as the injector sets it up
+    Pod(Box<Pod>),
     /// Redirect a pod's TCP connections through Envoy: the init container
     Intercept(Intercept),
     /// Become another program that ends with its parent
@@ -71,6 +74,39 @@ pub(crate) struct Run {
     /// The application; without one the agent serves an application that is started elsewhere
     #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<OsString>,
+}
+
+/// A pod, as the injector describes it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Pod {
+    /// The operator's address
+    #[arg(long, env = pod::OPERATOR_VARIABLE, value_name = "HOST:PORT")]
+    pub(crate) operator: String,
+    /// SHA-256 of the roots, one of which stands behind the operator
+    #[arg(long, env = pod::ROOTS_VARIABLE, required = true, value_name = "HEX,…", value_delimiter = ',', value_parser = fingerprint)]
+    pub(crate) roots: Vec<[u8; 32]>,
+    /// The trust domain
+    #[arg(long, env = pod::TRUST_DOMAIN_VARIABLE)]
+    pub(crate) trust_domain: String,
+    /// The pod's address
+    #[arg(long, env = pod::ADDRESS_VARIABLE)]
+    pub(crate) ip: IpAddr,
+    // Read by the agent itself: what clap refuses it repeats, and this holds a secret.
+    /// What the kubelet's probes and hooks were: JSON
+    #[arg(long, env = pod::ASKS_VARIABLE, hide_env_values = true, value_name = "JSON")]
+    pub(crate) asks: String,
+    /// The projected token
+    #[arg(long, default_value = pod::TOKEN_FILE)]
+    pub(crate) token: PathBuf,
+    /// A folder in memory, of this container alone
+    #[arg(long, default_value = pod::RUN_DIR)]
+    pub(crate) run_dir: PathBuf,
+    /// Where the kubelet is answered
+    #[arg(long, default_value_t = pod::AGENT_PORT)]
+    pub(crate) agent_port: u16,
+    /// Envoy's worker threads
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) concurrency: u32,
 }
 
 /// What of a pod's connections is redirected.
@@ -168,6 +204,19 @@ fn label(text: &str) -> Result<String, String> {
         Err("use at most 63 lower-case letters, digits and '-', starting and ending with a letter or digit"
             .into())
     }
+}
+
+fn fingerprint(text: &str) -> Result<[u8; 32], String> {
+    let mend = || "a fingerprint is 64 hexadecimal digits".to_owned();
+    let mut bytes = [0; 32];
+    if text.len() != 2 * bytes.len() || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(mend());
+    }
+    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        let digits = std::str::from_utf8(digits).map_err(|_| mend())?;
+        *byte = u8::from_str_radix(digits, 16).map_err(|_| mend())?;
+    }
+    Ok(bytes)
 }
 
 fn path(text: &str) -> Result<String, String> {

@@ -1,9 +1,8 @@
-//! One HTTP request over a connection that is already there: to Envoy's admin interface and to the
-//! application's health path.
+//! One HTTP request over a connection that is already there: to Envoy's admin interface and to the application.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Method, Request, StatusCode, body::Incoming, client::conn};
+use hyper::{Method, Request, StatusCode, body::Incoming, client::conn, http::response::Parts};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -64,6 +63,17 @@ where
             while_driving(connection, async { collect(sender.send_request(request).await).await }).await
         }
     }
+}
+
+/// Sends a request over HTTP/1.1; gives the head of the answer.
+pub(crate) async fn head<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<Parts, HttpError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let handshake = conn::http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = handshake.map_err(HttpError::Exchange)?;
+    let response = while_driving(connection, sender.send_request(request)).await;
+    response.map(|response| response.into_parts().0).map_err(HttpError::Exchange)
 }
 
 /// Runs `exchange` with the connection under it; the connection goes with the answer.

@@ -1,4 +1,4 @@
-//! Where the join string comes from.
+//! What lets a sidecar in, and where it comes from: a join string, or the token of its pod.
 
 use airlane_wire::join::{BadJoinString, JoinInfo, PREFIX};
 use std::{
@@ -9,13 +9,44 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Where to look for it. It is read again at every join: the operator may have been set up anew meanwhile.
-#[derive(Debug)]
+/// Where the operator is, how to recognise it, and what to show it.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Invitation {
+    /// The operator, `host:port`.
+    pub(crate) address: String,
+    /// SHA-256 of the DER of the roots that may stand behind the operator.
+    pub(crate) roots: Vec<[u8; 32]>,
+    /// The trust domain.
+    pub(crate) trust_domain: String,
+    /// What lets the sidecar in; a secret.
+    pub(crate) token: String,
+}
+
+impl From<JoinInfo> for Invitation {
+    fn from(info: JoinInfo) -> Self {
+        Self {
+            address: info.address,
+            roots: vec![info.root_fingerprint],
+            trust_domain: info.trust_domain,
+            token: info.secret,
+        }
+    }
+}
+
+/// Where to look for it. It is read again at every join: the operator may have been set up anew meanwhile, and a
+/// pod's token is replaced before it expires.
 pub(crate) enum Source {
-    /// It was given.
+    /// A join string was given.
     Given(JoinInfo),
-    /// A file holds it.
+    /// A file holds a join string.
     File(PathBuf),
+    /// The injector said everything but the token, which the kubelet keeps in a file.
+    Pod {
+        /// All but the token.
+        invitation: Invitation,
+        /// The file.
+        token: PathBuf,
+    },
 }
 
 /// There is no join string.
@@ -45,6 +76,14 @@ pub(crate) enum NoJoin {
         /// What is wrong.
         problem: BadJoinString,
     },
+    /// The pod's token cannot be read.
+    #[error("cannot read the pod's token {path}; the injector mounts it there")]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
 }
 
 impl Source {
@@ -60,11 +99,22 @@ impl Source {
     }
 
     /// What it says now.
-    pub(crate) fn read(&self) -> Result<JoinInfo, NoJoin> {
+    pub(crate) fn read(&self) -> Result<Invitation, NoJoin> {
         match self {
-            Self::Given(info) => Ok(info.clone()),
-            Self::File(path) => read_file(path),
+            Self::Given(info) => Ok(info.clone().into()),
+            Self::File(path) => read_file(path).map(Invitation::from),
+            Self::Pod { invitation, token } => {
+                let read = fs::read_to_string(token);
+                let text = read.map_err(|source| NoJoin::Token { path: token.clone(), source })?;
+                Ok(Invitation { token: text.trim().into(), ..invitation.clone() })
+            }
         }
+    }
+
+    /// Whether a refusal may be another answer later. A join string is good or not; the operator may hear of a pod,
+    /// or of a new root, after the pod itself.
+    pub(crate) fn refusals_pass(&self) -> bool {
+        matches!(self, Self::Pod { .. })
     }
 }
 
@@ -100,9 +150,9 @@ mod tests {
     fn check(given: &str, expected: Result<(), &str>) {
         let read = Source::of(Some(given.into())).and_then(|source| source.read());
         match (read, expected) {
-            (Ok(read), Ok(())) => assert_eq!(read, info()),
+            (Ok(read), Ok(())) => assert!(read == info().into()),
             (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{error}"),
-            (read, _) => panic!("{given}: {read:?}"),
+            (read, _) => panic!("{given}: {:?}", read.map(drop)),
         }
     }
 

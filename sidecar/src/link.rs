@@ -1,8 +1,8 @@
 //! The connection to the operator.
 
-use crate::{identity::Leaf, pin};
+use crate::{identity::Leaf, join::Invitation, pin};
 use airlane_wire::{
-    join::{JoinInfo, OPERATOR_DNS_NAME, operator_identity},
+    join::{OPERATOR_DNS_NAME, operator_identity},
     operator::OperatorClient,
 };
 use hyper_util::rt::TokioIo;
@@ -15,6 +15,7 @@ use rustls::{
 use std::{
     error::Error,
     io,
+    net::IpAddr,
     sync::{Arc, LazyLock},
     time::Duration,
 };
@@ -31,29 +32,29 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 static CRYPTO: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(ring::default_provider()));
 
-/// A client that knows the operator by the join string alone, or by the bundle of an earlier `leaf` too, and
-/// shows no certificate. It connects when it is used.
-pub(crate) fn anonymous(info: &JoinInfo, leaf: Option<&Leaf>) -> Result<OperatorClient, rustls::Error> {
+/// A client that knows the operator by the invitation alone, or by the bundle of an earlier `leaf` too, and shows no
+/// certificate. It connects when it is used.
+pub(crate) fn anonymous(info: &Invitation, leaf: Option<&Leaf>) -> Result<OperatorClient, rustls::Error> {
     let roots = leaf.map_or_else(|| Arc::new(RootCertStore::empty()), |leaf| Arc::clone(&leaf.roots));
-    let config = recognising(info, Some(info.root_fingerprint), roots)?.with_no_client_auth();
+    let config = recognising(info, info.roots.clone(), roots)?.with_no_client_auth();
     Ok(client(info, config))
 }
 
 /// A client that shows `leaf` and knows the operator by its bundle. It connects when it is used, and again
 /// whenever the operator was away.
-pub(crate) fn authenticated(info: &JoinInfo, leaf: &Leaf) -> Result<OperatorClient, rustls::Error> {
+pub(crate) fn authenticated(info: &Invitation, leaf: &Leaf) -> Result<OperatorClient, rustls::Error> {
     let shown = Arc::new(SingleCertAndKey::from(Arc::clone(&leaf.certified)));
-    let config = recognising(info, None, Arc::clone(&leaf.roots))?.with_client_cert_resolver(shown);
+    let config = recognising(info, Vec::new(), Arc::clone(&leaf.roots))?.with_client_cert_resolver(shown);
     Ok(client(info, config))
 }
 
 fn recognising(
-    info: &JoinInfo,
-    fingerprint: Option<[u8; 32]>,
+    info: &Invitation,
+    fingerprints: Vec<[u8; 32]>,
     roots: Arc<RootCertStore>,
 ) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>, rustls::Error> {
     let operator = pin::Operator {
-        fingerprint,
+        fingerprints,
         roots,
         identity: operator_identity(&info.trust_domain),
         crypto: Arc::clone(&CRYPTO),
@@ -63,7 +64,7 @@ fn recognising(
     Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(operator)))
 }
 
-fn client(info: &JoinInfo, mut config: ClientConfig) -> OperatorClient {
+fn client(info: &Invitation, mut config: ClientConfig) -> OperatorClient {
     config.alpn_protocols = vec![b"h2".to_vec()];
     let tls = TlsConnector::from(Arc::new(config));
     let address: Arc<str> = info.address.as_str().into();
@@ -85,6 +86,15 @@ async fn connect(address: Arc<str>, tls: TlsConnector) -> io::Result<TokioIo<Tls
     };
     let connected = timeout(CONNECT_TIMEOUT, dial).await;
     connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map(TokioIo::new)
+}
+
+/// TLS whose other end need not be anybody in particular, as the kubelet probes by it.
+pub(crate) async fn unverified(host: IpAddr, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    let builder =
+        ClientConfig::builder_with_provider(Arc::clone(&CRYPTO)).with_safe_default_protocol_versions();
+    let anybody = Arc::new(pin::Anybody { crypto: Arc::clone(&CRYPTO) });
+    let builder = builder.map_err(io::Error::other)?.dangerous().with_custom_certificate_verifier(anybody);
+    TlsConnector::from(Arc::new(builder.with_no_client_auth())).connect(host.into(), stream).await
 }
 
 /// A call's failure in words: the deepest cause, which tonic hides behind "transport error".

@@ -28,10 +28,12 @@ mod link;
 mod membership;
 mod outliers;
 mod pin;
+mod pod;
 mod ports;
 mod process;
 mod rundir;
 mod sds;
+mod sidecar;
 mod sockets;
 mod stopping;
 #[cfg(test)]
@@ -41,6 +43,7 @@ mod testing;
 fn main() -> ExitCode {
     match args::Args::parse().command {
         args::Command::Run(run) => until_ended(agent::run(*run)),
+        args::Command::Pod(pod) => until_ended(pod::run(*pod)),
         args::Command::Intercept(wanted) => intercept(wanted),
         args::Command::Guard { parent, command } => become_program(parent, &command),
     }

@@ -4,13 +4,13 @@ use crate::{
     backoff::Backoff,
     health::Health,
     identity::{BadCertificate, KeyRequest, Leaf},
-    join::{NoJoin, Source},
+    join::{Invitation, NoJoin, Source},
     link,
     outliers::Outliers,
     sds, sockets,
 };
 use airlane_wire::{
-    join::{JoinInfo, workload_identity},
+    join::workload_identity,
     message::{
         AppHealth, DrainRequest, DrainResponse, HeartbeatRequest, HeartbeatResponse, JoinRequest,
         RenewRequest,
@@ -18,9 +18,9 @@ use airlane_wire::{
     operator::OperatorClient,
 };
 use rustls::pki_types::UnixTime;
-use std::{io, time::Duration};
+use std::time::Duration;
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::Signal,
     sync::watch,
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
@@ -108,7 +108,7 @@ enum RenewError {
 
 /// What a join brings.
 struct Joined {
-    info: JoinInfo,
+    info: Invitation,
     client: OperatorClient,
     leaf: Leaf,
     instance: String,
@@ -116,13 +116,13 @@ struct Joined {
     heartbeat_every: Duration,
 }
 
-/// One attempt to be let in. An operator that is known by an earlier `leaf` may have another root than the join
-/// string says.
+/// One attempt to be let in. An operator that is known by an earlier `leaf` may have another root than the invitation
+/// says.
 async fn join(source: &Source, request: &JoinRequest, leaf: Option<&Leaf>) -> Result<Joined, JoinError> {
     let info = source.read()?;
     let identity = workload_identity(&info.trust_domain, &request.namespace, &request.service);
     let key = KeyRequest::new(&identity).map_err(JoinError::Key)?;
-    let request = JoinRequest { token: info.secret.clone(), csr: key.csr.clone(), ..request.clone() };
+    let request = JoinRequest { token: info.token.clone(), csr: key.csr.clone(), ..request.clone() };
     let client = link::anonymous(&info, leaf).map_err(JoinError::Tls)?;
     let answer =
         bounded(client.join(request)).await.map_err(|status| JoinError::of(status, &info.address))?;
@@ -146,6 +146,29 @@ pub(crate) struct Membership {
     /// What to say when joining again.
     request: JoinRequest,
     joined: Joined,
+    /// The present client, for [`Line`].
+    line: watch::Sender<OperatorClient>,
+}
+
+/// A member's way to have itself taken out of the mesh, whatever else is said to the operator meanwhile. It follows
+/// renewals.
+#[derive(Debug, Clone)]
+pub(crate) struct Line(watch::Receiver<OperatorClient>);
+
+impl Line {
+    /// Asks to be taken out of rotation; the answer comes when the callers know, or after `wait`.
+    pub(crate) async fn drain(&self, wait: Duration) -> Result<DrainResponse, Status> {
+        let request = DrainRequest { wait_ms: wait.as_millis().try_into().unwrap_or(u32::MAX) };
+        let client = self.0.borrow().clone();
+        let answer = timeout(wait + Duration::from_secs(1), client.drain(request)).await;
+        answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")))
+    }
+
+    /// Asks to be forgotten.
+    pub(crate) async fn leave(&self) -> Result<(), Status> {
+        let client = self.0.borrow().clone();
+        bounded(client.leave()).await.map(drop)
+    }
 }
 
 /// What a member hears from this host.
@@ -156,6 +179,8 @@ pub(crate) struct Inputs {
     pub(crate) envoy_ready: watch::Receiver<bool>,
     /// What Envoy's outlier detection did.
     pub(crate) outliers: Outliers,
+    /// Somebody's wishes for a new certificate.
+    pub(crate) renewals: Signal,
 }
 
 /// Where a member's news go.
@@ -174,9 +199,10 @@ impl Membership {
             match join(&source, &request, None).await {
                 Ok(joined) => {
                     request.instance.clone_from(&joined.instance);
-                    return Ok(Self { source, request, joined });
+                    let line = watch::Sender::new(joined.client.clone());
+                    return Ok(Self { source, request, joined, line });
                 }
-                Err(error) if !error.may_pass() => return Err(error),
+                Err(error) if !error.may_pass() && !source.refusals_pass() => return Err(error),
                 Err(error) => {
                     let wait = backoff.next();
                     tracing::warn!(error = chain(&error), ?wait, "not in the mesh yet");
@@ -201,15 +227,14 @@ impl Membership {
         &self.joined.bootstrap
     }
 
+    /// The way to have itself taken out of the mesh.
+    pub(crate) fn line(&self) -> Line {
+        Line(self.line.subscribe())
+    }
+
     /// Stays a member until `stop`: heartbeats, renewals, joining again. The operator may be away for as long as
     /// it likes; Envoy goes on with what it has.
-    pub(crate) async fn keep(
-        mut self,
-        inputs: Inputs,
-        outputs: Outputs,
-        stop: CancellationToken,
-    ) -> io::Result<Self> {
-        let mut renewals = signal(SignalKind::hangup())?;
+    pub(crate) async fn keep(mut self, inputs: Inputs, outputs: Outputs, stop: CancellationToken) {
         let mut keeping = Keeping {
             inputs,
             outputs,
@@ -228,28 +253,16 @@ impl Membership {
                     () = sleep_until(keeping.beat_at) => {}
                     Ok(()) = keeping.inputs.health.changed() => {}
                     Ok(()) = keeping.inputs.envoy_ready.changed() => {}
-                    _ = renewals.recv() => return self.renew(&mut keeping).await,
+                    _ = keeping.inputs.renewals.recv() => return self.renew(&mut keeping).await,
                     _ = outlier_ticks.tick() => if !keeping.has_new_outliers() { return; },
                 }
                 self.beat(&mut keeping).await;
             };
             tokio::select! {
                 () = work => {}
-                () = stop.cancelled() => return Ok(self),
+                () = stop.cancelled() => return,
             }
         }
-    }
-
-    /// Asks to be taken out of rotation; the answer comes when the callers know, or after `wait`.
-    pub(crate) async fn drain(&self, wait: Duration) -> Result<DrainResponse, Status> {
-        let request = DrainRequest { wait_ms: wait.as_millis().try_into().unwrap_or(u32::MAX) };
-        let answer = timeout(wait + Duration::from_secs(1), self.joined.client.drain(request)).await;
-        answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")))
-    }
-
-    /// Asks to be forgotten.
-    pub(crate) async fn leave(&self) -> Result<(), Status> {
-        bounded(self.joined.client.leave()).await.map(drop)
     }
 
     async fn beat(&mut self, keeping: &mut Keeping) {
@@ -299,6 +312,7 @@ impl Membership {
                 tracing::info!(valid_for = ?valid_for(&leaf), "renewed the certificate");
                 keeping.outputs.secrets.publish(&leaf);
                 keeping.renew_backoff.reset();
+                self.line.send_replace(client.clone());
                 (self.joined.leaf, self.joined.client) = (leaf, client);
             }
             Err(error) => {
@@ -332,6 +346,7 @@ impl Membership {
                     news
                 });
                 self.request.instance.clone_from(&joined.instance);
+                self.line.send_replace(joined.client.clone());
                 self.joined = joined;
                 keeping.beat_at = Instant::now();
             }

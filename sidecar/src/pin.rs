@@ -1,4 +1,4 @@
-//! Recognising the operator: by the root whose fingerprint the join string carries, later by the mesh's bundle.
+//! Recognising the operator: by a root whose fingerprint the sidecar was told, later by the mesh's bundle.
 
 use ring::digest::{SHA256, digest};
 use rustls::{
@@ -16,8 +16,8 @@ use webpki::EndEntityCert;
 /// What makes a server the operator: its chain ends in a trusted root, and its certificate carries its identity.
 #[derive(Debug)]
 pub(crate) struct Operator {
-    /// SHA-256 of the DER of a root to trust if the server presents it.
-    pub(crate) fingerprint: Option<[u8; 32]>,
+    /// SHA-256 of the DER of roots to trust if the server presents them.
+    pub(crate) fingerprints: Vec<[u8; 32]>,
     /// Roots to trust in any case.
     pub(crate) roots: Arc<RootCertStore>,
     /// The URI SAN the server must have.
@@ -27,17 +27,17 @@ pub(crate) struct Operator {
 }
 
 impl Operator {
-    /// The trusted roots: those we hold, and a presented one that has the fingerprint.
+    /// The trusted roots: those we hold, and a presented one that has a known fingerprint.
     fn trusted(&self, presented: &[CertificateDer<'_>]) -> Result<Arc<RootCertStore>, Error> {
         let pinned = presented.iter().find(|certificate| {
             let found = digest(&SHA256, certificate);
-            self.fingerprint.is_some_and(|wanted| found.as_ref() == wanted)
+            self.fingerprints.iter().any(|wanted| found.as_ref() == wanted)
         });
         let Some(pinned) = pinned else {
             if self.roots.is_empty() {
                 return Err(Error::General(
-                    "the server does not present the root certificate this join string names: it is another \
-                     operator, or this one was set up anew; use a new join string"
+                    "the server does not present a root certificate this sidecar was told of: it is another \
+                     operator, or this one was set up anew; use a new join string, or a new pod"
                         .into(),
                 ));
             }
@@ -108,6 +108,48 @@ impl ServerCertVerifier for Operator {
     }
 }
 
+/// Any server: for probes, which ask whether somebody is there, and tell them nothing.
+#[derive(Debug)]
+pub(crate) struct Anybody {
+    /// Who does the arithmetic.
+    pub(crate) crypto: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.crypto.signature_verification_algorithms.supported_schemes()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,13 +157,13 @@ mod tests {
     use airlane_wire::join::OPERATOR_DNS_NAME;
 
     struct Trust {
-        fingerprint: Option<[u8; 32]>,
+        fingerprints: Vec<[u8; 32]>,
         roots: RootCertStore,
     }
 
     fn check(trust: Trust, chain: &[CertificateDer<'_>]) -> Result<(), Error> {
         let operator = Operator {
-            fingerprint: trust.fingerprint,
+            fingerprints: trust.fingerprints,
             roots: Arc::new(trust.roots),
             identity: OPERATOR.into(),
             crypto: Arc::new(rustls::crypto::ring::default_provider()),
@@ -131,13 +173,13 @@ mod tests {
     }
 
     fn pinned(ca: &Ca) -> Trust {
-        Trust { fingerprint: Some(ca.fingerprint()), roots: RootCertStore::empty() }
+        Trust { fingerprints: vec![Ca::new().fingerprint(), ca.fingerprint()], roots: RootCertStore::empty() }
     }
 
     fn bundle(ca: &Ca) -> Trust {
         let mut roots = RootCertStore::empty();
         roots.add(ca.root_der()).expect("a root");
-        Trust { fingerprint: None, roots }
+        Trust { fingerprints: Vec::new(), roots }
     }
 
     #[test]

@@ -12,6 +12,9 @@ use std::{
 /// `sizeof(sockaddr_un.sun_path)`, less the final NUL (unix(7)), in bytes.
 const SOCKET_PATH_MAX: usize = 107;
 
+/// How the folders' names start.
+const PREFIX: &str = "airlane-";
+
 /// Why there is no folder.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RunDirError {
@@ -54,11 +57,23 @@ impl RunDir {
         Self::make_under(&parent.unwrap_or_else(env::temp_dir))
     }
 
+    /// Makes a new folder under `parent`, which is ours alone: what a run that was killed left there is removed.
+    pub(crate) fn make_alone_in(parent: &Path) -> Result<Self, RunDirError> {
+        let failed = |source| RunDirError::Make { path: parent.into(), source };
+        for entry in fs::read_dir(parent).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+                fs::remove_dir_all(entry.path()).map_err(failed)?;
+            }
+        }
+        Self::make_under(parent)
+    }
+
     fn make_under(parent: &Path) -> Result<Self, RunDirError> {
         let mut random = [0_u8; 6];
         let named = SystemRandom::new().fill(&mut random).map_err(|_| io::Error::other("no randomness"));
         let suffix: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-        let path = parent.join(format!("airlane-{suffix}"));
+        let path = parent.join(format!("{PREFIX}{suffix}"));
         // A folder that exists is refused by `create`, so nobody can have prepared it.
         let made = named.and_then(|()| DirBuilder::new().mode(0o700).create(&path));
         made.map_err(|source| RunDirError::Make { path: path.clone(), source })?;
@@ -134,6 +149,16 @@ mod tests {
         assert_eq!((mode(&dir.path), mode(&bootstrap)), (0o700, 0o600));
         drop(dir);
         assert_eq!(fs::read_dir(parent.path()).expect("read").count(), 0);
+    }
+
+    #[test]
+    fn removes_what_an_earlier_run_left() {
+        let parent = tempfile::tempdir().expect("a folder");
+        std::mem::forget(RunDir::make_under(parent.path()).expect("made"));
+        fs::write(parent.path().join("else"), "").expect("written");
+        let dir = RunDir::make_alone_in(parent.path()).expect("made");
+        let left: Vec<_> = fs::read_dir(parent.path()).expect("read").flatten().map(|e| e.path()).collect();
+        assert!(left.contains(&dir.path) && left.len() == 2, "{left:?}");
     }
 
     #[test]

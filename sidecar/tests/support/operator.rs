@@ -1,6 +1,8 @@
 //! An operator for tests: lets anybody in who has the token, remembers what it was told, and sends whatever
 //! bootstrap the test wants.
 
+#![allow(dead_code, reason = "no test binary uses all of it")]
+
 use super::authority::{Ca, IDENTITY, OPERATOR};
 use airlane_wire::{
     join::{JoinInfo, OPERATOR_DNS_NAME},
@@ -38,7 +40,7 @@ impl Told {
 }
 
 /// How the operator renders a bootstrap.
-pub(crate) type Render = fn(&JoinRequest) -> String;
+type Render = Box<dyn Fn(&JoinRequest) -> String + Send + Sync>;
 
 pub(crate) struct TestOperator {
     pub(crate) ca: Ca,
@@ -46,16 +48,24 @@ pub(crate) struct TestOperator {
     render: Render,
     /// Instances the operator will not know at their next heartbeat.
     forgets: Mutex<bool>,
+    /// The token that lets in.
+    token: Mutex<String>,
+    /// Whether wishes to be drained are answered.
+    pub(crate) answers_drains: watch::Sender<bool>,
 }
 
 impl TestOperator {
     /// Serves until the runtime ends.
-    pub(crate) async fn start(render: Render) -> (Arc<Self>, JoinInfo) {
+    pub(crate) async fn start(
+        render: impl Fn(&JoinRequest) -> String + Send + Sync + 'static,
+    ) -> (Arc<Self>, JoinInfo) {
         let operator = Arc::new(Self {
             ca: Ca::new(),
             told: watch::Sender::new(Told::default()),
-            render,
+            render: Box::new(render),
             forgets: Mutex::new(false),
+            token: Mutex::new(TOKEN.into()),
+            answers_drains: watch::Sender::new(true),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let info = JoinInfo {
@@ -81,6 +91,11 @@ impl TestOperator {
     /// Does not know the instance at its next heartbeat.
     pub(crate) fn forget(&self) {
         *self.forgets.lock().expect("not poisoned") = true;
+    }
+
+    /// Lets in who has `token`, and nobody else.
+    pub(crate) fn expect(&self, token: &str) {
+        *self.token.lock().expect("not poisoned") = token.into();
     }
 
     fn acceptor(&self) -> TlsAcceptor {
@@ -118,7 +133,7 @@ fn authenticated<T>(request: Request<T>) -> Result<T, Status> {
 impl Operator for TestOperator {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
         let request = request.into_inner();
-        if request.token != TOKEN {
+        if request.token != *self.token.lock().expect("not poisoned") {
             return Err(Status::unauthenticated("the token is not known; make a new one"));
         }
         let response = JoinResponse {
@@ -150,6 +165,7 @@ impl Operator for TestOperator {
     async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<DrainResponse>, Status> {
         authenticated(request)?;
         self.told.send_modify(|told| told.drains += 1);
+        self.answers_drains.subscribe().wait_for(|answers| *answers).await.expect("lives");
         Ok(Response::new(DrainResponse { acknowledged: 1, outstanding: 0 }))
     }
 
