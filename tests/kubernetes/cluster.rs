@@ -35,7 +35,10 @@ spec:
 apiVersion: v1
 kind: Service
 metadata: {{name: web}}
-spec: {{selector: {{app: web}}, ports: [{{port: 80, targetPort: 8080}}]}}
+spec:
+  ipFamilyPolicy: RequireDualStack
+  selector: {{app: web}}
+  ports: [{{port: 80, targetPort: 8080}}]
 "
     );
     namespace.apply(&yaml).await.unwrap();
@@ -57,11 +60,13 @@ async fn a_pod_answers_by_its_service_to_pods_and_to_the_test() {
     let here = cluster.namespace("web").await;
     web(&here, 1).await;
     let pod = name(&here.pods("app=web").await.unwrap()[0]).to_owned();
-    // kube-proxy is up to 0.1 s behind.
-    let to_pods = until("a pod calls the Service by its name", SOON, async || {
-        here.exec("deployment/web", &["curl", "-sS", "http://web"]).await
-    });
-    assert_eq!(to_pods.await, pod);
+    for family in ["-4", "-6"] {
+        // kube-proxy is up to 0.1 s behind.
+        let answer = until("a pod calls the Service by its name", SOON, async || {
+            here.exec("deployment/web", &["curl", "-sS", family, "http://web"]).await
+        });
+        assert_eq!(answer.await, pod, "curl {family}");
+    }
     let service = here.get("service/web").await.unwrap();
     let url = format!("http://{}/", service["spec"]["clusterIP"].as_str().unwrap());
     let to_us = cluster.inside(move || async move { airlane_tests::client::send("GET", &url, "").await });
