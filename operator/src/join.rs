@@ -1,25 +1,22 @@
 //! What sidecars ask of the operator: to be let in, certified, kept, taken out of rotation and forgotten.
 //!
-//! [`Wire::join`] is the only method that anybody may call; it believes a token. The others believe the client
-//! certificate alone: whatever a message says, the caller is the [`Peer`] of its connection.
+//! [`Wire::join`] is the only method that anybody may call; the [`Doorkeeper`] decides whom it lets in. The others
+//! believe the client certificate alone: whatever a message says, the caller is the [`Peer`] of its connection.
 
 mod failures;
 mod request;
+mod standalone;
 mod token;
 
 use crate::{
     ca::{Admitted, Ca, Issued},
     clock::Clock,
-    registry::{App, Beat, Heartbeats, Outlier, Registry, Turned},
+    members::{App, Beat, Members, Outlier},
+    registry::Heartbeats,
     serve::Remote,
-    store::Store,
     tls::Peer,
 };
-use airlane_core::{
-    id::{Identity, InstanceId, Name, Namespace},
-    pki::Refusal,
-    world::Instance,
-};
+use airlane_core::{id::InstanceId, pki::Refusal, world::Instance};
 use airlane_envoy::bootstrap::{self, Bootstrap};
 use airlane_wire::{
     message::{
@@ -30,8 +27,8 @@ use airlane_wire::{
 };
 use failures::Failures;
 use jiff::Timestamp;
+pub(crate) use standalone::JoinTokens;
 use std::{error::Error, sync::Arc, time::Duration};
-use token::NotLetIn;
 pub(crate) use token::{OperatorAt, create as create_token, leave_local_join};
 use tonic::{Request, Response, Status};
 
@@ -54,14 +51,47 @@ pub(crate) trait Rotation: Send + Sync + 'static {
     async fn out_of_rotation(&self, instance: &InstanceId, wait: Duration) -> Drained;
 }
 
+/// Who decides whether a stranger is let in, and as whom.
+#[tonic::async_trait]
+pub(crate) trait Doorkeeper: Send + Sync + 'static {
+    /// Lets a workload in.
+    ///
+    /// # Errors
+    /// If it may not come in, or not now. Nothing has changed then.
+    async fn let_in(&self, request: &JoinRequest) -> Result<LetIn, Refused>;
+}
+
+/// Who was let in.
+pub(crate) struct LetIn {
+    /// The key to certify, for the identity that the bearer of the token has.
+    pub key: Admitted,
+    /// What it is.
+    pub instance: Arc<Instance>,
+}
+
+/// Why nobody was let in.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// The token does not let its bearer in. Anybody can cause this, so it is counted.
+    Token(Status),
+    /// Something else is wrong with the request, or with us.
+    Other(Status),
+}
+
+impl From<&Refusal> for Refused {
+    fn from(refusal: &Refusal) -> Refused {
+        Refused::Other(not_signed(refusal))
+    }
+}
+
 /// What the server works with.
 pub(crate) struct Parts {
     /// Signs.
     pub ca: Arc<Ca>,
-    /// Knows the tokens.
-    pub store: Store,
-    /// Takes who is let in.
-    pub registry: Arc<Registry>,
+    /// Decides who is let in.
+    pub door: Arc<dyn Doorkeeper>,
+    /// Knows who is in.
+    pub members: Arc<dyn Members>,
     /// Knows who calls whom.
     pub rotation: Arc<dyn Rotation>,
     /// The time.
@@ -84,29 +114,14 @@ impl Wire {
         Wire { parts, failures: Failures::default() }
     }
 
-    async fn check_token(
-        &self,
-        shown: &str,
-        namespace: &Namespace,
-        service: &Name,
-        remote: Remote,
-    ) -> Result<(), Status> {
-        let checked =
-            token::check(&self.parts.store, shown, namespace, service, self.parts.clock.now()).await;
-        let refused = match checked.map_err(|error| internal("a join token", &error))? {
-            Ok(()) => return Ok(()),
-            Err(refused) => refused,
-        };
+    /// The answer to somebody whose token lets nobody in.
+    fn turn_away(&self, status: Status, request: &JoinRequest, remote: Remote) -> Status {
         if !self.failures.note(remote.0.ip(), self.parts.clock.uptime()) {
-            return Err(Status::resource_exhausted(
-                "too many refused joins from this address; wait ten seconds",
-            ));
+            return Status::resource_exhausted("too many refused joins from this address; wait ten seconds");
         }
-        tracing::warn!(remote = %remote.0, %namespace, %service, error = %refused, "not let in");
-        Err(match refused {
-            NotLetIn::Invalid => Status::unauthenticated(refused.to_string()),
-            NotLetIn::OtherService => Status::permission_denied(refused.to_string()),
-        })
+        tracing::warn!(remote = %remote.0, claims = format!("{}/{}", shown(&request.namespace), shown(&request.service)),
+            why = status.message(), "not let in");
+        status
     }
 
     fn issue(&self, admitted: &Admitted, instance: &InstanceId) -> Result<Certificate, Status> {
@@ -142,19 +157,15 @@ impl Operator for Wire {
         let remote =
             *request.extensions().get::<Remote>().ok_or_else(|| Status::internal("no remote address"))?;
         let request = request.into_inner();
-        let wish = request::read(&request, self.parts.ca.trust_domain())
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let Identity { namespace, service_account, .. } = &wish.identity;
-        self.check_token(&request.token, namespace, service_account, remote).await?;
-        let admitted = Ca::admit(&request.csr, wish.identity).map_err(|refusal| refused(&refusal))?;
-        let joined = self.parts.registry.join(wish.newcomer, wish.had).await;
-        let instance = joined.map_err(|turned| match turned {
-            Turned::NotYours => Status::permission_denied(turned.to_string()),
-            Turned::NameTaken => Status::already_exists(turned.to_string()),
-        })?;
-        let certificate = self.issue(&admitted, &instance.id)?;
+        request::check_paths(&request).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let LetIn { key, instance } =
+            self.parts.door.let_in(&request).await.map_err(|refused| match refused {
+                Refused::Token(status) => self.turn_away(status, &request, remote),
+                Refused::Other(status) => status,
+            })?;
+        let certificate = self.issue(&key, &instance.id)?;
         tracing::info!(instance = %instance.id, workload = %instance.workload, address = %instance.address,
-            sidecar = request.sidecar_version.escape_debug().take(40).collect::<String>(), "joined");
+            sidecar = shown(&request.sidecar_version), "joined");
         Ok(Response::new(JoinResponse {
             instance: instance.id.to_string(),
             certificate: Some(certificate),
@@ -166,13 +177,13 @@ impl Operator for Wire {
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<Certificate>, Status> {
         let peer = peer_of(&request)?;
         // Whoever was forgotten shows a token again, which may have been revoked.
-        if self.parts.registry.instance_of(&peer).is_none() {
+        if self.parts.members.instance_of(&peer).is_none() {
             return Err(Status::not_found("this instance is not registered; join again"));
         }
         let admitted =
-            Ca::admit(&request.into_inner().csr, peer.identity).map_err(|refusal| refused(&refusal))?;
+            Ca::admit(&request.into_inner().csr, peer.identity).map_err(|refusal| not_signed(&refusal))?;
         let certificate = self.issue(&admitted, &peer.instance)?;
-        self.parts.registry.renewed(&peer.instance);
+        self.parts.members.renewed(&peer.instance);
         Ok(Response::new(certificate))
     }
 
@@ -182,18 +193,18 @@ impl Operator for Wire {
     ) -> Result<Response<HeartbeatResponse>, Status> {
         let peer = peer_of(&request)?;
         let beat = beat_of(request.into_inner(), self.parts.clock.now())?;
-        let renew = self.parts.registry.heartbeat(&peer, beat);
+        let renew = self.parts.members.heartbeat(&peer, beat);
         Ok(Response::new(HeartbeatResponse { known: renew.is_some(), renew_now: renew == Some(true) }))
     }
 
     async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<DrainResponse>, Status> {
         let peer = peer_of(&request)?;
         let wait = Duration::from_millis(request.into_inner().wait_ms.into()).min(DRAIN_MAX);
-        if self.parts.registry.instance_of(&peer).is_none() {
+        if self.parts.members.instance_of(&peer).is_none() {
             // Nobody calls who is not published.
             return Ok(Response::new(DrainResponse { acknowledged: 0, outstanding: 0 }));
         }
-        self.parts.registry.drain(&peer);
+        self.parts.members.drain(&peer);
         let Drained { acknowledged, outstanding } =
             self.parts.rotation.out_of_rotation(&peer.instance, wait).await;
         tracing::info!(instance = %peer.instance, acknowledged, outstanding, "out of rotation");
@@ -202,7 +213,7 @@ impl Operator for Wire {
 
     async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
         let peer = peer_of(&request)?;
-        self.parts.registry.leave(&peer);
+        self.parts.members.leave(&peer);
         tracing::info!(instance = %peer.instance, "left");
         Ok(Response::new(LeaveResponse {}))
     }
@@ -216,7 +227,7 @@ fn peer_of<T>(request: &Request<T>) -> Result<Peer, Status> {
         .ok_or_else(|| Status::unauthenticated("this needs a client certificate"))
 }
 
-fn refused(refusal: &Refusal) -> Status {
+fn not_signed(refusal: &Refusal) -> Status {
     match refusal {
         Refusal::Names { .. } | Refusal::OtherIdentity { .. } | Refusal::Authority => {
             Status::permission_denied(refusal.to_string())
@@ -229,6 +240,11 @@ fn refused(refusal: &Refusal) -> Status {
 fn internal(what: &'static str, error: &(dyn Error + 'static)) -> Status {
     tracing::error!(error, "{what} failed");
     Status::unavailable(format!("{what} failed; the operator's log says why"))
+}
+
+/// A text of a stranger as it may stand in a log.
+fn shown(text: &str) -> String {
+    text.escape_debug().take(63).collect()
 }
 
 fn beat_of(request: HeartbeatRequest, now: Timestamp) -> Result<Beat, Status> {

@@ -11,6 +11,7 @@ mod demo;
 mod health;
 mod join;
 mod local;
+mod members;
 mod observe;
 mod private_file;
 mod readiness;

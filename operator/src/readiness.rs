@@ -4,6 +4,7 @@
 use crate::{
     control::Picture,
     join::{Drained, Rotation},
+    members::Members,
     registry::Registry,
     xds::Publisher,
 };
@@ -15,11 +16,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Tells the registry which proxies have acknowledged their own listeners.
+/// Tells the members whose proxies have acknowledged their own listeners.
 pub(crate) async fn announce(
     mut picture: watch::Receiver<Option<Picture>>,
     publisher: Publisher,
-    registry: Arc<Registry>,
+    members: Arc<dyn Members>,
     shutdown: CancellationToken,
 ) {
     let mut acknowledgements = publisher.progress();
@@ -34,7 +35,7 @@ pub(crate) async fn announce(
                     return;
                 }
                 let Some(picture) = picture.borrow_and_update().clone() else { continue };
-                awaited = registry
+                awaited = members
                     .without_proxy()
                     .into_iter()
                     .filter(|instance| picture.compiled.mesh.proxies.contains_key(instance))
@@ -50,7 +51,7 @@ pub(crate) async fn announce(
         awaited.retain(|instance, since| {
             let in_place = publisher.acked_epoch(instance).is_some_and(|acked| acked >= *since);
             if in_place {
-                registry.mark_proxy_ready(instance);
+                members.mark_proxy_ready(instance);
             }
             !in_place
         });

@@ -4,13 +4,14 @@ mod roster;
 
 use crate::{
     clock::Clock,
+    members::{Beat, Instances, Member, Members},
     store::{Store, StoreError},
     tls::Peer,
 };
 use airlane_core::{id::InstanceId, world::Instance};
 use ring::rand::{SecureRandom as _, SystemRandom};
-pub(crate) use roster::{App, Beat, Heartbeats, Instances, Member, Newcomer, Outlier, Registration, Turned};
 use roster::{Changes, Roster};
+pub(crate) use roster::{Heartbeats, Newcomer, Registration, Turned};
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
@@ -90,64 +91,6 @@ impl Registry {
             tracing::warn!(instance = %joined.id, "let in, but not remembered yet");
         }
         Ok(joined)
-    }
-
-    /// Takes a sign of life. `None`: the operator does not know the peer. `Some(true)`: it should renew its
-    /// certificate.
-    pub(crate) fn heartbeat(&self, peer: &Peer, beat: Beat) -> Option<bool> {
-        let beat = Beat { leaf_not_after: Some(peer.not_after), ..beat };
-        self.change(|roster, now| roster.heartbeat(&peer.instance, &peer.identity, beat, now))
-    }
-
-    /// The instance that the peer is, if it is registered with the identity that the peer proved.
-    pub(crate) fn instance_of(&self, peer: &Peer) -> Option<Arc<Instance>> {
-        self.look(|roster| {
-            roster
-                .member(&peer.instance, &peer.identity)
-                .map(|member| Arc::clone(&member.registration.instance))
-        })
-    }
-
-    /// The instance's own proxy has acknowledged its listeners. Said again after the instance joined again.
-    pub(crate) fn mark_proxy_ready(&self, instance: &InstanceId) {
-        self.change(|roster, _| roster.mark_proxy_ready(instance));
-    }
-
-    /// The instances of which that has not been said.
-    pub(crate) fn without_proxy(&self) -> Vec<InstanceId> {
-        self.look(|roster| {
-            let without = roster.members().filter(|member| !member.registration.proxy_ready);
-            without.map(|member| member.registration.instance.id.clone()).collect()
-        })
-    }
-
-    /// The peer is about to stop.
-    pub(crate) fn drain(&self, peer: &Peer) {
-        if self.instance_of(peer).is_some() {
-            self.change(|roster, _| roster.drain(&peer.instance));
-        }
-    }
-
-    /// The peer has stopped.
-    pub(crate) fn leave(&self, peer: &Peer) {
-        if self.instance_of(peer).is_some() {
-            self.change(|roster, _| roster.leave(&peer.instance));
-        }
-    }
-
-    /// Asks an instance, or all of them, to renew their certificates with their next signs of life.
-    pub(crate) fn ask_renewal(&self, of: Option<&InstanceId>) {
-        self.change(|roster, _| roster.ask_renewal(of));
-    }
-
-    /// The instance has a new certificate.
-    pub(crate) fn renewed(&self, instance: &InstanceId) {
-        self.change(|roster, _| roster.renewed(instance));
-    }
-
-    /// Everybody, with what their sidecars last said.
-    pub(crate) fn members(&self) -> Vec<Member> {
-        self.look(|roster| roster.members().cloned().collect())
     }
 
     /// Notes whose proxies hold a stream to us.
@@ -238,6 +181,61 @@ impl Registry {
                 self.dirty.notify_one();
             }
             result
+        })
+    }
+}
+
+impl Members for Registry {
+    fn instance_of(&self, peer: &Peer) -> Option<Arc<Instance>> {
+        self.look(|roster| {
+            let registered = roster.member(&peer.instance, &peer.identity)?;
+            Some(Arc::clone(&registered.registration.instance))
+        })
+    }
+
+    fn heartbeat(&self, peer: &Peer, beat: Beat) -> Option<bool> {
+        let beat = Beat { leaf_not_after: Some(peer.not_after), ..beat };
+        self.change(|roster, now| roster.heartbeat(&peer.instance, &peer.identity, beat, now))
+    }
+
+    fn renewed(&self, instance: &InstanceId) {
+        self.change(|roster, _| roster.renewed(instance));
+    }
+
+    fn drain(&self, peer: &Peer) {
+        if self.instance_of(peer).is_some() {
+            self.change(|roster, _| roster.drain(&peer.instance));
+        }
+    }
+
+    fn leave(&self, peer: &Peer) {
+        if self.instance_of(peer).is_some() {
+            self.change(|roster, _| roster.leave(&peer.instance));
+        }
+    }
+
+    fn without_proxy(&self) -> Vec<InstanceId> {
+        self.look(|roster| {
+            let without = roster.members().filter(|member| !member.registration.proxy_ready);
+            without.map(|member| member.registration.instance.id.clone()).collect()
+        })
+    }
+
+    fn mark_proxy_ready(&self, instance: &InstanceId) {
+        self.change(|roster, _| roster.mark_proxy_ready(instance));
+    }
+
+    fn ask_renewal(&self, of: Option<&InstanceId>) {
+        self.change(|roster, _| roster.ask_renewal(of));
+    }
+
+    fn everybody(&self) -> Vec<Member> {
+        self.look(|roster| {
+            let member = |registered: &roster::Registered| Member {
+                instance: Arc::clone(&registered.registration.instance),
+                said: registered.said.clone(),
+            };
+            roster.members().map(member).collect()
         })
     }
 }

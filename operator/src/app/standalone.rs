@@ -7,7 +7,7 @@ use crate::{
     ca::Ca,
     clock::{Clock, SystemClock},
     control,
-    join::{self, OperatorAt, Parts, Wire},
+    join::{self, JoinTokens, OperatorAt, Parts, Wire},
     local::server::{self, Local},
     observe::{standalone::Directory, world::MeshSettings},
     readiness,
@@ -117,7 +117,7 @@ pub(crate) async fn up(args: &Up, state: &Path) -> anyhow::Result<()> {
         picture: picture.clone(),
         signals: signals.clone(),
         publisher: publisher.clone(),
-        registry: registry.clone(),
+        members: registry.clone(),
         recorder,
         store: store.clone(),
         tls: tls.clone(),
@@ -129,8 +129,8 @@ pub(crate) async fn up(args: &Up, state: &Path) -> anyhow::Result<()> {
     let leaving = readiness::Leaving { picture, publisher: publisher.clone() };
     let joining = Wire::new(Parts {
         ca: ca.clone(),
-        store: store.clone(),
-        registry: registry.clone(),
+        door: Arc::new(JoinTokens::new(store.clone(), registry.clone(), &ca, clock.clone())),
+        members: registry.clone(),
         rotation: Arc::new(leaving),
         clock: clock.clone(),
         heartbeats,
@@ -140,12 +140,12 @@ pub(crate) async fn up(args: &Up, state: &Path) -> anyhow::Result<()> {
         .add_service(publisher.service(shutdown.clone()))
         .add_service(MetricsServiceServer::new(Totaliser {
             signals: signals.clone(),
-            registry: registry.clone(),
+            members: registry.clone(),
             clock: clock.clone(),
         }))
         .add_service(AccessLogServiceServer::new(FailureLog {
             signals,
-            registry,
+            members: registry,
             clock,
             shutdown: shutdown.clone(),
         }));

@@ -21,7 +21,7 @@ const SOCKET_PATH_MAX: usize = 107;
 /// The longest path of a file on Linux (`PATH_MAX`).
 const PATH_MAX: usize = 4095;
 
-/// A request to join whose every field is well-formed.
+/// What a request to join says of its sender, well-formed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Wish {
     /// Who it wants to be.
@@ -93,7 +93,24 @@ pub(super) enum BadField {
     },
 }
 
-/// Reads a request.
+/// Checks the paths in a request, which its sender's bootstrap will name.
+///
+/// # Errors
+/// At the first one that is not well-formed.
+pub(super) fn check_paths(request: &JoinRequest) -> Result<(), BadField> {
+    for (field, path, longest) in [
+        ("agent_socket", &request.agent_socket, SOCKET_PATH_MAX),
+        ("admin_socket", &request.admin_socket, SOCKET_PATH_MAX),
+        ("event_log", &request.event_log, PATH_MAX),
+    ] {
+        if !path.starts_with('/') || path.len() > longest || path.contains(char::is_control) {
+            return Err(BadField::Path { field, longest });
+        }
+    }
+    Ok(())
+}
+
+/// Reads what a request says of its sender.
 ///
 /// # Errors
 /// At the first field that is not well-formed.
@@ -105,15 +122,6 @@ pub(super) fn read(request: &JoinRequest, trust_domain: &TrustDomain) -> Result<
         "" => None,
         text => Some(name("instance", text)?),
     };
-    for (field, path, longest) in [
-        ("agent_socket", &request.agent_socket, SOCKET_PATH_MAX),
-        ("admin_socket", &request.admin_socket, SOCKET_PATH_MAX),
-        ("event_log", &request.event_log, PATH_MAX),
-    ] {
-        if !path.starts_with('/') || path.len() > longest || path.contains(char::is_control) {
-            return Err(BadField::Path { field, longest });
-        }
-    }
     let outbound_port = match request.outbound_port {
         0 => 0,
         given => port("outbound_port", given)?,
@@ -210,7 +218,7 @@ mod tests {
         let mut request = good();
         edit(&mut request);
         let trust_domain = TrustDomain::parse("airlane.local").expect("a trust domain");
-        match read(&request, &trust_domain) {
+        match check_paths(&request).and_then(|()| read(&request, &trust_domain)) {
             Ok(_) => assert_eq!(says, "", "it is let through"),
             Err(error) => {
                 let error = error.to_string();

@@ -1,9 +1,14 @@
 use super::*;
 use crate::{
     clock::tests::HandClock,
+    registry::Registry,
     serve::tests::{Running, identity, start},
+    store::Store,
 };
-use airlane_core::world::Health;
+use airlane_core::{
+    id::{Identity, Name, Namespace},
+    world::Health,
+};
 use airlane_wire::{
     message::Port,
     operator::{OperatorClient, OperatorServer},
@@ -58,8 +63,13 @@ async fn start_mesh() -> Mesh {
     let running = start(|ca, clock| {
         Routes::new(OperatorServer::new(Arc::new(Wire::new(Parts {
             ca: Arc::clone(ca),
-            store: store.clone(),
-            registry: Arc::clone(&registry),
+            door: Arc::new(JoinTokens::new(
+                store.clone(),
+                Arc::clone(&registry),
+                ca,
+                Arc::clone(clock) as Arc<dyn Clock>,
+            )),
+            members: Arc::clone(&registry) as Arc<dyn Members>,
             rotation: Arc::clone(&rotation) as Arc<dyn Rotation>,
             clock: Arc::clone(clock) as Arc<dyn Clock>,
             heartbeats: Heartbeats::default(),
@@ -114,12 +124,12 @@ impl Mesh {
         let key = KeyPair::generate().expect("a key");
         let mut request = self.request("pay", &key);
         edit(&mut request);
-        let before = self.registry.members().len();
+        let before = self.registry.everybody().len();
         let anonymous = OperatorClient::new(self.running.client(None));
         let status = anonymous.join(request).await.expect_err(says);
         assert_eq!(status.code(), code, "{status:?}");
         assert!(status.message().contains(says), "{:?} does not say {says:?}", status.message());
-        assert_eq!(self.registry.members().len(), before, "nobody was registered");
+        assert_eq!(self.registry.everybody().len(), before, "nobody was registered");
     }
 
     fn health(&self, name: &str) -> Option<Health> {
@@ -307,6 +317,6 @@ async fn heartbeats_of_the_wrong_shape_are_refused() {
     let event = OutlierEvent { at_ms: i64::MAX, ejected: true, ..OutlierEvent::default() };
     let request = HeartbeatRequest { outliers: vec![event], app_reachable: true, ..healthy() };
     pay.client.heartbeat(request).await.expect("heard");
-    let members = mesh.registry.members();
-    assert!(members[0].app_reachable && members[0].outliers[0].ejected);
+    let members = mesh.registry.everybody();
+    assert!(members[0].said.app_reachable && members[0].said.outliers[0].ejected);
 }

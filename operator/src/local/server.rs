@@ -6,7 +6,7 @@ use crate::{
     clock::Clock,
     control::Picture,
     join::{self, OperatorAt},
-    registry::{Member, Registry},
+    members::{Member, Members},
     signals::Signals,
     store::{Store, StoredToken},
     tls::ServerTls,
@@ -40,7 +40,7 @@ pub(crate) struct Local {
     /// Who is connected.
     pub(crate) publisher: Publisher,
     /// What sidecars said of themselves.
-    pub(crate) registry: Arc<Registry>,
+    pub(crate) members: Arc<dyn Members>,
     /// Where verbs are remembered.
     pub(crate) recorder: Recorder,
     /// Where tokens are kept.
@@ -126,7 +126,7 @@ async fn with_sources<T>(local: &Local, f: impl FnOnce(&Sources<'_>) -> T) -> Re
         return Err(Refused(StatusCode::SERVICE_UNAVAILABLE, "the mesh is starting".to_owned()));
     };
     let proxies = local.publisher.connected();
-    let members = local.registry.members();
+    let members = local.members.everybody();
     let refusals = local.publisher.refusals().borrow().clone();
     Ok(local.signals.with(|intake| {
         f(&Sources { picture: &picture, intake, proxies: &proxies, members: &members, refusals: &refusals })
@@ -287,16 +287,16 @@ async fn certificates(State(local): State<Local>) -> Json<Vec<CertificateView>> 
         }
     });
     let trust_domain = local.tls.trust_domain();
-    let members = local.registry.members();
+    let members = local.members.everybody();
     let workloads = members.iter().filter_map(|member| {
-        let instance = &member.registration.instance;
+        let instance = &member.instance;
         Some(CertificateView {
             subject: format!(
                 "spiffe://{trust_domain}/ns/{}/sa/{}",
                 instance.workload.namespace, instance.service_account
             ),
             holder: instance.id.to_string(),
-            not_after: member.leaf_not_after?,
+            not_after: member.said.leaf_not_after?,
             renew_at: None,
         })
     });
@@ -315,17 +315,16 @@ async fn rotate(
     State(local): State<Local>,
     Json(request): Json<RotateRequest>,
 ) -> Result<Json<usize>, Refused> {
-    let members = local.registry.members();
-    let asked = |member: &&Member| {
-        request.instance.as_ref().is_none_or(|instance| member.registration.instance.id == *instance)
-    };
+    let members = local.members.everybody();
+    let asked =
+        |member: &&Member| request.instance.as_ref().is_none_or(|instance| member.instance.id == *instance);
     let count = members.iter().filter(asked).count();
     match &request.instance {
         Some(instance) if count == 0 => {
             Err(not_found(format!("no instance {instance}; `airlane get endpoints` lists them")))
         }
         instance => {
-            local.registry.ask_renewal(instance.as_ref());
+            local.members.ask_renewal(instance.as_ref());
             Ok(Json(count))
         }
     }

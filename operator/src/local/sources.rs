@@ -6,7 +6,7 @@ use super::view::{
 };
 use crate::{
     control::Picture,
-    registry::Member,
+    members::Member,
     signals::intake::{Intake, Totals},
     xds::{ProxyState, Refusals},
 };
@@ -144,7 +144,7 @@ impl Sources<'_> {
         let mut rows = Vec::new();
         for instance in self.picture.world.instances.values() {
             let left_out_by = self.left_out_by(instance);
-            let member = self.members.iter().find(|member| member.registration.instance.id == instance.id);
+            let member = self.members.iter().find(|member| member.instance.id == instance.id);
             for service in &instance.services {
                 rows.push(EndpointView {
                     namespace: service.namespace.to_string(),
@@ -157,8 +157,8 @@ impl Sources<'_> {
                         .map(|port| format!("{}:{}", instance.address, port.mesh))
                         .collect(),
                     health: format!("{:?}", instance.health),
-                    health_reason: member.map_or_else(String::new, |member| member.reason.clone()),
-                    app_reachable: member.is_some_and(|member| member.app_reachable),
+                    health_reason: member.map_or_else(String::new, |member| member.said.reason.clone()),
+                    app_reachable: member.is_some_and(|member| member.said.app_reachable),
                     breaker: if left_out_by.is_empty() { "CLOSED" } else { "OPEN" }.to_owned(),
                     left_out_by: left_out_by.clone(),
                     reason: self.last_ejection(instance),
@@ -177,7 +177,7 @@ impl Sources<'_> {
             instance.ports.iter().map(|port| format!("{}:{}", instance.address, port.mesh)).collect();
         self.members
             .iter()
-            .flat_map(|member| &member.outliers)
+            .flat_map(|member| &member.said.outliers)
             .filter(|event| event.ejected && addresses.contains(&event.upstream))
             .max_by_key(|event| event.at)
             .map_or_else(String::new, |event| event.reason.clone())

@@ -1,25 +1,21 @@
 //! Who is registered, decided without IO: time comes in as uptime, what to publish and to remember goes out.
 
+use crate::members::{App, Beat, Instances, Said};
 use airlane_core::{
     id::{Identity, InstanceId, Name, ServiceId, WorkloadRevision},
     world::{Health, Instance, InstancePort, Interception},
 };
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
     time::Duration,
 };
 
-/// Outlier events kept of each instance; the oldest go first.
-const OUTLIERS_KEPT: usize = 256;
 /// How many times longer a sidecar may be silent while its proxy is connected: on a starved host words come late,
 /// and taking out who still serves would fail requests. Beyond it the sidecar hangs, and its certificate runs out.
 const CONNECTED_PATIENCE: u32 = 12;
-/// Texts of sidecars are cut to this many characters.
-const TEXT_MAX: usize = 256;
 
 /// How often sidecars give a sign of life, and how long they may be silent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,18 +30,6 @@ impl Default for Heartbeats {
     fn default() -> Self {
         Heartbeats { every: Duration::from_secs(1), expire_after: Duration::from_secs(5) }
     }
-}
-
-/// How the application of an instance is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub(crate) enum App {
-    /// It has not answered yet.
-    #[default]
-    Starting,
-    /// It answers.
-    Healthy,
-    /// It answered once and does not any more.
-    Unhealthy,
 }
 
 /// What is remembered of an instance across restarts.
@@ -153,36 +137,13 @@ impl Newcomer {
     }
 }
 
-/// An endpoint that an instance's proxy left out or took back.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Outlier {
-    /// The cluster's name.
-    pub cluster: String,
-    /// The endpoint's address and port.
-    pub upstream: String,
-    /// Left out, or taken back.
-    pub ejected: bool,
-    /// Envoy's reason.
-    pub reason: String,
-    /// How often it was left out so far.
-    pub ejections: u32,
-    /// When, by the proxy's clock.
-    pub at: Timestamp,
-}
-
 /// A registered instance with what its sidecar last said.
 #[derive(Clone, Debug)]
-pub(crate) struct Member {
+pub(crate) struct Registered {
     /// What is remembered of it.
     pub registration: Registration,
-    /// Why its application is not healthy.
-    pub reason: String,
-    /// Whether its application can be reached past its proxy.
-    pub app_reachable: bool,
-    /// What its proxy left out and took back, oldest first.
-    pub outliers: VecDeque<Outlier>,
-    /// When the certificate ends that its sidecar showed last.
-    pub leaf_not_after: Option<Timestamp>,
+    /// What its sidecar said.
+    pub said: Said,
     /// The uptime at its last sign of life.
     pub seen_at: Duration,
     /// Whether its proxy holds a stream to us.
@@ -190,34 +151,10 @@ pub(crate) struct Member {
     renew_asked: bool,
 }
 
-impl Member {
-    fn new(registration: Registration, seen_at: Duration) -> Member {
-        Member {
-            registration,
-            reason: String::new(),
-            app_reachable: false,
-            outliers: VecDeque::new(),
-            leaf_not_after: None,
-            seen_at,
-            connected: false,
-            renew_asked: false,
-        }
+impl Registered {
+    fn new(registration: Registration, seen_at: Duration) -> Registered {
+        Registered { registration, said: Said::default(), seen_at, connected: false, renew_asked: false }
     }
-}
-
-/// A sign of life.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub(crate) struct Beat {
-    /// How the application is.
-    pub app: App,
-    /// Why it is not healthy.
-    pub reason: String,
-    /// What the proxy left out and took back since the last one.
-    pub outliers: Vec<Outlier>,
-    /// Whether the application can be reached past the proxy.
-    pub app_reachable: bool,
-    /// When the certificate ends that the sidecar showed.
-    pub leaf_not_after: Option<Timestamp>,
 }
 
 /// Why a workload was not let in.
@@ -242,14 +179,11 @@ pub(crate) struct Changes {
     pub edits: u64,
 }
 
-/// The instances as the world sees them.
-pub(crate) type Instances = Arc<BTreeMap<InstanceId, Arc<Instance>>>;
-
 /// Everybody who is registered.
 #[derive(Debug)]
 pub(crate) struct Roster {
     heartbeats: Heartbeats,
-    members: BTreeMap<InstanceId, Member>,
+    members: BTreeMap<InstanceId, Registered>,
     ticked_at: Duration,
     /// Registrations that differ from what is remembered, gone ones included.
     dirty: BTreeSet<InstanceId>,
@@ -262,7 +196,7 @@ impl Roster {
     /// The roster as it was remembered. Everybody counts as seen now: their silence was ours.
     pub(crate) fn restore(heartbeats: Heartbeats, registrations: Vec<Registration>, now: Duration) -> Roster {
         let members: BTreeMap<_, _> =
-            registrations.into_iter().map(|r| (r.instance.id.clone(), Member::new(r, now))).collect();
+            registrations.into_iter().map(|r| (r.instance.id.clone(), Registered::new(r, now))).collect();
         let mut roster = Roster {
             heartbeats,
             members,
@@ -310,7 +244,7 @@ impl Roster {
                 return Err(Turned::NameTaken);
             }
         }
-        let gone = |member: &&Member| newcomer.replaces(&member.registration.instance);
+        let gone = |member: &&Registered| newcomer.replaces(&member.registration.instance);
         let gone: Vec<_> =
             self.members.values().filter(gone).map(|m| m.registration.instance.id.clone()).collect();
         gone.iter().filter(|gone| **gone != id).for_each(|id| self.forget(id));
@@ -325,18 +259,18 @@ impl Roster {
         let registration = Registration::new(instance, app, ready, false, joined_at);
         let instance = Arc::clone(&registration.instance);
         self.note(id.clone());
-        self.members.insert(id, Member::new(registration, now));
+        self.members.insert(id, Registered::new(registration, now));
         self.publish();
         Ok(instance)
     }
 
     /// The member of this name, if it has this identity.
-    pub(crate) fn member(&self, id: &InstanceId, identity: &Identity) -> Option<&Member> {
+    pub(crate) fn member(&self, id: &InstanceId, identity: &Identity) -> Option<&Registered> {
         self.members.get(id).filter(|member| member.registration.is_of(identity))
     }
 
     /// Everybody.
-    pub(crate) fn members(&self) -> impl Iterator<Item = &Member> {
+    pub(crate) fn members(&self) -> impl Iterator<Item = &Registered> {
         self.members.values()
     }
 
@@ -351,19 +285,9 @@ impl Roster {
     ) -> Option<bool> {
         let member = self.members.get_mut(id).filter(|member| member.registration.is_of(identity))?;
         member.seen_at = now;
-        member.reason = cut(&beat.reason);
-        member.app_reachable = beat.app_reachable;
-        member.leaf_not_after = beat.leaf_not_after;
-        member.outliers.extend(beat.outliers.into_iter().map(|outlier| Outlier {
-            cluster: cut(&outlier.cluster),
-            upstream: cut(&outlier.upstream),
-            reason: cut(&outlier.reason),
-            ..outlier
-        }));
-        let surplus = member.outliers.len().saturating_sub(OUTLIERS_KEPT);
-        member.outliers.drain(..surplus);
-        let renew = member.renew_asked;
-        self.edit(id, |registration| registration.app = beat.app);
+        let (app, renew) = (beat.app, member.renew_asked);
+        member.said.hear(beat);
+        self.edit(id, |registration| registration.app = app);
         Some(renew)
     }
 
@@ -415,7 +339,7 @@ impl Roster {
             self.members.values_mut().for_each(|member| member.seen_at = now);
         }
         self.ticked_at = now;
-        let silent = |member: &Member| {
+        let silent = |member: &Registered| {
             let forgiven = if member.connected { expire_after * CONNECTED_PATIENCE } else { expire_after };
             now.saturating_sub(member.seen_at) > forgiven
         };
@@ -514,11 +438,6 @@ fn belongs(id: &InstanceId, stem: &str) -> bool {
     id.as_str().strip_prefix(stem).and_then(|rest| rest.strip_prefix('-')).is_some_and(|rest| {
         (1..=6).contains(&rest.len()) && rest.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
     })
-}
-
-/// A text of a sidecar as it may be shown on a terminal.
-fn cut(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(TEXT_MAX).collect()
 }
 
 #[cfg(test)]

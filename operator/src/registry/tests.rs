@@ -1,5 +1,5 @@
 use super::*;
-use crate::clock::tests::HandClock;
+use crate::{clock::tests::HandClock, members::App};
 use airlane_core::{
     id::{Name, Namespace, Revision, ServiceId, WorkloadRevision},
     world::{Health, InstancePort, Protocol},

@@ -2,7 +2,7 @@
 //! streamed within a tenth of a second.
 
 use super::{Signals, intake::Failure};
-use crate::{clock::Clock, registry::Registry, tls::Peer};
+use crate::{clock::Clock, members::Members, tls::Peer};
 use airlane_core::id::ClusterName;
 use envoy_types::pb::envoy::{
     config::core::v3::{Address, address, socket_address},
@@ -25,7 +25,7 @@ pub(crate) struct FailureLog {
     /// The books.
     pub(crate) signals: Signals,
     /// Who may report.
-    pub(crate) registry: Arc<Registry>,
+    pub(crate) members: Arc<dyn Members>,
     /// When things arrive.
     pub(crate) clock: Arc<dyn Clock>,
     /// Ends the streams.
@@ -55,7 +55,7 @@ impl FailureLog {
             };
             let Some(message) = message else { return Ok(()) };
             let Some(LogEntries::HttpLogs(entries)) = message.log_entries else { continue };
-            super::registered(&self.registry, peer)?;
+            super::registered(&*self.members, peer)?;
             let now = self.clock.now();
             let failures = entries.log_entry.iter().filter_map(|entry| failure(entry, now));
             let (published, others): (Vec<Failure>, Vec<Failure>) =

@@ -1,7 +1,7 @@
 //! Totals: Envoy's OpenTelemetry statistics sink, per cluster and endpoint, as deltas of about a second.
 
 use super::{Signals, intake::Window};
-use crate::{clock::Clock, registry::Registry, tls::Peer};
+use crate::{clock::Clock, members::Members, tls::Peer};
 use airlane_core::id::ClusterName;
 use opentelemetry_proto::tonic::{
     collector::metrics::v1::{
@@ -19,7 +19,7 @@ pub(crate) struct Totaliser {
     /// The books.
     pub(crate) signals: Signals,
     /// Who may report.
-    pub(crate) registry: Arc<Registry>,
+    pub(crate) members: Arc<dyn Members>,
     /// When things arrive.
     pub(crate) clock: Arc<dyn Clock>,
 }
@@ -32,7 +32,7 @@ impl MetricsService for Totaliser {
     ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
         let peer =
             request.extensions().get::<Peer>().cloned().ok_or_else(|| Status::unauthenticated("no peer"))?;
-        super::registered(&self.registry, &peer)?;
+        super::registered(&*self.members, &peer)?;
         let (window, refused) = translate(request.get_ref(), |cluster| self.signals.is_published(cluster));
         if window.end_ns != 0 {
             let now = self.clock.now();

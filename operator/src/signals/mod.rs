@@ -7,7 +7,7 @@ pub(crate) mod access_log;
 pub(crate) mod intake;
 pub(crate) mod metrics;
 
-use crate::{registry::Registry, tls::Peer};
+use crate::{members::Members, tls::Peer};
 use airlane_core::{id::ClusterName, mesh::Mesh};
 use intake::Intake;
 use std::{
@@ -52,8 +52,8 @@ impl Signals {
 }
 
 /// A certificate alone does not prove that its bearer is still in the mesh.
-fn registered(registry: &Registry, peer: &Peer) -> Result<(), Status> {
-    match registry.instance_of(peer) {
+fn registered(members: &dyn Members, peer: &Peer) -> Result<(), Status> {
+    match members.instance_of(peer) {
         Some(_) => Ok(()),
         None => Err(Status::permission_denied("this instance is not registered; join again")),
     }

@@ -1,7 +1,7 @@
 //! Reading rows of `state.db`.
 
 use super::{StoreError, StoredToken, reading};
-use crate::registry::{App, Registration};
+use crate::{members::App, registry::Registration};
 use airlane_core::{
     id::{BadName, ObjectId, ObjectKind, Revision, WorkloadRevision},
     world::{Health, Instance, Interception},

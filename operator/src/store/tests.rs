@@ -1,5 +1,5 @@
 use super::*;
-use crate::registry::App;
+use crate::members::App;
 use airlane_core::{
     id::{ObjectKind, Revision, ServiceId, WorkloadRevision},
     rollout::Phase,

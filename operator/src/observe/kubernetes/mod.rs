@@ -13,7 +13,7 @@ mod shapes;
 pub(crate) use object::Kept;
 
 use super::declared::Declared;
-use crate::{apply::Statuses, registry::Instances};
+use crate::{apply::Statuses, members::Instances};
 use airlane_core::id::{Namespace, ObjectId, ObjectKind};
 use futures::{
     FutureExt as _, StreamExt as _,

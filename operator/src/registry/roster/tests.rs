@@ -1,4 +1,5 @@
 use super::*;
+use crate::members::{OUTLIERS_KEPT, Outlier, TEXT_MAX};
 use airlane_core::{
     id::{Name, Namespace, Revision, ServiceId, WorkloadRevision},
     world::{InstancePort, Protocol},
@@ -267,11 +268,11 @@ fn what_sidecars_say_is_bounded_and_printable() {
         roster.heartbeat(&id, &identity("shop", "pay"), beat, ms(1)).expect("known");
     }
     let member = roster.member(&id, &identity("shop", "pay")).expect("known");
-    assert_eq!(member.outliers.len(), OUTLIERS_KEPT);
-    assert_eq!(member.outliers.back().map(|o| o.ejections), Some(999), "the newest stay");
-    let text = &member.outliers[0].cluster;
+    assert_eq!(member.said.outliers.len(), OUTLIERS_KEPT);
+    assert_eq!(member.said.outliers.back().map(|o| o.ejections), Some(999), "the newest stay");
+    let text = &member.said.outliers[0].cluster;
     assert!(text.len() == TEXT_MAX && !text.contains('\u{1b}'), "{text:?}");
-    assert_eq!(member.reason.len(), TEXT_MAX);
+    assert_eq!(member.said.reason.len(), TEXT_MAX);
 }
 
 #[test]

@@ -1,0 +1,138 @@
+//! Who is in the mesh, whoever keeps the list: registrations on one host, pods in a cluster.
+
+use crate::tls::Peer;
+use airlane_core::{id::InstanceId, world::Instance};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt,
+    sync::Arc,
+};
+
+/// Outlier events kept of each instance; the oldest go first.
+pub(crate) const OUTLIERS_KEPT: usize = 256;
+/// Texts of sidecars are cut to this many characters.
+pub(crate) const TEXT_MAX: usize = 256;
+
+/// Instances by their names, as the control loop reads them: shared, so that what did not change is recognised by its
+/// pointer.
+pub(crate) type Instances = Arc<BTreeMap<InstanceId, Arc<Instance>>>;
+
+/// Who is in the mesh, and what their sidecars say. Whatever a message says, a peer is who its certificate names.
+pub(crate) trait Members: fmt::Debug + Send + Sync + 'static {
+    /// The instance that the peer is, if it is in the mesh with the identity that the peer proved.
+    fn instance_of(&self, peer: &Peer) -> Option<Arc<Instance>>;
+
+    /// Takes a sign of life. `None`: the peer is not in the mesh. `Some(true)`: it should renew its certificate.
+    fn heartbeat(&self, peer: &Peer, beat: Beat) -> Option<bool>;
+
+    /// The instance has a new certificate.
+    fn renewed(&self, instance: &InstanceId);
+
+    /// The peer is about to stop.
+    fn drain(&self, peer: &Peer);
+
+    /// The peer has stopped.
+    fn leave(&self, peer: &Peer);
+
+    /// The instances that are not published until their own proxies have acknowledged their listeners.
+    fn without_proxy(&self) -> Vec<InstanceId>;
+
+    /// The instance's own proxy has acknowledged its listeners. Said again after the instance joined again.
+    fn mark_proxy_ready(&self, instance: &InstanceId);
+
+    /// Asks an instance, or all of them, to renew their certificates with their next signs of life.
+    fn ask_renewal(&self, of: Option<&InstanceId>);
+
+    /// Everybody who has a sidecar.
+    fn everybody(&self) -> Vec<Member>;
+}
+
+/// An instance with what its sidecar last said.
+#[derive(Clone, Debug)]
+pub(crate) struct Member {
+    /// The instance as it is published.
+    pub instance: Arc<Instance>,
+    /// What its sidecar said.
+    pub said: Said,
+}
+
+/// How the application of an instance is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) enum App {
+    /// It has not answered yet.
+    #[default]
+    Starting,
+    /// It answers.
+    Healthy,
+    /// It answered once and does not any more.
+    Unhealthy,
+}
+
+/// An endpoint that an instance's proxy left out or took back.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Outlier {
+    /// The cluster's name.
+    pub cluster: String,
+    /// The endpoint's address and port.
+    pub upstream: String,
+    /// Left out, or taken back.
+    pub ejected: bool,
+    /// Envoy's reason.
+    pub reason: String,
+    /// How often it was left out so far.
+    pub ejections: u32,
+    /// When, by the proxy's clock.
+    pub at: Timestamp,
+}
+
+/// A sign of life.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub(crate) struct Beat {
+    /// How the application is.
+    pub app: App,
+    /// Why it is not healthy.
+    pub reason: String,
+    /// What the proxy left out and took back since the last one.
+    pub outliers: Vec<Outlier>,
+    /// Whether the application can be reached past the proxy.
+    pub app_reachable: bool,
+    /// When the certificate ends that the sidecar showed.
+    pub leaf_not_after: Option<Timestamp>,
+}
+
+/// What a sidecar said that is shown and decides nothing; bounded, and fit for a terminal.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub(crate) struct Said {
+    /// Why its application is not healthy.
+    pub reason: String,
+    /// Whether its application can be reached past its proxy.
+    pub app_reachable: bool,
+    /// What its proxy left out and took back, oldest first.
+    pub outliers: VecDeque<Outlier>,
+    /// When the certificate ends that it showed last.
+    pub leaf_not_after: Option<Timestamp>,
+}
+
+impl Said {
+    /// Takes in a sign of life.
+    pub(crate) fn hear(&mut self, beat: Beat) {
+        self.reason = cut(&beat.reason);
+        self.app_reachable = beat.app_reachable;
+        self.leaf_not_after = beat.leaf_not_after;
+        self.outliers.extend(beat.outliers.into_iter().map(|outlier| Outlier {
+            cluster: cut(&outlier.cluster),
+            upstream: cut(&outlier.upstream),
+            reason: cut(&outlier.reason),
+            ..outlier
+        }));
+        let surplus = self.outliers.len().saturating_sub(OUTLIERS_KEPT);
+        self.outliers.drain(..surplus);
+    }
+}
+
+/// A text of a sidecar as it may be shown on a terminal.
+fn cut(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(TEXT_MAX).collect()
+}
