@@ -32,10 +32,13 @@ pub(super) struct Copy {
     pub(super) health: Health,
 }
 
-/// What is kept of a pod: nothing unless it runs and has an address.
+/// What is kept of a pod: nothing unless it has an address and has not ended.
+///
+/// A pod is pending until its proxy, which Kubernetes counts among the init containers, has passed its startup probe;
+/// and the proxy passes it only when it was let in and has its configuration, for which its pod must have been seen.
 pub(super) fn copy_of(pod: &Pod) -> Option<Copy> {
     let Pod { metadata, spec, status } = pod;
-    if status.phase.as_deref() != Some("Running") {
+    if !matches!(status.phase.as_deref(), Some("Pending" | "Running")) {
         return None;
     }
     let address = status.pod_ip.as_ref()?.parse().ok()?;
@@ -236,7 +239,7 @@ mod tests {
 
     #[test]
     fn only_what_runs_is_a_copy() {
-        check(|pod| pod["status"]["phase"] = json!("Pending"), "-");
+        check(|pod| pod["status"]["phase"] = json!("Failed"), "-");
         check(|pod| pod["status"]["phase"] = json!("Succeeded"), "-");
         check(|pod| pod["status"]["podIP"] = json!(null), "-");
     }
