@@ -1,146 +1,33 @@
 //! The certificate authority: root → intermediate → leaf.
 //!
-//! The root signs intermediates and nothing else; its key is read from its file for that and not kept. What an
+//! The root signs intermediates and nothing else; its key is read from where it is kept for that, and not held. What an
 //! intermediate signs is decided by [`pki::admit`]; of a request only the public key is taken.
 
+mod authority;
+mod error;
 mod files;
 mod request;
+mod secret;
 
-use crate::private_file::{PrivateFileError, private_dir};
 use airlane_core::{
-    id::{Identity, InstanceId, TrustDomain},
+    id::{Identity, InstanceId, Namespace, TrustDomain},
     pki::{self, BACK_DATED, Certificate, Held, LONGEST_LEAF, Refusal},
 };
 use airlane_wire::join::{OPERATOR_DNS_NAME, operator_identity};
 use arc_swap::ArcSwap;
-use files::{INTERMEDIATE, Pair, ROOT, cert_pem};
+use authority::{Intermediate, Root, cert_pem, params, serial};
+pub(crate) use error::{CaError, SignError};
+use files::Folder;
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
+    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SubjectPublicKeyInfo,
 };
 use request::read_request;
-use ring::{
-    digest,
-    rand::{SecureRandom as _, SystemRandom},
-};
+use ring::digest;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use std::{
-    fmt::Write as _,
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
-use time::OffsetDateTime;
-use x509_parser::{
-    extensions::GeneralName,
-    prelude::{FromDer as _, X509Certificate},
-};
+use secret::RootSecret;
+use std::{fmt::Write as _, path::Path, sync::Arc};
 use zeroize::Zeroize as _;
-
-const ROOT_LIFETIME: SignedDuration = SignedDuration::from_hours(10 * 365 * 24);
-const INTERMEDIATE_LIFETIME: SignedDuration = SignedDuration::from_hours(365 * 24);
-
-/// The authority could not be opened or renewed.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum CaError {
-    /// A file could not be kept private, read or written.
-    #[error("the certificate authority's files are unusable")]
-    File(#[from] PrivateFileError),
-    /// A certificate could not be read.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// Its file.
-        path: PathBuf,
-        /// The operating system's answer.
-        source: io::Error,
-    },
-    /// A file holds something else than it should.
-    #[error("{} does not hold {expected}: restore it from a backup{mend}", path.display())]
-    Content {
-        /// The file.
-        path: PathBuf,
-        /// What it should hold.
-        expected: &'static str,
-        /// What else can be done, or nothing.
-        mend: &'static str,
-    },
-    /// One of a pair of files is gone.
-    #[error("{} is missing although its partner is there: restore it from a backup{mend}", path.display())]
-    Missing {
-        /// The file that is gone.
-        path: PathBuf,
-        /// What else can be done, or nothing.
-        mend: &'static str,
-    },
-    /// A certificate is for another key than the one beside it.
-    #[error("{} is not the certificate of {}: restore the pair from a backup{mend}", cert.display(), key.display())]
-    Mismatch {
-        /// The certificate's file.
-        cert: PathBuf,
-        /// The key's file.
-        key: PathBuf,
-        /// What else can be done, or nothing.
-        mend: &'static str,
-    },
-    /// The intermediate was signed by somebody else.
-    #[error("{} is not signed by the root beside it: restore it from a backup, or remove intermediate.pem and intermediate.key for a new one", path.display())]
-    ForeignIntermediate {
-        /// The intermediate's file.
-        path: PathBuf,
-    },
-    /// The state was made for another trust domain.
-    #[error("{} is the root of another trust domain than {expected}: use the state folder of {expected}, or an empty one", path.display())]
-    TrustDomain {
-        /// The root's file.
-        path: PathBuf,
-        /// What was asked for.
-        expected: TrustDomain,
-    },
-    /// The root's validity is over, or lies in the future.
-    #[error("the root in {} is valid from {not_before} to {not_after} and it is {now}: set the clock, or remove the folder for a new root and join every workload again", path.display())]
-    RootNotValid {
-        /// The root's file.
-        path: PathBuf,
-        /// From when it is valid.
-        not_before: Timestamp,
-        /// Until when.
-        not_after: Timestamp,
-        /// The time now.
-        now: Timestamp,
-    },
-    /// The setting for the leaves' lifetime is outside its range.
-    #[error("a leaf lifetime of {given:#} is outside 10s to 24h")]
-    LeafLifetime {
-        /// The setting.
-        given: SignedDuration,
-    },
-    /// A certificate could not be made.
-    #[error("cannot make a certificate")]
-    Make(#[from] rcgen::Error),
-    /// The system gave no random bytes.
-    #[error("the system gives no random bytes")]
-    Random,
-}
-
-/// A leaf was not signed.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SignError {
-    /// The intermediate is not valid now; it is renewed as soon as the clock allows.
-    #[error(
-        "no certificate can be signed now: the operator's intermediate is not valid at {now}; check its clock"
-    )]
-    IntermediateNotValid {
-        /// The time now.
-        now: Timestamp,
-    },
-    /// A certificate could not be made.
-    #[error("cannot make a certificate")]
-    Make(#[from] rcgen::Error),
-    /// The system gave no random bytes.
-    #[error("the system gives no random bytes")]
-    Random,
-}
 
 /// A key whose holder asked, in due form, for an identity.
 #[derive(Debug)]
@@ -175,20 +62,20 @@ pub(crate) struct ServerLeaf {
 
 /// The certificate authority of a trust domain.
 pub(crate) struct Ca {
-    dir: PathBuf,
+    origin: Origin,
     trust_domain: TrustDomain,
     operator: Identity,
     leaf_lifetime: SignedDuration,
-    root: CertificateDer<'static>,
-    root_not_after: Timestamp,
+    root: Root,
     is_new: bool,
     intermediate: ArcSwap<Intermediate>,
 }
 
-struct Intermediate {
-    cert: CertificateDer<'static>,
-    issuer: Issuer<'static, KeyPair>,
-    held: Held,
+/// Where the root's key is: it is read for an intermediate, and not kept.
+#[derive(Debug)]
+enum Origin {
+    Folder(Folder),
+    Secret(RootSecret),
 }
 
 impl std::fmt::Debug for Ca {
@@ -209,45 +96,56 @@ impl Ca {
         leaf_lifetime: SignedDuration,
         now: Timestamp,
     ) -> Result<Ca, CaError> {
-        if leaf_lifetime < SignedDuration::from_secs(10) || leaf_lifetime > LONGEST_LEAF {
-            return Err(CaError::LeafLifetime { given: leaf_lifetime });
-        }
-        let dir = state_dir.join("ca");
-        private_dir(&dir)?;
-        let (root, is_new) = match Pair::load(&dir, &ROOT)? {
-            Some(pair) => (pair, false),
-            None => (make_root(&dir, &trust_domain, now)?, true),
+        check_leaf_lifetime(leaf_lifetime)?;
+        let folder = Folder::open(&state_dir.join("ca"))?;
+        let (pair, is_new) = folder.root(&trust_domain, now)?;
+        let root = Root::of(pair.cert.clone(), &trust_domain, now, folder.place())?;
+        let kept = folder.intermediate(&root)?.filter(|kept| pki::due(&[kept.held], now).is_empty());
+        let intermediate = match kept {
+            Some(kept) => kept,
+            None => {
+                let made = folder.keep(pair.make_intermediate(&trust_domain, &root, now)?)?;
+                Intermediate::of(made, &root)?.ok_or(CaError::Unsigned)?
+            }
         };
-        let path = dir.join("root.pem");
-        let cert = parse(&root.cert).ok_or(ROOT.content(path.clone(), "a certificate"))?;
-        if !is_root_of(&cert, &trust_domain) {
-            return Err(CaError::TrustDomain { path, expected: trust_domain });
-        }
-        let (not_before, not_after) = validity(&cert);
-        if now < not_before || now >= not_after {
-            return Err(CaError::RootNotValid { path, not_before, not_after, now });
-        }
-        let intermediate = match Pair::load(&dir, &INTERMEDIATE)? {
-            Some(pair) => Intermediate::of(pair, &cert, &dir)?,
-            None => make_intermediate(&dir, &trust_domain, &root, not_after, now)?,
-        };
-        let root = root.cert;
+        let origin = Origin::Folder(folder);
+        Ok(Ca::new(origin, trust_domain, leaf_lifetime, root, is_new, intermediate))
+    }
+
+    /// The authority whose root is in the Secret `airlane-root` of this namespace, made there if it is not. The
+    /// intermediate is this process's own and lives in memory.
+    ///
+    /// # Errors
+    /// If the Secret cannot be read or created, is damaged, or is of another trust domain.
+    pub(crate) async fn in_cluster(
+        client: kube::Client,
+        namespace: &Namespace,
+        trust_domain: TrustDomain,
+        leaf_lifetime: SignedDuration,
+        now: Timestamp,
+    ) -> Result<Ca, CaError> {
+        check_leaf_lifetime(leaf_lifetime)?;
+        let secret = RootSecret::new(client, namespace);
+        let (pair, is_new) = secret.root(&trust_domain, now).await?;
+        let root = Root::of(pair.cert.clone(), &trust_domain, now, secret.place())?;
+        let made = pair.make_intermediate(&trust_domain, &root, now)?;
+        let intermediate = Intermediate::of(made, &root)?.ok_or(CaError::Unsigned)?;
+        let origin = Origin::Secret(secret);
+        Ok(Ca::new(origin, trust_domain, leaf_lifetime, root, is_new, intermediate))
+    }
+
+    fn new(
+        origin: Origin,
+        trust_domain: TrustDomain,
+        leaf_lifetime: SignedDuration,
+        root: Root,
+        is_new: bool,
+        intermediate: Intermediate,
+    ) -> Ca {
         #[expect(clippy::expect_used, reason = "whatever the trust domain, the text is canonical")]
         let operator = operator_identity(trust_domain.as_str()).parse().expect("an identity");
-        let ca = Ca {
-            dir,
-            trust_domain,
-            operator,
-            leaf_lifetime,
-            root,
-            root_not_after: not_after,
-            is_new,
-            intermediate: ArcSwap::from_pointee(intermediate),
-        };
-        if !pki::due(&[ca.intermediate()], now).is_empty() {
-            ca.renew_intermediate(now)?;
-        }
-        Ok(ca)
+        let intermediate = ArcSwap::from_pointee(intermediate);
+        Ca { origin, trust_domain, operator, leaf_lifetime, root, is_new, intermediate }
     }
 
     /// Whether the root was made when it was opened: nobody has a certificate of it from before.
@@ -267,18 +165,18 @@ impl Ca {
 
     /// The roots to trust, PEM.
     pub(crate) fn bundle_pem(&self) -> String {
-        cert_pem(&self.root)
+        cert_pem(&self.root.cert)
     }
 
     /// The root.
     pub(crate) fn root(&self) -> &CertificateDer<'static> {
-        &self.root
+        &self.root.cert
     }
 
     /// SHA-256 of the root's DER: what a join string pins.
     pub(crate) fn root_fingerprint(&self) -> [u8; 32] {
         let mut fingerprint = [0; 32];
-        fingerprint.copy_from_slice(digest::digest(&digest::SHA256, &self.root).as_ref());
+        fingerprint.copy_from_slice(digest::digest(&digest::SHA256, &self.root.cert).as_ref());
         fingerprint
     }
 
@@ -291,10 +189,20 @@ impl Ca {
     ///
     /// # Errors
     /// If the root's key cannot be read, or the new pair not written.
-    pub(crate) fn renew_intermediate(&self, now: Timestamp) -> Result<(), CaError> {
-        let missing = || CaError::Missing { path: self.dir.join("root.pem"), mend: "" };
-        let root = Pair::load(&self.dir, &ROOT)?.ok_or_else(missing)?;
-        let next = make_intermediate(&self.dir, &self.trust_domain, &root, self.root_not_after, now)?;
+    pub(crate) async fn renew_intermediate(&self, now: Timestamp) -> Result<(), CaError> {
+        let next = match &self.origin {
+            Origin::Folder(folder) => {
+                let pair = folder.root_again()?;
+                self.root.check_same(&pair, folder.place())?;
+                folder.keep(pair.make_intermediate(&self.trust_domain, &self.root, now)?)?
+            }
+            Origin::Secret(secret) => {
+                let pair = secret.root_again().await?;
+                self.root.check_same(&pair, secret.place())?;
+                pair.make_intermediate(&self.trust_domain, &self.root, now)?
+            }
+        };
+        let next = Intermediate::of(next, &self.root)?.ok_or(CaError::Unsigned)?;
         self.intermediate.store(Arc::new(next));
         Ok(())
     }
@@ -342,7 +250,7 @@ impl Ca {
         let der = PrivatePkcs8KeyDer::from(key.serialize_der());
         key.zeroize();
         Ok(ServerLeaf {
-            chain: vec![leaf.cert, intermediate.cert.clone(), self.root.clone()],
+            chain: vec![leaf.cert, intermediate.cert.clone(), self.root.cert.clone()],
             key: der.into(),
             held: Held { certificate: Certificate::Server, issued_at: now, not_after: leaf.not_after },
         })
@@ -383,99 +291,14 @@ struct Leaf {
     serial: String,
 }
 
-impl Intermediate {
-    fn of(pair: Pair, root: &X509Certificate<'_>, dir: &Path) -> Result<Intermediate, CaError> {
-        let path = dir.join(INTERMEDIATE.cert);
-        let cert = parse(&pair.cert).ok_or_else(|| INTERMEDIATE.content(path.clone(), "a certificate"))?;
-        if !cert.is_ca() || cert.verify_signature(Some(root.public_key())).is_err() {
-            return Err(CaError::ForeignIntermediate { path });
-        }
-        let (not_before, not_after) = validity(&cert);
-        let issued_at = not_before.saturating_add(BACK_DATED).unwrap_or(Timestamp::MAX);
-        Ok(Intermediate {
-            issuer: Issuer::from_ca_cert_der(&pair.cert, pair.key)?,
-            cert: pair.cert,
-            held: Held { certificate: Certificate::Intermediate, issued_at, not_after },
-        })
-    }
-}
-
-fn make_root(dir: &Path, trust_domain: &TrustDomain, now: Timestamp) -> Result<Pair, CaError> {
-    let not_after = now.saturating_add(ROOT_LIFETIME).unwrap_or(Timestamp::MAX);
-    let mut params = params(not_after, serial().ok_or(CaError::Random)?, now);
-    params.distinguished_name.push(DnType::CommonName, format!("Airlane root of {trust_domain}"));
-    params.subject_alt_names = vec![SanType::URI(root_uri(trust_domain).try_into()?)];
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let key = KeyPair::generate()?;
-    let cert = params.self_signed(&key)?;
-    Pair::store(dir, &ROOT, cert.into(), key)
-}
-
-fn make_intermediate(
-    dir: &Path,
-    trust_domain: &TrustDomain,
-    root: &Pair,
-    root_not_after: Timestamp,
-    now: Timestamp,
-) -> Result<Intermediate, CaError> {
-    let not_after = now.saturating_add(INTERMEDIATE_LIFETIME).unwrap_or(Timestamp::MAX).min(root_not_after);
-    let mut params = params(not_after, serial().ok_or(CaError::Random)?, now);
-    params.distinguished_name.push(DnType::CommonName, format!("Airlane intermediate of {trust_domain}"));
-    params.subject_alt_names = vec![SanType::URI(root_uri(trust_domain).try_into()?)];
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let key = KeyPair::generate()?;
-    let cert = params.signed_by(&key, &Issuer::from_ca_cert_der(&root.cert, &root.key)?)?;
-    let pair = Pair::store(dir, &INTERMEDIATE, cert.into(), key)?;
-    let root = parse(&root.cert).ok_or_else(|| ROOT.content(dir.join(ROOT.cert), "a certificate"))?;
-    Intermediate::of(pair, &root, dir)
-}
-
-fn params(not_after: Timestamp, serial: SerialNumber, now: Timestamp) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.not_before = date(now.saturating_sub(BACK_DATED).unwrap_or(Timestamp::MIN));
-    params.not_after = date(not_after);
-    params.serial_number = Some(serial);
-    params.use_authority_key_identifier_extension = true;
-    params
-}
-
-fn parse<'a>(cert: &'a CertificateDer<'_>) -> Option<X509Certificate<'a>> {
-    X509Certificate::from_der(cert).ok().filter(|(rest, _)| rest.is_empty()).map(|(_, cert)| cert)
-}
-
-fn is_root_of(cert: &X509Certificate<'_>, trust_domain: &TrustDomain) -> bool {
-    let names = cert.subject_alternative_name().ok().flatten().map(|san| &san.value.general_names[..]);
-    cert.is_ca() && matches!(names, Some([GeneralName::URI(uri)]) if *uri == root_uri(trust_domain))
-}
-
-fn root_uri(trust_domain: &TrustDomain) -> String {
-    format!("spiffe://{trust_domain}")
-}
-
-fn validity(cert: &X509Certificate<'_>) -> (Timestamp, Timestamp) {
-    let at = |t: x509_parser::time::ASN1Time| Timestamp::from_second(t.timestamp()).unwrap_or(Timestamp::MIN);
-    (at(cert.validity().not_before), at(cert.validity().not_after))
-}
-
-/// A positive serial number with 126 random bits (RFC 5280, 4.1.2.2 allows up to 20 bytes).
-fn serial() -> Option<SerialNumber> {
-    let mut bytes = [0; 16];
-    SystemRandom::new().fill(&mut bytes).ok()?;
-    // The first bit is the sign, and a number that starts with a zero byte is written shorter.
-    bytes[0] = bytes[0] & 0x7f | 0x40;
-    Some(SerialNumber::from_slice(&bytes))
+fn check_leaf_lifetime(given: SignedDuration) -> Result<(), CaError> {
+    let in_range = given >= SignedDuration::from_secs(10) && given <= LONGEST_LEAF;
+    if in_range { Ok(()) } else { Err(CaError::LeafLifetime { given }) }
 }
 
 /// X.509 counts whole seconds.
 fn whole_seconds(at: Timestamp) -> Timestamp {
     Timestamp::from_second(at.as_second()).unwrap_or(at)
-}
-
-fn date(at: Timestamp) -> OffsetDateTime {
-    OffsetDateTime::from_unix_timestamp(at.as_second()).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
 fn hex(bytes: &[u8]) -> String {

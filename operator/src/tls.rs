@@ -145,11 +145,11 @@ impl ServerTls {
     ///
     /// # Errors
     /// At the first certificate that cannot be renewed; the old one stays in use.
-    pub(crate) fn renew_due(&self) -> Result<(), TlsError> {
+    pub(crate) async fn renew_due(&self) -> Result<(), TlsError> {
         let now = self.clock.now();
         for renewal in pki::due(&self.held(), now) {
             match renewal.certificate {
-                Certificate::Intermediate => self.ca.renew_intermediate(now)?,
+                Certificate::Intermediate => self.ca.renew_intermediate(now).await?,
                 Certificate::Server => {
                     let leaf = self.ca.server_leaf(now)?;
                     self.leaf.0.store(Arc::new(HeldKey::of(leaf, self.config.crypto_provider())?));
@@ -163,7 +163,7 @@ impl ServerTls {
     /// Keeps the operator's own certificates valid until told to stop.
     pub(crate) async fn keep_valid(self, shutdown: CancellationToken) {
         loop {
-            if let Err(error) = self.renew_due() {
+            if let Err(error) = self.renew_due().await {
                 tracing::error!(error = &error as &dyn std::error::Error, "a certificate was not renewed");
             }
             let now = self.clock.now();

@@ -1,113 +1,125 @@
-//! The pairs of certificate and key in the authority's folder.
+//! A root and an intermediate kept in a folder of this host.
 
-use super::{CaError, parse};
-use crate::private_file::{read_private, rename, write_private};
-use pem::Pem;
-use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData as _};
-use rustls_pki_types::{CertificateDer, pem::PemObject as _};
+use super::{
+    authority::{Intermediate, Pair, Place, Root, cert_pem, fits, read_cert, read_key},
+    error::CaError,
+};
+use crate::private_file::{private_dir, read_private, rename, write_private};
+use airlane_core::id::TrustDomain;
+use jiff::Timestamp;
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
 use zeroize::{Zeroize as _, Zeroizing};
 
-/// A certificate and its key as they lie in the folder.
-pub(super) struct Pair {
-    pub cert: CertificateDer<'static>,
-    /// Holds no copy of what is in the file.
-    pub key: KeyPair,
+/// The authority's folder.
+#[derive(Debug)]
+pub(super) struct Folder {
+    root: Files,
+    intermediate: Files,
 }
 
-/// The names of a pair of files.
-pub(super) struct PairName {
-    pub cert: &'static str,
-    key: &'static str,
+impl Folder {
+    /// Opens the folder, or makes it.
+    pub(super) fn open(dir: &Path) -> Result<Folder, CaError> {
+        private_dir(dir)?;
+        Ok(Folder {
+            root: Files::new(
+                dir,
+                "root",
+                ", or remove the folder for a new root and join every workload again",
+            ),
+            intermediate: Files::new(
+                dir,
+                "intermediate",
+                ", or remove intermediate.pem and intermediate.key for a new one",
+            ),
+        })
+    }
+
+    /// Where its root is.
+    pub(super) fn place(&self) -> &Place {
+        &self.root.place
+    }
+
+    /// Its root; a new one if there is none, which is told.
+    pub(super) fn root(&self, trust_domain: &TrustDomain, now: Timestamp) -> Result<(Pair, bool), CaError> {
+        match self.root.load()? {
+            Some(pair) => Ok((pair, false)),
+            None => Ok((self.root.store(Pair::make_root(trust_domain, now)?)?, true)),
+        }
+    }
+
+    /// The root's key again.
+    pub(super) fn root_again(&self) -> Result<Pair, CaError> {
+        let Place { cert, mend, .. } = self.place();
+        self.root.load()?.ok_or_else(|| CaError::Missing { place: cert.clone(), mend })
+    }
+
+    /// Its intermediate, if there is one.
+    pub(super) fn intermediate(&self, root: &Root) -> Result<Option<Intermediate>, CaError> {
+        let Some(pair) = self.intermediate.load()? else { return Ok(None) };
+        let foreign = || CaError::ForeignIntermediate { path: self.intermediate.cert.clone() };
+        Intermediate::of(pair, root)?.ok_or_else(foreign).map(Some)
+    }
+
+    /// Keeps a new intermediate.
+    pub(super) fn keep(&self, intermediate: Pair) -> Result<Pair, CaError> {
+        self.intermediate.store(intermediate)
+    }
+}
+
+/// A pair of files.
+#[derive(Debug)]
+struct Files {
+    cert: PathBuf,
+    key: PathBuf,
     /// The new key while the pair is replaced.
-    next_key: &'static str,
-    /// What can be done besides restoring the files.
-    mend: &'static str,
+    next_key: PathBuf,
+    /// The same, for people.
+    place: Place,
 }
 
-pub(super) const ROOT: PairName = PairName {
-    cert: "root.pem",
-    key: "root.key",
-    next_key: "root.next.key",
-    mend: ", or remove the folder for a new root and join every workload again",
-};
-
-pub(super) const INTERMEDIATE: PairName = PairName {
-    cert: "intermediate.pem",
-    key: "intermediate.key",
-    next_key: "intermediate.next.key",
-    mend: ", or remove intermediate.pem and intermediate.key for a new one",
-};
-
-impl PairName {
-    pub(super) fn content(&self, path: PathBuf, expected: &'static str) -> CaError {
-        CaError::Content { path, expected, mend: self.mend }
+impl Files {
+    fn new(dir: &Path, name: &str, mend: &'static str) -> Files {
+        let (cert, key) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
+        let place = Place {
+            cert: cert.display().to_string(),
+            key: key.display().to_string(),
+            mend,
+            other_domain: "use the state folder of that one, or an empty one",
+        };
+        Files { cert, key, next_key: dir.join(format!("{name}.next.key")), place }
     }
-}
 
-impl Pair {
-    /// Reads a pair, and brings to its end a replacement that a crash cut short.
-    pub(super) fn load(dir: &Path, name: &PairName) -> Result<Option<Pair>, CaError> {
-        let (cert_path, key_path) = (dir.join(name.cert), dir.join(name.key));
-        let cert = match fs::read(&cert_path) {
-            Ok(text) => CertificateDer::from_pem_slice(&text)
-                .map_err(|_| name.content(cert_path.clone(), "a certificate in PEM"))?,
+    /// Reads the pair, and brings to its end a replacement that a crash cut short.
+    fn load(&self) -> Result<Option<Pair>, CaError> {
+        let missing = |place: &str| CaError::Missing { place: place.to_owned(), mend: self.place.mend };
+        let cert = match fs::read(&self.cert) {
+            Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                let orphan = read_private(&key_path)?.is_some();
-                let missing = CaError::Missing { path: cert_path, mend: name.mend };
-                return if orphan { Err(missing) } else { Ok(None) };
+                let orphan = read_private(&self.key)?.is_some();
+                return if orphan { Err(missing(&self.place.cert)) } else { Ok(None) };
             }
-            Err(source) => return Err(CaError::Read { path: cert_path, source }),
+            Err(source) => return Err(CaError::Read { path: self.cert.clone(), source }),
         };
-        let next_path = dir.join(name.next_key);
-        if let Some(key) = Pair::key(&next_path, name)?
-            && fits(&cert, &key)
+        if let Some(next) = read_private(&self.next_key)?
+            && fits(&read_cert(&cert, &self.place)?, &read_key(&next, &self.place)?)
         {
-            rename(&next_path, &key_path)?;
+            rename(&self.next_key, &self.key)?;
         }
-        let Some(mut key) = Pair::key(&key_path, name)? else {
-            return Err(CaError::Missing { path: key_path, mend: name.mend });
-        };
-        if !fits(&cert, &key) {
-            return Err(CaError::Mismatch { cert: cert_path, key: key_path, mend: name.mend });
-        }
-        // The key is in its file; the copy for writing it there is not needed.
-        key.zeroize();
-        Ok(Some(Pair { cert, key }))
-    }
-
-    fn key(path: &Path, name: &PairName) -> Result<Option<KeyPair>, CaError> {
-        let Some(text) = read_private(path)? else { return Ok(None) };
-        KeyPair::from_pkcs8_pem_and_sign_algo(&text, &PKCS_ECDSA_P256_SHA256)
-            .map(Some)
-            .map_err(|_| name.content(path.to_owned(), "an ECDSA P-256 key in PKCS#8 PEM"))
+        let Some(key) = read_private(&self.key)? else { return Err(missing(&self.place.key)) };
+        Pair::read(&cert, &key, &self.place).map(Some)
     }
 
     /// Puts a pair in place. Two files cannot be replaced at once: the new key waits under another name until its
-    /// certificate is there, so that [`Pair::load`] finds a whole pair after a crash at any moment.
-    pub(super) fn store(
-        dir: &Path,
-        name: &PairName,
-        cert: CertificateDer<'static>,
-        mut key: KeyPair,
-    ) -> Result<Pair, CaError> {
-        let next_path = dir.join(name.next_key);
-        write_private(&next_path, &Zeroizing::new(key.serialize_pem()))?;
-        write_private(&dir.join(name.cert), &cert_pem(&cert))?;
-        rename(&next_path, &dir.join(name.key))?;
-        key.zeroize();
-        Ok(Pair { cert, key })
+    /// certificate is there, so that [`Files::load`] finds a whole pair after a crash at any moment.
+    fn store(&self, mut pair: Pair) -> Result<Pair, CaError> {
+        write_private(&self.next_key, &Zeroizing::new(pair.key.serialize_pem()))?;
+        write_private(&self.cert, &cert_pem(&pair.cert))?;
+        rename(&self.next_key, &self.key)?;
+        pair.key.zeroize();
+        Ok(pair)
     }
-}
-
-fn fits(cert: &CertificateDer<'_>, key: &KeyPair) -> bool {
-    parse(cert).is_some_and(|cert| cert.public_key().raw == key.subject_public_key_info())
-}
-
-/// A certificate in PEM.
-pub(super) fn cert_pem(cert: &CertificateDer<'_>) -> String {
-    pem::encode(&Pem::new("CERTIFICATE", cert.to_vec()))
 }

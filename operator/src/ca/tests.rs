@@ -1,8 +1,14 @@
-use super::*;
-use rcgen::{PKCS_ECDSA_P384_SHA384, PKCS_ED25519};
+use super::{
+    authority::{parse, validity},
+    *,
+};
+use crate::private_file::private_dir;
+use rcgen::{CertificateParams, DnType, PKCS_ECDSA_P384_SHA384, PKCS_ED25519};
 use rustls_pki_types::pem::PemObject as _;
 use std::os::unix::fs::PermissionsExt as _;
 use tempfile::TempDir;
+use time::OffsetDateTime;
+use x509_parser::extensions::GeneralName;
 
 const DAY: SignedDuration = SignedDuration::from_hours(24);
 
@@ -207,8 +213,8 @@ fn the_authority_is_the_same_when_opened_again() {
     assert_eq!(again.intermediate(), ca.intermediate());
 }
 
-#[test]
-fn the_intermediate_is_renewed_at_half_life_and_never_outlives_the_root() {
+#[tokio::test]
+async fn the_intermediate_is_renewed_at_half_life_and_never_outlives_the_root() {
     let (dir, ca) = new_ca();
     let first = ca.intermediate();
     assert_eq!(first.not_after, now() + SignedDuration::from_hours(365 * 24));
@@ -216,7 +222,7 @@ fn the_intermediate_is_renewed_at_half_life_and_never_outlives_the_root() {
     let second = again.intermediate();
     assert_eq!(second.issued_at, now() + DAY * 300);
     assert_eq!(again.root_fingerprint(), ca.root_fingerprint());
-    ca.renew_intermediate(now() + DAY * 3600).expect("renewed");
+    ca.renew_intermediate(now() + DAY * 3600).await.expect("renewed");
     assert_eq!(ca.intermediate().not_after, now() + DAY * 3650);
     let late = now() + DAY * 3650 - SignedDuration::from_hours(1);
     let issued = sign(&ca, &request(|_| {}), late).expect("signed");
@@ -302,8 +308,8 @@ fn damaged_or_foreign_files_are_refused_with_the_mend() {
     }
 }
 
-#[test]
-fn a_renewal_cut_short_by_a_crash_leaves_a_whole_pair() {
+#[tokio::test]
+async fn a_renewal_cut_short_by_a_crash_leaves_a_whole_pair() {
     let ca_dir = |dir: &TempDir| dir.path().join("ca");
     // Crash after the new key was written: the old pair is whole.
     let (dir, ca) = new_ca();
@@ -313,7 +319,7 @@ fn a_renewal_cut_short_by_a_crash_leaves_a_whole_pair() {
     let (dir, ca) = new_ca();
     let (key, next) = (ca_dir(&dir).join("intermediate.key"), ca_dir(&dir).join("intermediate.next.key"));
     let old_key = std::fs::read(&key).expect("read");
-    ca.renew_intermediate(now() + DAY).expect("renewed");
+    ca.renew_intermediate(now() + DAY).await.expect("renewed");
     std::fs::rename(&key, &next).expect("renamed");
     std::fs::write(&key, old_key).expect("written");
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).expect("chmod");

@@ -248,10 +248,10 @@ async fn a_renewed_leaf_is_shown_without_a_restart() {
     let yes = OperatorServer::new(Arc::new(Yes));
     let running = start_behind(SignedDuration::from_mins(34), |_, _| Routes::new(yes));
     let before = running.tls.held();
-    running.tls.renew_due().expect("nothing to do");
+    running.tls.renew_due().await.expect("nothing to do");
     assert_eq!(running.tls.held(), before);
     running.clock.advance(Duration::from_mins(34));
-    running.tls.renew_due().expect("renewed");
+    running.tls.renew_due().await.expect("renewed");
     let after = running.tls.held();
     assert_eq!(after[0], before[0], "the intermediate is not due");
     assert_eq!(after[1].issued_at, before[1].issued_at + Duration::from_mins(34));
