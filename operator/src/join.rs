@@ -4,6 +4,7 @@
 //! believe the client certificate alone: whatever a message says, the caller is the [`Peer`] of its connection.
 
 mod failures;
+mod kubernetes;
 mod request;
 mod standalone;
 mod token;
@@ -12,7 +13,6 @@ use crate::{
     ca::{Admitted, Ca, Issued},
     clock::Clock,
     members::{App, Beat, Members, Outlier},
-    registry::Heartbeats,
     serve::Remote,
     tls::Peer,
 };
@@ -27,6 +27,7 @@ use airlane_wire::{
 };
 use failures::Failures;
 use jiff::Timestamp;
+pub(crate) use kubernetes::PodTokens;
 pub(crate) use standalone::JoinTokens;
 use std::{error::Error, sync::Arc, time::Duration};
 pub(crate) use token::{OperatorAt, create as create_token, leave_local_join};
@@ -96,8 +97,8 @@ pub(crate) struct Parts {
     pub rotation: Arc<dyn Rotation>,
     /// The time.
     pub clock: Arc<dyn Clock>,
-    /// What sidecars are asked for.
-    pub heartbeats: Heartbeats,
+    /// How often sidecars are asked for a sign of life.
+    pub heartbeat_every: Duration,
     /// Where proxies reach the operator: an address or a DNS name, and a port.
     pub operator: (String, u16),
 }
@@ -170,7 +171,7 @@ impl Operator for Wire {
             instance: instance.id.to_string(),
             certificate: Some(certificate),
             bootstrap: self.bootstrap(&instance, request),
-            heartbeat_every_ms: u32::try_from(self.parts.heartbeats.every.as_millis()).unwrap_or(u32::MAX),
+            heartbeat_every_ms: u32::try_from(self.parts.heartbeat_every.as_millis()).unwrap_or(u32::MAX),
         }))
     }
 

@@ -13,10 +13,13 @@ mod join;
 mod local;
 mod members;
 mod observe;
+mod pods;
 mod private_file;
 mod readiness;
 mod registry;
 mod rollouts;
+#[cfg(test)]
+mod scripted_api;
 mod serve;
 mod signals;
 mod store;

@@ -6,16 +6,26 @@ use crate::{
     ca::Ca,
     clock::{Clock, SystemClock},
     control, health,
+    join::{Parts, PodTokens, Wire},
     observe::{kubernetes, world::MeshSettings},
-    serve,
+    pods::Pods,
+    readiness, serve,
+    signals::{Signals, access_log::FailureLog, metrics::Totaliser},
     tls::ServerTls,
     xds::Publisher,
 };
 use airlane_envoy::lower::{Lowerer, Settings};
+use airlane_wire::operator::OperatorServer;
 use anyhow::Context;
+use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::AccessLogServiceServer;
 use jiff::SignedDuration;
-use std::{collections::HashSet, path::Path, sync::Arc};
+use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::MetricsServiceServer;
+use std::{collections::HashSet, path::Path, sync::Arc, time::Duration};
 use tokio::sync::watch;
+
+/// How often sidecars give a sign of life: it brings what their proxies left out, and takes along that a certificate
+/// should be renewed. Whether pods live, the kubelet knows.
+const HEARTBEAT_EVERY: Duration = Duration::from_secs(5);
 
 /// Runs the control plane until SIGTERM or SIGINT.
 ///
@@ -31,12 +41,10 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
     };
     let client =
         kube::Client::try_default().await.context("there is no cluster: run it in one, or set KUBECONFIG")?;
-    let ca = Arc::new(Ca::open(
-        state,
-        mesh.trust_domain.clone(),
-        SignedDuration::try_from(args.leaf_ttl)?,
-        clock.now(),
-    )?);
+    let lifetime = SignedDuration::try_from(args.leaf_ttl)?;
+    let ca =
+        Ca::in_cluster(client.clone(), &args.namespace, mesh.trust_domain.clone(), lifetime, clock.now());
+    let ca = Arc::new(ca.await?);
     let tls = ServerTls::new(ca.clone(), clock.clone()).context("cannot certify the operator itself")?;
     let listener = serve::listen(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
     let address = listener.local_addr()?;
@@ -44,7 +52,7 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
     let mut tasks = Tasks::new();
     let shutdown = tasks.shutdown();
     let publisher = Publisher::new(clock.clone());
-    let (clusters, _published_clusters) = watch::channel(Arc::new(HashSet::new()));
+    let (clusters, published_clusters) = watch::channel(Arc::new(HashSet::new()));
     let (picture_sender, picture) = watch::channel(None);
     let (_judged, judged) = watch::channel(true);
     let lowerer =
@@ -52,19 +60,53 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
 
     let (observed, watching) = kubernetes::watch(&client, mesh.system_namespace.clone(), shutdown.clone());
     tasks.spawn_sure("the watch of the cluster", watching);
+    let pods = Arc::new(Pods::new(observed.instances.clone(), clock.clone()));
+    let (following, ending) = (pods.clone(), shutdown.clone());
+    tasks.spawn_sure("the list of pods", async move { following.run(ending).await });
     let inputs = control::Inputs {
         declared: observed.declared.clone(),
-        instances: observed.instances.clone(),
+        instances: pods.watch(),
         statuses: observed.statuses.clone(),
         judged,
     };
     let outputs = control::Outputs { publisher: publisher.clone(), picture: picture_sender, clusters };
-    let listed = observed.clone();
-    let complete = async move { listed.complete().await };
+    let (listed, caught_up) = (observed.clone(), pods.clone());
+    let complete = async move {
+        listed.complete().await;
+        caught_up.catch_up();
+    };
     tasks.spawn_sure(
         "the control loop",
         control::run(mesh, lowerer, inputs, outputs, complete, shutdown.clone()),
     );
+    tasks.spawn_sure(
+        "readiness",
+        readiness::announce(picture.clone(), publisher.clone(), pods.clone(), shutdown.clone()),
+    );
+    let signals = Signals::new(published_clusters);
+    let joining = Wire::new(Parts {
+        ca: ca.clone(),
+        door: Arc::new(PodTokens::new(client.clone(), pods.clone(), &ca, clock.clone())),
+        members: pods.clone(),
+        rotation: Arc::new(readiness::Leaving { picture: picture.clone(), publisher: publisher.clone() }),
+        clock: clock.clone(),
+        heartbeat_every: HEARTBEAT_EVERY,
+        operator: (service_name(args), args.listen.port()),
+    });
+    let routes = tonic::service::Routes::new(OperatorServer::new(Arc::new(joining)))
+        .add_service(publisher.service(shutdown.clone()))
+        .add_service(MetricsServiceServer::new(Totaliser {
+            signals: signals.clone(),
+            members: pods.clone(),
+            clock: clock.clone(),
+        }))
+        .add_service(AccessLogServiceServer::new(FailureLog {
+            signals,
+            members: pods.clone(),
+            clock,
+            shutdown: shutdown.clone(),
+        }));
+    let listed = observed.clone();
     let waits_for: health::Readiness = Arc::new(move || {
         picture.borrow().is_none().then(|| match &*observed.missing() {
             [] => "the first configuration is being made".to_owned(),
@@ -75,11 +117,22 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
     tasks.spawn("the health port", async move {
         health::serve(health, waits_for, ending).await.with_context(|| format!("cannot listen on {health}"))
     });
-    let routes = tonic::service::Routes::new(publisher.service(shutdown.clone()));
     let (keeping, ending) = (tls.clone(), shutdown.clone());
     tasks.spawn_sure("the operator's own certificate", async move { keeping.keep_valid(ending).await });
-    tasks.spawn_sure("the sidecars' port", serve::serve(listener, tls, routes, shutdown));
+    tasks.spawn_sure("the sidecars' port", async move {
+        // Who is not listed yet would be told that nobody knows it, and thousands would join at once.
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = listed.complete() => pods.catch_up(),
+        }
+        serve::serve(listener, tls, routes, shutdown).await;
+    });
 
     ready(&address.to_string());
     tasks.run().await
+}
+
+/// The name of the service before the operator's replicas.
+fn service_name(args: &Operator) -> String {
+    format!("airlane.{}.svc.{}", args.namespace, args.cluster_domain)
 }

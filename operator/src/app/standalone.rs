@@ -133,7 +133,7 @@ pub(crate) async fn up(args: &Up, state: &Path) -> anyhow::Result<()> {
         members: registry.clone(),
         rotation: Arc::new(leaving),
         clock: clock.clone(),
-        heartbeats,
+        heartbeat_every: heartbeats.every,
         operator: (address.ip().to_string(), address.port()),
     });
     let routes = tonic::service::Routes::new(airlane_wire::operator::OperatorServer::new(Arc::new(joining)))

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     clock::tests::HandClock,
-    registry::Registry,
+    registry::{Heartbeats, Registry},
     serve::tests::{Running, identity, start},
     store::Store,
 };
@@ -72,7 +72,7 @@ async fn start_mesh() -> Mesh {
             members: Arc::clone(&registry) as Arc<dyn Members>,
             rotation: Arc::clone(&rotation) as Arc<dyn Rotation>,
             clock: Arc::clone(clock) as Arc<dyn Clock>,
-            heartbeats: Heartbeats::default(),
+            heartbeat_every: Heartbeats::default().every,
             operator: ("127.0.0.1".into(), 15010),
         }))))
     });
