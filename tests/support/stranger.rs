@@ -134,6 +134,8 @@ pub async fn connect_tls(
     config.alpn_protocols = vec![b"h2".to_vec()];
     let name = ServerName::try_from(OPERATOR_DNS_NAME).unwrap();
     let stream = TcpStream::connect(&join.address).await.map_err(|error| error.to_string())?;
+    // As sidecars and Envoys do: else a small message waits for the acknowledgement of the one before.
+    stream.set_nodelay(true).map_err(|error| error.to_string())?;
     TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| error.to_string())
 }
 
