@@ -3,5 +3,6 @@
 pub(crate) mod declared;
 pub(crate) mod kubernetes;
 pub(crate) mod manifests;
+mod saving;
 pub(crate) mod standalone;
 pub(crate) mod world;

@@ -1,11 +1,11 @@
 //! Watches a directory of YAML files.
 //!
 //! Editors save in many ways: a new file moved over the old one, a truncation and a slow write, a delete and a
-//! create. So nothing is read before it has been quiet for [`SETTLE`], a file that was emptied or is gone is given
-//! [`GRACE`] before that is believed, and the whole directory is compared by content at each event. What cannot be
-//! read is told, and keeps what it said before.
+//! create. So nothing is read before it has been quiet for as long as [`Saving`] says, a file that was emptied or is
+//! gone is given [`GRACE`] before that is believed, and the whole directory is compared by content at each event.
+//! What cannot be read is told, and keeps what it said before.
 
-use super::{declared::Declared, manifests::Manifests};
+use super::{declared::Declared, manifests::Manifests, saving::Saving};
 use airlane_api::{FILE_BYTES_MAX, FileError, Location, read_file};
 use airlane_core::id::Namespace;
 use notify::{RecursiveMode, Watcher};
@@ -16,11 +16,11 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
-
-/// Quiet time after the last event before files are read.
-const SETTLE: Duration = Duration::from_millis(20);
 
 /// How long a file may be empty or gone before that is believed: truncate-and-write is one save, and so is
 /// delete-and-create.
@@ -89,11 +89,12 @@ impl Directory {
         sender: watch::Sender<Arc<Declared>>,
         shutdown: CancellationToken,
     ) -> Result<(), ObserveError> {
-        let (events, mut event) = mpsc::channel(1);
+        let (events, mut saving) = watch::channel(Saving::default());
+        let saves = events.clone();
         let failed = |source| ObserveError::Watch { path: self.path.clone(), source };
-        let mut watcher = notify::recommended_watcher(move |_: notify::Result<notify::Event>| {
-            // A full channel already holds the news that there is something to look at.
-            let _ = events.try_send(());
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // What went wrong is found by looking.
+            events.send_if_modified(|saving| event.map_or(true, |event| saving.note(&event)));
         })
         .map_err(failed)?;
         watcher.watch(&self.path, RecursiveMode::Recursive).map_err(failed)?;
@@ -115,9 +116,14 @@ impl Directory {
                 if self.seen.values().any(|seen| seen.vacant_since.is_some()) { GRACE } else { SWEEP };
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
-                () = tokio::time::sleep(pause) => {}
-                _ = event.recv() => {
-                    while tokio::time::timeout(SETTLE, event.recv()).await.is_ok_and(|event| event.is_some()) {}
+                () = sleep(pause) => {}
+                _ = saving.changed() => {
+                    // One who never stops saving does not keep the others' files from being read.
+                    let _ = shutdown.run_until_cancelled(timeout(SWEEP, quiet(&mut saving))).await;
+                    saves.send_if_modified(|saving| {
+                        saving.over();
+                        false
+                    });
                 }
             }
         }
@@ -211,6 +217,26 @@ impl Directory {
     }
 }
 
+/// Waits until nothing is being saved any more.
+async fn quiet(saving: &mut watch::Receiver<Saving>) {
+    loop {
+        let quiet_for = saving.borrow_and_update().quiet_for();
+        if timeout(quiet_for, saving.changed()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Whether a file of this name is read if it is one.
+pub(super) fn is_manifest(path: &Path) -> bool {
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    !is_draft(path) && extension.is_some_and(|extension| matches!(extension, "yaml" | "yml" | "json"))
+}
+
+fn is_draft(path: &Path) -> bool {
+    path.file_name().and_then(|name| name.to_str()).is_none_or(|name| name.starts_with(['.', '#']))
+}
+
 /// The YAML and JSON files below a directory, editors' drafts left out, in order.
 #[derive(Default)]
 struct Listing {
@@ -228,19 +254,14 @@ impl Listing {
         }
         for entry in std::fs::read_dir(directory)? {
             let path = entry?.path();
-            let name = path.file_name().and_then(|name| name.to_str());
-            if name.is_none_or(|name| name.starts_with(['.', '#'])) {
+            if is_draft(&path) {
                 continue;
             }
-            let ours = path
-                .extension()
-                .and_then(|ext| ext.to_str())
-                .is_some_and(|ext| matches!(ext, "yaml" | "yml" | "json"));
             if path.is_dir() {
                 if let Err(error) = self.list(&path) {
                     self.unreadable.insert(path, error);
                 }
-            } else if ours {
+            } else if is_manifest(&path) {
                 self.files.insert(path);
             }
         }
@@ -378,6 +399,28 @@ mod tests {
         assert_eq!(edited.look(), (1, 1));
         edited.remove("pay.yaml");
         assert_eq!(edited.write("pay.yaml", POLICY), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn what_is_saved_while_somebody_watches_is_published() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let system = Namespace::parse("airlane-system").expect("a name");
+        let directory = Directory::open(dir.path(), system).expect("readable");
+        let (sender, mut published) = watch::channel(Arc::default());
+        let shutdown = CancellationToken::new();
+        let watching = tokio::spawn(directory.watch(sender, shutdown.clone()));
+        for (at, name) in ["a.yaml", "b.yaml", "new/c.yaml", "new/d.yaml"].iter().enumerate() {
+            let file = dir.path().join(name);
+            std::fs::create_dir_all(file.parent().expect("a directory")).expect("created");
+            let policy = POLICY.replace("name: pay,", &format!("name: pay-{at},"));
+            std::fs::write(&file, policy).expect("written");
+            if at % 2 == 1 {
+                let saved = published.wait_for(|declared: &Arc<Declared>| declared.objects.len() == at + 1);
+                timeout(Duration::from_secs(20), saved).await.expect(name).expect("watched");
+            }
+        }
+        shutdown.cancel();
+        watching.await.expect("no panic").expect("watched");
     }
 
     #[test]
