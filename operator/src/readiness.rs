@@ -45,7 +45,7 @@ pub(crate) async fn announce(
                     })
                     .collect();
             }
-            changed = acknowledgements.changed() => if changed.is_err() { return },
+            changed = acknowledgements.changed(), if !awaited.is_empty() => if changed.is_err() { return },
         }
         acknowledgements.mark_unchanged();
         awaited.retain(|instance, since| {
