@@ -103,10 +103,9 @@ impl Saying {
             let length = u32::try_from(response.encoded_len());
             let length = length.map_err(|_| Status::internal("a response of more than 4 GiB"))?;
             let mut pieces = response.pieces();
-            let mut first = vec![0];
-            first.extend(length.to_be_bytes());
             // Most responses are one piece, and so one frame.
-            first.extend(pieces.next().unwrap_or_default());
+            let piece = pieces.next().unwrap_or_default();
+            let first = [&[0][..], &length.to_be_bytes(), &piece].concat();
             self.pieces = Box::new(pieces);
             Ok(first)
         });

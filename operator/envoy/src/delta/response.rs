@@ -32,7 +32,10 @@ pub struct Response {
 impl Response {
     /// The length of the encoded `DeltaDiscoveryResponse`, in bytes.
     pub fn encoded_len(&self) -> usize {
-        let resources = self.resources.iter().map(|resource| field_len(self.resource_len(resource)));
+        let resources = self.resources.iter().map(|resource| {
+            let head = resource_head(resource);
+            field_len(self.resource_len(resource, &head))
+        });
         self.head().encoded_len() + resources.sum::<usize>()
     }
 
@@ -65,19 +68,22 @@ impl Response {
     }
 
     fn encode_resource(&self, resource: &Resource, piece: &mut Vec<u8>) {
+        let head = resource_head(resource);
+        let len = self.resource_len(resource, &head);
+        piece.reserve(field_len(len));
         piece.push(FIELD_2);
-        encode_len(self.resource_len(resource), piece);
-        piece.extend(resource_head(resource).encode_to_vec());
+        encode_len(len, piece);
+        // A vector has room for everything, so that nothing here fails.
+        let _ = head.encode(piece);
         if !self.heartbeat {
             piece.push(FIELD_2);
-            encode_len(resource.body.encoded_len(), piece);
-            piece.extend(resource.body.encode_to_vec());
+            let _ = resource.body.encode_length_delimited(piece);
         }
     }
 
-    fn resource_len(&self, resource: &Resource) -> usize {
+    fn resource_len(&self, resource: &Resource, head: &WireResource) -> usize {
         let body = if self.heartbeat { 0 } else { field_len(resource.body.encoded_len()) };
-        resource_head(resource).encoded_len() + body
+        head.encoded_len() + body
     }
 
     pub(super) fn resource(&self, name: &str) -> Option<&Arc<Resource>> {
