@@ -124,6 +124,7 @@ fn change_policy(world: &mut World, n: usize) {
         target: Target::Service { service, port: None },
         calls,
         mtls: None,
+        access: None,
     };
     world.policies.insert(id, Arc::new(policy));
 }

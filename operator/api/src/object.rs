@@ -11,7 +11,7 @@ use crate::{
 };
 use airlane_core::{
     id::{Namespace, ObjectId, ObjectKind},
-    policy::{Policy, Target},
+    policy::{AccessMode, AccessSpec, CallsSpec, MtlsMode, MtlsSpec, Policy, Target},
     problem::{Problem, Reason},
     rollout::Canary,
     world::Service,
@@ -70,6 +70,39 @@ pub struct Unread {
     pub target: Option<Target>,
     /// Whether it speaks about `mtls`: a door whose policy was never understood fails closed.
     pub mtls: bool,
+    /// Whether it speaks about `access`: likewise.
+    pub access: bool,
+}
+
+impl Unread {
+    /// What stands in the place of a policy that was never understood, with what is to be said of it: its door is shut,
+    /// to all but the mesh where it speaks of mTLS, to everybody where it says who may come in. Somebody wanted it
+    /// kept, and we cannot know how. `None` if it speaks of neither, or of nobody knows what.
+    pub fn shut(self, id: &ObjectId) -> Option<(Policy, Vec<Problem>)> {
+        let doors = [
+            (self.mtls, "spec.mtls", "mode Strict holds for its target"),
+            (self.access, "spec.access", "nobody may call its target"),
+        ];
+        let problem = |field: &str, meanwhile: &str| Problem {
+            subject: id.clone(),
+            field: field.to_owned(),
+            reason: Reason::Invalid,
+            message: format!("it was never understood: {meanwhile} until it is mended"),
+        };
+        let said = doors.into_iter().filter(|(said, ..)| *said);
+        let problems: Vec<Problem> = said.map(|(_, field, meanwhile)| problem(field, meanwhile)).collect();
+        let nobody = AccessSpec { admits_others: false, mode: AccessMode::Enforce, rules: Vec::new() };
+        let policy = Policy {
+            id: id.clone(),
+            generation: 0,
+            age_rank: 0,
+            target: self.target.filter(|_| !problems.is_empty())?,
+            calls: CallsSpec::default(),
+            mtls: self.mtls.then(|| MtlsSpec { mode: Some(MtlsMode::Strict), ..MtlsSpec::default() }),
+            access: self.access.then_some(nobody),
+        };
+        Some((policy, problems))
+    }
 }
 
 /// What became of a document.
@@ -230,7 +263,8 @@ impl Unread {
         let about = id.filter(|_| spec.is_some() && (written.is_none() || target_ref.is_some()));
         let target =
             |id: &ObjectId| meaning::policy::target(&id.namespace, target_ref.as_ref(), system_namespace);
-        Unread { target: about.map(target), mtls: spec.is_some_and(|spec| spec.get("mtls").is_some()) }
+        let says = |section: &str| spec.is_some_and(|spec| spec.get(section).is_some());
+        Unread { target: about.map(target), mtls: says("mtls"), access: says("access") }
     }
 }
 

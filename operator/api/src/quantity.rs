@@ -6,7 +6,7 @@
 use airlane_core::{
     id::{Name, Namespace, Revision},
     mesh::FULL_SHARE,
-    policy::{Millis, RetryMethods},
+    policy::{Millis, PathPattern, RetryMethods},
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -59,7 +59,7 @@ impl Shape {
     }
 }
 
-const SHAPES: [&Shape; 5] = [&DURATION, &SHARE, &RATIO, &LABEL, &RETRY_METHOD];
+const SHAPES: [&Shape; 7] = [&DURATION, &SHARE, &RATIO, &LABEL, &RETRY_METHOD, &METHOD, &PATH];
 
 const DURATION: Shape = Shape {
     pattern: "^[1-9][0-9]{0,7}(ms|s|m|h)$",
@@ -99,6 +99,22 @@ const RETRY_METHOD: Shape = Shape {
     description: "Idempotent, All, or an HTTP method.",
     wanted: "write Idempotent, All, or an HTTP method",
     check: |text| text.parse::<RetryMethod>().map(drop),
+};
+
+const METHOD: Shape = Shape {
+    pattern: "^[A-Z][A-Z-]{0,19}$",
+    length_max: 20,
+    description: "An HTTP method, in upper case.",
+    wanted: "write an HTTP method such as GET",
+    check: |text| text.parse::<MethodText>().map(drop),
+};
+
+const PATH: Shape = Shape {
+    pattern: r"^/([A-Za-z0-9._~!$&'()+,=:@-]{1,63}/){0,15}([A-Za-z0-9._~!$&'()+,=:@-]{1,63})?\*?$",
+    length_max: 1025,
+    description: "A path: /charge, or /v1/* for all that begin with /v1/.",
+    wanted: "write a path such as /charge or /v1/*",
+    check: |text| text.parse::<PathText>().map(drop),
 };
 
 /// Serde and schema of a type that is written as a text with a shape.
@@ -276,13 +292,10 @@ written_as!(RetryMethod, RETRY_METHOD);
 impl FromStr for RetryMethod {
     type Err = Misshapen;
     fn from_str(text: &str) -> Result<Self, Misshapen> {
-        let is_method = text.len() <= 20
-            && text.starts_with(|c: char| c.is_ascii_uppercase())
-            && text.bytes().all(|b| b.is_ascii_uppercase() || b == b'-');
         match text {
             "Idempotent" => Ok(RetryMethod(RetryMethods::Idempotent)),
             "All" => Ok(RetryMethod(RetryMethods::All)),
-            method if is_method => Ok(RetryMethod(RetryMethods::Method(method.into()))),
+            method if is_method(method) => Ok(RetryMethod(RetryMethods::Method(method.into()))),
             _ => Err(Misshapen::new(
                 text,
                 "names no requests",
@@ -299,6 +312,75 @@ impl fmt::Display for RetryMethod {
             RetryMethods::All => "All",
             RetryMethods::Method(method) => method,
         })
+    }
+}
+
+/// An HTTP method.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct MethodText(pub String);
+written_as!(MethodText, METHOD);
+
+impl FromStr for MethodText {
+    type Err = Misshapen;
+    fn from_str(text: &str) -> Result<Self, Misshapen> {
+        if is_method(text) {
+            Ok(MethodText(text.to_owned()))
+        } else {
+            Err(Misshapen::new(text, "is not an HTTP method", "write GET, POST or another, in upper case"))
+        }
+    }
+}
+
+impl fmt::Display for MethodText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn is_method(text: &str) -> bool {
+    text.len() <= 20
+        && text.starts_with(|c: char| c.is_ascii_uppercase())
+        && text.bytes().all(|b| b.is_ascii_uppercase() || b == b'-')
+}
+
+/// Paths that an access rule means.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct PathText(pub PathPattern);
+written_as!(PathText, PATH);
+
+impl FromStr for PathText {
+    type Err = Misshapen;
+    fn from_str(text: &str) -> Result<Self, Misshapen> {
+        const MEND: &str = "write /charge, or /v1/* for all that begin with /v1/";
+        let (path, all) = text.strip_suffix('*').map_or((text, false), |path| (path, true));
+        let known = |b: u8| b.is_ascii_alphanumeric() || b"._~!$&'()+,=:@-".contains(&b);
+        let Some(segments) = path.strip_prefix('/').map(|rest| rest.split('/').collect::<Vec<_>>()) else {
+            return Err(Misshapen::new(text, "does not begin with /", MEND));
+        };
+        let inner = segments.split_last().map_or(&[][..], |(_, inner)| inner);
+        if !segments.iter().all(|segment| segment.bytes().all(known)) {
+            return Err(Misshapen::new(text, "has characters that no rule can mean", MEND));
+        }
+        if inner.iter().any(|segment| segment.is_empty())
+            || [".", ".."].iter().any(|dots| segments.contains(dots))
+        {
+            return Err(Misshapen::new(
+                text,
+                "is not how a request's path is compared",
+                "write it without //, . and ..",
+            ));
+        }
+        if inner.len() > 15 || segments.iter().any(|segment| segment.len() > 63) {
+            return Err(Misshapen::new(text, "is too long", "write at most 16 segments of 63 characters"));
+        }
+        let path = path.to_owned();
+        Ok(PathText(if all { PathPattern::Prefix(path) } else { PathPattern::Exact(path) }))
+    }
+}
+
+impl fmt::Display for PathText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 
@@ -406,12 +488,32 @@ mod tests {
         );
     }
 
+    #[test]
+    fn paths() {
+        for good in ["/", "/*", "/charge", "/charge/", "/v1/*", "/v1/char*", "/a.b/~c"] {
+            check::<PathText>(good, good);
+        }
+        for (bad, wrong) in [
+            ("charge", "does not begin with /"),
+            ("/a*b", "has characters that no rule can mean"),
+            ("/a%2Fb", "has characters that no rule can mean"),
+            ("/a;b", "has characters that no rule can mean"),
+        ] {
+            let mend = "write /charge, or /v1/* for all that begin with /v1/";
+            check::<PathText>(bad, &format!("{bad:?} {wrong}; {mend}"));
+        }
+        for bad in ["//a", "/a//b", "/./a", "/a/..", "/../*"] {
+            let said = "is not how a request's path is compared; write it without //, . and ..";
+            check::<PathText>(bad, &format!("{bad:?} {said}"));
+        }
+    }
+
     /// The API server checks the pattern, we the function: what one lets in the other must know. A year's and a
-    /// hundred per cent's bound are ours alone; no pattern can say them.
+    /// hundred per cent's bound and a path's dots are ours alone; no pattern can say them.
     #[test]
     fn patterns_and_functions_agree() {
         let beyond_patterns = |refusal: &Misshapen| {
-            ["is longer than a year", "is more than everything"]
+            ["is longer than a year", "is more than everything", "is not how a request's path is compared"]
                 .iter()
                 .any(|text| refusal.message.ends_with(text))
         };

@@ -36,7 +36,7 @@ fn told(file: &str, text: &str) -> String {
     }
     for refused in &parsed.refused {
         let id = refused.id.as_ref().map_or("an object without name".into(), ToString::to_string);
-        let door = if refused.unread.mtls {
+        let door = if refused.unread.mtls || refused.unread.access {
             format!(", its door closes: {:?}", refused.unread.target)
         } else {
             String::new()
@@ -145,6 +145,7 @@ spec:
             load_balancing: Some(LoadBalancing::Random),
             connection: ConnectionSpec { http2: Some(Http2::Never), max_age: Some(Millis(3_600_000)) },
         },
+        access: None,
         mtls: Some(MtlsSpec {
             mode: Some(MtlsMode::Strict),
             floor: None,

@@ -8,7 +8,7 @@ use crate::{
         ClusterDomain, ClusterName, Identity, InstanceId, Name, Namespace, ObjectId, ServiceId, ServicePort,
         TrustDomain, WorkloadRevision,
     },
-    policy::{LoadBalancing, Millis, MtlsMode, RetryOn},
+    policy::{AccessSpec, LoadBalancing, Millis, MtlsMode, RetryOn},
     protocol::Protocol,
     world::Interception,
 };
@@ -266,6 +266,8 @@ pub struct Undeclared {
     pub mtls: MtlsMode,
     /// Ports for which a policy says something else.
     pub exceptions: BTreeMap<u16, MtlsMode>,
+    /// Who may come: a sender must pass each of these.
+    pub access: Vec<Access>,
 }
 
 /// The door before one port of an application.
@@ -275,6 +277,17 @@ pub struct Door {
     pub mtls: MtlsMode,
     /// What the application speaks.
     pub protocol: Protocol,
+    /// Who may ask for what: a request must pass each of these.
+    pub access: Vec<Access>,
+}
+
+/// What one policy says about who may ask for what.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Access {
+    /// The policy: a refusal names it.
+    pub by: ObjectId,
+    /// What it says.
+    pub says: AccessSpec,
 }
 
 /// Where the kernel redirects what enters a network namespace whose proxy is [`Interception::Transparent`].

@@ -5,7 +5,7 @@
 
 use crate::id::{Name, Namespace, ObjectId, ServiceId};
 use serde::{Deserialize, Serialize};
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 /// A duration in whole milliseconds: the resolution users write and Envoy keeps.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -37,6 +37,8 @@ pub struct Policy {
     pub calls: CallsSpec,
     /// How the target's door is kept.
     pub mtls: Option<MtlsSpec>,
+    /// Who may ask the target for what.
+    pub access: Option<AccessSpec>,
 }
 
 /// What a policy is about.
@@ -266,6 +268,75 @@ pub enum MtlsMode {
     Strict,
 }
 
+/// `access`: who may ask a workload for what. Of several that apply to a door each must let a request pass.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct AccessSpec {
+    /// Whether a request that no rule admits passes.
+    pub admits_others: bool,
+    /// Whether what does not pass is refused, or only told.
+    pub mode: AccessMode,
+    /// What passes.
+    pub rules: Vec<AccessRule>,
+}
+
+/// What becomes of a request that does not pass.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+pub enum AccessMode {
+    /// It is refused.
+    #[default]
+    Enforce,
+    /// It is let in, and told.
+    Audit,
+}
+
+/// Requests that pass: one of `from` asks for one of `to`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct AccessRule {
+    /// Its name in the policy.
+    pub name: Name,
+    /// Who; empty: anybody, also who has no identity.
+    pub from: Vec<Caller>,
+    /// What for; empty: anything.
+    pub to: Vec<Asked>,
+}
+
+/// Callers with an identity.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Caller {
+    /// Their namespace.
+    pub namespace: Namespace,
+    /// Their service account; `None`: any.
+    pub service_account: Option<Name>,
+}
+
+/// Requests, by method and path; bytes of a port that is not HTTP have neither, and are never meant.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Asked {
+    /// Methods; empty: any.
+    pub methods: BTreeSet<String>,
+    /// Paths; empty: any.
+    pub paths: BTreeSet<PathPattern>,
+}
+
+/// Paths, case-sensitive and without the query. A path that an application may read in two ways (an escaped slash,
+/// dot or backslash, a parameter after `;`) is never meant.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum PathPattern {
+    /// This one.
+    Exact(String),
+    /// Every one that begins so (`/v1/*` is all below `/v1/`).
+    Prefix(String),
+}
+
+impl fmt::Display for PathPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PathPattern::Exact(path) => f.write_str(path),
+            PathPattern::Prefix(prefix) => write!(f, "{prefix}*"),
+        }
+    }
+}
+
 macro_rules! display_by_variant {
     ($($type:ty),*) => {
         $(impl fmt::Display for $type {
@@ -276,7 +347,7 @@ macro_rules! display_by_variant {
         })*
     };
 }
-display_by_variant!(LoadBalancing, Http2, MtlsMode);
+display_by_variant!(LoadBalancing, Http2, MtlsMode, AccessMode);
 
 #[cfg(test)]
 mod tests {

@@ -8,11 +8,7 @@
 
 use super::declared::{Accepted, Declared};
 use airlane_api::{FileError, Location, Object, Parsed, Refused, Value};
-use airlane_core::{
-    id::ObjectId,
-    policy::{CallsSpec, MtlsMode, MtlsSpec, Policy},
-    problem::{Problem, Reason},
-};
+use airlane_core::{id::ObjectId, problem::Problem};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -169,28 +165,13 @@ impl Claim {
     }
 }
 
-/// A door whose policy was never understood is shut to all but the mesh: somebody wanted it kept, and we cannot
-/// know how.
+/// In the place of a policy that was never understood, a shut door if it is about one.
 fn fail_closed(refused: Refused) -> Option<(ObjectId, Claim)> {
-    let (id, target) = (refused.id?, refused.unread.target.filter(|_| refused.unread.mtls)?);
-    let problem = Problem {
-        subject: id.clone(),
-        field: "spec.mtls".to_owned(),
-        reason: Reason::Invalid,
-        message: "it was never understood: mode Strict holds for its target until the file is mended"
-            .to_owned(),
-    };
-    let policy = Policy {
-        id: id.clone(),
-        generation: 0,
-        age_rank: 0,
-        target,
-        calls: CallsSpec::default(),
-        mtls: Some(MtlsSpec { mode: Some(MtlsMode::Strict), ..MtlsSpec::default() }),
-    };
+    let id = refused.id?;
+    let (policy, problems) = refused.unread.shut(&id)?;
     let claim = Claim {
         value: Some(Value::Policy(policy)),
-        problems: vec![problem],
+        problems,
         shown: (refused.file, refused.location),
         outdated: false,
         fail_closed: true,

@@ -424,6 +424,18 @@ mod tests {
     }
 
     #[test]
+    fn nobody_is_let_in_by_rules_that_were_never_understood() {
+        let policy = POLICY.replace("timeouts: { request: 10s }", "access: { rules: [{ nane: all }] }");
+        let mut edited = Edited::with(&[("pay.yaml", &policy)]);
+        assert_eq!(edited.look(), (1, 1));
+        let value = edited.directory.manifests().objects.values().next().and_then(|it| it.value.clone());
+        let Some(airlane_api::Value::Policy(policy)) = value else { panic!("a policy in its place") };
+        let access = policy.access.expect("an answer");
+        assert!(!access.admits_others && access.rules.is_empty());
+        assert_eq!(policy.mtls, None, "it said nothing about that");
+    }
+
+    #[test]
     fn links_in_circles_are_followed_once() {
         let mut edited = Edited::with(&[("pay.yaml", POLICY)]);
         std::os::unix::fs::symlink(".", edited.dir.path().join("again")).expect("linked");

@@ -5,8 +5,8 @@ use crate::{field::FieldPath, mesh_policy as shape};
 use airlane_core::{
     id::{Name, Namespace, ObjectId, ServiceId},
     policy::{
-        CallsSpec, CircuitBreakerSpec, ConnectionSpec, LoadBalancing, MtlsSpec, Policy, RetriesSpec, Target,
-        TimeoutsSpec,
+        AccessRule, AccessSpec, Asked, Caller, CallsSpec, CircuitBreakerSpec, ConnectionSpec, LoadBalancing,
+        MtlsSpec, Policy, RetriesSpec, Target, TimeoutsSpec,
     },
 };
 
@@ -35,6 +35,7 @@ pub(crate) fn policy(
             floor: mtls.floor,
             ports: mtls.ports.iter().map(|port| (port.port, port.mode.into())).collect(),
         }),
+        access: spec.access.as_ref().map(|section| access(&id.namespace, section, remarks)),
     }
 }
 
@@ -58,6 +59,65 @@ pub(crate) fn target(
         shape::TargetKind::Deployment | shape::TargetKind::StatefulSet | shape::TargetKind::DaemonSet => {
             Target::Workload { namespace, name }
         }
+    }
+}
+
+fn access(namespace: &Namespace, section: &shape::Access, remarks: &mut Remarks) -> AccessSpec {
+    remarks.not_yet(&FieldPath::of("spec.access"), "nobody is refused by it");
+    AccessSpec {
+        admits_others: section.default == Some(shape::AccessDefault::Allow),
+        mode: section.mode.map(Into::into).unwrap_or_default(),
+        rules: section
+            .rules
+            .iter()
+            .enumerate()
+            .map(|(index, rule)| {
+                let path = FieldPath::of("spec.access.rules").index(index);
+                access_rule(namespace, rule, &path, remarks)
+            })
+            .collect(),
+    }
+}
+
+fn access_rule(
+    namespace: &Namespace,
+    rule: &shape::AccessRule,
+    path: &FieldPath,
+    remarks: &mut Remarks,
+) -> AccessRule {
+    // The same as the schema's rules, which only an API server runs: an empty item would mean everybody.
+    for (index, from) in rule.from.iter().enumerate() {
+        if from.service_account.is_none() && from.namespace.is_none() {
+            let path = path.key("from").index(index);
+            remarks.refuse(
+                path,
+                "says nobody",
+                "say serviceAccount, namespace or both; to mean anybody leave out from",
+            );
+        }
+    }
+    for (index, to) in rule.to.iter().enumerate() {
+        if to.methods.is_empty() && to.paths.is_empty() {
+            let path = path.key("to").index(index);
+            remarks.refuse(
+                path,
+                "asks for nothing",
+                "say methods, paths or both; to mean anything leave out to",
+            );
+        }
+    }
+    let caller = |from: &shape::AccessFrom| Caller {
+        namespace: from.namespace.as_ref().map_or_else(|| namespace.clone(), |namespace| namespace.0.clone()),
+        service_account: from.service_account.as_ref().map(|account| account.0.clone()),
+    };
+    let asked = |to: &shape::AccessTo| Asked {
+        methods: to.methods.iter().map(|method| method.0.clone()).collect(),
+        paths: to.paths.iter().map(|path| path.0.clone()).collect(),
+    };
+    AccessRule {
+        name: rule.name.0.clone(),
+        from: rule.from.iter().map(caller).collect(),
+        to: rule.to.iter().map(asked).collect(),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{calls, index::Index, mtls::Words};
 use crate::{
     id::{ObjectId, ServiceId},
-    policy::{Http2, LoadBalancing, Millis, MtlsMode, RetryMethods, RetryOn},
+    policy::{AccessSpec, Http2, LoadBalancing, Millis, MtlsMode, RetryMethods, RetryOn},
     world::World,
 };
 use serde::{Deserialize, Serialize};
@@ -80,6 +80,13 @@ pub fn effective(world: &World, service: &ServiceId) -> Option<Effective> {
             if !rows.contains(&row) {
                 rows.push(row);
             }
+            for access in door.access(port.target, port.number) {
+                let (value, origin) = (access.says.written(), Origin::Object(access.by));
+                let row = Row { field: "spec.access".to_owned(), value, origin };
+                if !rows.contains(&row) {
+                    rows.push(row);
+                }
+            }
         }
         calls::merge(ladder.rungs(port.number), port.protocol, Some(&mut rows));
         (port.number, rows)
@@ -96,6 +103,14 @@ macro_rules! written_by_display {
     ($($type:ty),*) => { $(impl Written for $type { fn written(&self) -> String { self.to_string() } })* };
 }
 written_by_display!(Millis, u32, LoadBalancing, Http2, MtlsMode);
+
+impl Written for AccessSpec {
+    fn written(&self) -> String {
+        let default = if self.admits_others { "Allow" } else { "Deny" };
+        let names = list(self.rules.iter().map(|rule| rule.name.as_str()));
+        format!("{default} but {names}, {}", self.mode)
+    }
+}
 
 impl Written for String {
     fn written(&self) -> String {

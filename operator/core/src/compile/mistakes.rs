@@ -4,10 +4,11 @@ use super::{index::Index, mtls};
 use crate::{
     id::Namespace,
     policy::{
-        CallsSpec, CircuitBreakerSpec, ConnectionSpec, MtlsMode, MtlsSpec, Policy, RetriesSpec, Target,
-        TimeoutsSpec,
+        AccessSpec, CallsSpec, CircuitBreakerSpec, ConnectionSpec, MtlsMode, MtlsSpec, Policy, RetriesSpec,
+        Target, TimeoutsSpec,
     },
     problem::{Problem, Reason},
+    world::Port,
 };
 use std::{
     cell::LazyCell,
@@ -26,6 +27,10 @@ pub(super) fn find(index: &Index<'_>, problems: &mut BTreeSet<Problem>) {
         if let Some(mtls) = &policy.mtls {
             found.idle_floor(mtls);
             found.unknown_ports(index, mtls);
+        }
+        if let Some(access) = &policy.access {
+            found.idle_rules(access);
+            found.rules_without_requests(index, access);
         }
     }
     for floor in index.policies.floors() {
@@ -161,6 +166,31 @@ impl Found<'_> {
                 None => format!("nothing behind {service} listens on {said}: correct the port"),
             };
             self.add("spec.mtls.ports", Reason::NoEffect, message);
+        }
+    }
+
+    fn idle_rules(&mut self, access: &AccessSpec) {
+        if access.admits_others && !access.rules.is_empty() {
+            let message = "everybody is let in already: say default: Deny, or remove the rules";
+            self.add("spec.access.rules", Reason::NoEffect, message.to_owned());
+        }
+    }
+
+    /// Bytes have no method and no path.
+    fn rules_without_requests(&mut self, index: &Index<'_>, access: &AccessSpec) {
+        let Target::Service { service, port } = &self.policy.target else { return };
+        let Some(declared) = index.world.services.get(service) else { return };
+        let meant = |of: &&Port| port.is_none_or(|wanted| of.number == wanted);
+        let Some(bytes) = declared.ports.iter().filter(meant).find(|port| !port.protocol.is_http()) else {
+            return;
+        };
+        for (n, _) in access.rules.iter().enumerate().filter(|(_, rule)| !rule.to.is_empty()) {
+            let message = format!(
+                "port {} of {service} does not speak HTTP, and there this rule admits nobody: remove to, or target \
+                 another port",
+                bytes.number
+            );
+            self.add(&format!("spec.access.rules[{n}].to"), Reason::NoEffect, message);
         }
     }
 

@@ -5,10 +5,11 @@
 //! pointer.
 //!
 //! It is made of small pure units, each a function of one value that holds all its inputs: a door per
-//! workload revision (`mtls`), the destinations of a service (`routing`), a proxy per instance. What a unit
+//! workload revision (`mtls`, `access`), the destinations of a service (`routing`), a proxy per instance. What a unit
 //! cannot reach, it cannot depend on; that is how one team's mistake stays theirs, and why a unit whose
 //! inputs are equal need not run again.
 
+mod access;
 mod calls;
 mod defaults;
 mod effective;

@@ -84,7 +84,9 @@ impl Words {
                 exceptions.insert(port, ruling.mode);
             }
         }
-        (Undeclared { mtls: mode, exceptions }, authors)
+        let access = self.access(0, 0);
+        authors.extend(access.iter().map(|access| access.by.clone()));
+        (Undeclared { mtls: mode, exceptions, access }, authors)
     }
 
     fn floor(&self, app_port: u16) -> Option<Ruling<'_>> {
@@ -161,7 +163,9 @@ pub(super) fn door(inputs: &Inputs) -> Inbound {
         ports.entry(port.app).or_insert_with(|| {
             let ruling = words.ruling(port.app, port.service);
             shaped_by.extend(ruling.by.cloned());
-            Door { mtls: ruling.mode, protocol: port.protocol }
+            let access = words.access(port.app, port.service);
+            shaped_by.extend(access.iter().map(|access| access.by.clone()));
+            Door { mtls: ruling.mode, protocol: port.protocol, access }
         });
     }
     let redirected = instances.iter().any(|instance| instance.interception == Interception::Transparent);
@@ -263,7 +267,7 @@ mod tests {
             });
             let mesh = compile(&world_of(declared.into_iter().chain(policies))).mesh;
             let inbound = Arc::clone(mesh.workloads.values().next().expect("one workload"));
-            let Undeclared { mtls, exceptions } = inbound.undeclared.clone().expect("redirected");
+            let Undeclared { mtls, exceptions, .. } = inbound.undeclared.clone().expect("redirected");
             (mtls, exceptions.into_iter().collect::<Vec<_>>())
         };
         assert_eq!(undeclared(&[]), (Permissive, vec![]));

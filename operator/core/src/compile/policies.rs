@@ -12,7 +12,7 @@ use std::{collections::HashMap, sync::Arc};
 pub(super) struct Policies<'w> {
     /// Those that say something about calls, the oldest first: it alone counts, whole.
     calls: HashMap<&'w Target, Vec<&'w Arc<Policy>>>,
-    /// Those that say something about mTLS, in object order: all count, the strictest wins.
+    /// Those that say something about the door, in object order: all count, of mTLS modes the strictest.
     doors: HashMap<&'w Target, Vec<&'w Arc<Policy>>>,
 }
 
@@ -24,7 +24,7 @@ impl<'w> Policies<'w> {
             if policy.calls != CallsSpec::default() {
                 calls.entry(&policy.target).or_default().push(policy);
             }
-            if policy.mtls.is_some() {
+            if policy.mtls.is_some() || policy.access.is_some() {
                 doors.entry(&policy.target).or_default().push(policy);
             }
         }
@@ -55,7 +55,7 @@ impl<'w> Policies<'w> {
         levels.flat_map(|(_, policies)| policies).copied().filter(|policy| mtls::is_floor(policy))
     }
 
-    /// Every policy of a target with a word about mTLS.
+    /// Every policy of a target with a word about the door.
     fn about_door(&self, target: &Target) -> &[&'w Arc<Policy>] {
         self.doors.get(target).map_or(&[], Vec::as_slice)
     }

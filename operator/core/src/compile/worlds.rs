@@ -80,7 +80,7 @@ pub(crate) fn instance(service: &str, version: &str, number: u8) -> Instance {
 
 pub(crate) fn policy(id: &str, target: Target) -> Policy {
     let id = object_id(ObjectKind::MeshPolicy, id);
-    Policy { id, generation: 1, age_rank: 0, target, calls: CallsSpec::default(), mtls: None }
+    Policy { id, generation: 1, age_rank: 0, target, calls: CallsSpec::default(), mtls: None, access: None }
 }
 
 pub(crate) fn to_service(service: &str, port: Option<u16>) -> Target {

@@ -165,7 +165,7 @@ impl Build for Mesh {
 }
 
 pub fn door(mtls: MtlsMode, protocol: Protocol) -> Door {
-    Door { mtls, protocol }
+    Door { mtls, protocol, access: Vec::new() }
 }
 
 fn workload(namespace: &str, name: &str) -> WorkloadRevision {
