@@ -106,6 +106,7 @@ impl Unread {
 }
 
 /// What became of a document.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, and it is taken apart at once")]
 pub(crate) enum Interpreted {
     /// It is an object.
     Used { id: ObjectId, value: Option<Value>, problems: Vec<Problem>, manifest: Json },

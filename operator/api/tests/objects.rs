@@ -82,7 +82,11 @@ fn what_is_wrong_is_told_with_its_field() {
             "MeshPolicy shop/pay: spec.retries.perTryTimeOut: there is no field \"perTryTimeOut\" here; did you mean perTryTimeout?",
             "MeshPolicy shop/pay: spec.timeouts: a map is wanted here, not a text; write its fields below it, indented, or in { }",
         ],
-        &Unread { target: Some(Target::Namespace(Namespace::parse("shop").expect("a name"))), mtls: false },
+        &Unread {
+            target: Some(Target::Namespace(Namespace::parse("shop").expect("a name"))),
+            mtls: false,
+            access: false,
+        },
     );
 }
 
@@ -93,7 +97,7 @@ fn a_refused_door_is_known() {
         &[
             "MeshPolicy shop/pay: spec.mtls.mode: \"strict\" is not one of its values; write Strict, Permissive or Disabled",
         ],
-        &Unread { target: pay(None), mtls: true },
+        &Unread { target: pay(None), mtls: true, access: false },
     );
 }
 

@@ -275,7 +275,7 @@ mod tests {
         assert_eq!(undeclared(&[(pay(), mode(Strict))]), (Strict, vec![]));
         assert_eq!(undeclared(&[(to_service("shop/pay", Some(80)), mode(Strict))]), (Permissive, vec![]));
         let metrics = (shop(), ports(Some(Strict), &[(9_090, Permissive), (8_080, Disabled)]));
-        assert_eq!(undeclared(&[metrics.clone()]), (Strict, vec![(9_090, Permissive)]));
+        assert_eq!(undeclared(std::slice::from_ref(&metrics)), (Strict, vec![(9_090, Permissive)]));
         let floor = (MESH, floor(mode(Strict)));
         assert_eq!(undeclared(&[metrics, floor]), (Strict, vec![]));
     }
