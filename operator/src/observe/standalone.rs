@@ -428,7 +428,7 @@ mod tests {
         let policy = POLICY.replace("timeouts: { request: 10s }", "access: { rules: [{ nane: all }] }");
         let mut edited = Edited::with(&[("pay.yaml", &policy)]);
         assert_eq!(edited.look(), (1, 1));
-        let value = edited.directory.manifests().objects.values().next().and_then(|it| it.value.clone());
+        let value = edited.directory.declared().objects.values().next().and_then(|it| it.value.clone());
         let Some(airlane_api::Value::Policy(policy)) = value else { panic!("a policy in its place") };
         let access = policy.access.expect("an answer");
         assert!(!access.admits_others && access.rules.is_empty());
