@@ -1,6 +1,6 @@
 //! The custom resource definitions, generated from the shapes.
 
-use crate::{canary::Canary, mesh_policy::MeshPolicy};
+use crate::{canary::Canary, mesh_policy::MeshPolicy, schema::NOT_YET};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
 };
@@ -28,8 +28,13 @@ fn definitions() -> [CustomResourceDefinition; 2] {
 }
 
 /// Takes back what the derive allows and we do not: an explicit null, which is most often a section whose fields were
-/// forgotten and which rules written with `has()` stumble over; and formats that Kubernetes does not know.
+/// forgotten and which rules written with `has()` stumble over; and formats that Kubernetes does not know. Says of what
+/// is not supported yet that it is not, where `kubectl explain` shows it.
 pub(crate) fn strict(schema: &mut JSONSchemaProps) {
+    if schema.title.as_deref() == Some(NOT_YET) {
+        let description = schema.description.take().unwrap_or_default();
+        schema.description = Some(format!("Not supported yet. {description}"));
+    }
     schema.nullable = None;
     schema.format.take_if(|format| format.starts_with("uint"));
     schema.enum_.iter_mut().for_each(|choices| choices.retain(|choice| !choice.0.is_null()));

@@ -5,16 +5,17 @@
 //! value of core. [`read_object`] does the same with an object as an API server gives it. Nothing here does IO.
 
 #[expect(unreachable_pub, reason = "KubeSchema copies its structs into functions")]
-#[expect(clippy::duplicated_attributes, reason = "every print column has its type")]
 pub mod canary;
 #[expect(unreachable_pub, reason = "KubeSchema copies its structs into functions")]
-#[expect(clippy::duplicated_attributes, reason = "every print column has its type")]
+pub mod matching;
+#[expect(unreachable_pub, reason = "KubeSchema copies its structs into functions")]
 pub mod mesh_policy;
 pub mod quantity;
 #[expect(unreachable_pub, reason = "KubeSchema copies its structs into functions")]
 pub mod service;
 #[expect(unreachable_pub, reason = "KubeSchema copies its structs into functions")]
 pub mod status;
+pub mod text;
 
 mod crds;
 mod field;

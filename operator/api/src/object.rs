@@ -105,13 +105,28 @@ impl Unread {
     }
 }
 
-/// What became of a document.
-#[expect(clippy::large_enum_variant, reason = "there is one at a time, and it is taken apart at once")]
-pub(crate) enum Interpreted {
-    /// It is an object.
-    Used { id: ObjectId, value: Option<Value>, problems: Vec<Problem>, manifest: Json },
-    /// It is refused. The id is there if that much could be read.
-    Refused { id: Option<ObjectId>, findings: Vec<Finding>, unread: Unread },
+/// What a document means.
+pub(crate) struct Meant {
+    pub(crate) id: ObjectId,
+    pub(crate) value: Option<Value>,
+    pub(crate) problems: Vec<Problem>,
+    pub(crate) manifest: Json,
+}
+
+impl Meant {
+    /// The object that stands there.
+    pub(crate) fn written(self, file: &str, location: Location) -> Object {
+        let Meant { id, value, problems, manifest } = self;
+        Object { id, value, problems, refused: None, file: file.into(), location, manifest }
+    }
+}
+
+/// A document that is refused.
+pub(crate) struct Misread {
+    /// Which object it is, if that much could be read.
+    pub(crate) id: Option<ObjectId>,
+    pub(crate) findings: Vec<Finding>,
+    pub(crate) unread: Unread,
 }
 
 /// Reads a `MeshPolicy` or a `Canary` as an API server or its admission review gives it. Never fails: what is wrong is
@@ -127,23 +142,21 @@ pub fn read_object(object: &Json, system_namespace: &Namespace) -> Object {
         // Whatever else is there is Kubernetes' own, in this version or a later one.
         metadata.retain(|key| Metadata::FIELDS.contains(&key));
     }
-    let file = String::new();
-    let location = Location::START;
     match interpret(&root, Vec::new(), system_namespace) {
-        Interpreted::Used { id, mut value, problems, manifest } => {
+        Ok(mut meant) => {
             let metadata = &object["metadata"];
-            let stated = metadata["generation"].as_i64().unwrap_or_default();
-            match &mut value {
+            let generation = metadata["generation"].as_i64().unwrap_or_default();
+            match &mut meant.value {
                 Some(Value::Policy(policy)) => {
-                    policy.generation = stated;
+                    policy.generation = generation;
                     policy.age_rank = created(metadata);
                 }
-                Some(Value::Canary(canary)) => canary.generation = stated,
+                Some(Value::Canary(canary)) => canary.generation = generation,
                 Some(Value::Service(_)) | None => {}
             }
-            Object { id, value, problems, refused: None, file, location, manifest }
+            meant.written("", Location::START)
         }
-        Interpreted::Refused { id, findings, unread } => {
+        Err(Misread { id, findings, unread }) => {
             let id = id.unwrap_or_else(|| nearest_id(&root));
             let problem = |finding: Finding| Problem {
                 subject: id.clone(),
@@ -153,8 +166,8 @@ pub fn read_object(object: &Json, system_namespace: &Namespace) -> Object {
             };
             let mut problems: Vec<Problem> = findings.into_iter().map(problem).collect();
             problems.sort();
-            let manifest = object.clone();
-            Object { id, value: None, problems, refused: Some(unread), file, location, manifest }
+            let meant = Meant { id, value: None, problems, manifest: object.clone() };
+            Object { refused: Some(unread), ..meant.written("", Location::START) }
         }
     }
 }
@@ -186,17 +199,17 @@ fn nearest<L: std::str::FromStr<Err: std::fmt::Debug>>(text: &str, instead: &str
     if label.is_empty() { instead } else { label }.parse().expect("a label")
 }
 
-/// Says what a document means. `findings` are those already made about its text.
+/// Says what a document means, or why it means nothing. `findings` are those already made about its text.
 pub(crate) fn interpret(
     root: &Node,
     mut findings: Vec<Finding>,
     system_namespace: &Namespace,
-) -> Interpreted {
+) -> Result<Meant, Misread> {
     let kind = match Kind::of(root) {
         Ok(kind) => kind,
         Err(finding) => {
             findings.push(finding);
-            return Interpreted::Refused { id: None, findings, unread: Unread::default() };
+            return Err(Misread { id: None, findings, unread: Unread::default() });
         }
     };
     let mut checked = schema::check(kind.schema(), root);
@@ -204,8 +217,8 @@ pub(crate) fn interpret(
     let metadata: Option<Metadata> = typed(&checked.json["metadata"]).ok();
     let id = metadata.as_ref().and_then(|metadata| identity(kind, metadata, &findings));
     let known = metadata.zip(id.clone()).filter(|_| findings.is_empty());
-    let findings = match known.map(|(metadata, id)| used(kind, id, &metadata, &checked, system_namespace)) {
-        Some(Ok(used)) => return used,
+    let findings = match known.map(|(metadata, id)| mean(kind, id, &metadata, &checked, system_namespace)) {
+        Some(Ok(meant)) => return Ok(meant),
         Some(Err(refusals)) => refusals,
         None => findings,
     };
@@ -213,17 +226,17 @@ pub(crate) fn interpret(
         .into_iter()
         .map(|finding| Finding { at: finding.at.or_else(|| Some(finding.path.locate(root))), ..finding });
     let unread = Unread::of(kind, id.as_ref(), root, &checked, system_namespace);
-    Interpreted::Refused { id, findings: findings.collect(), unread }
+    Err(Misread { id, findings: findings.collect(), unread })
 }
 
 /// The object, or why it has to be refused for what it means.
-fn used(
+fn mean(
     kind: Kind,
     id: ObjectId,
     metadata: &Metadata,
     checked: &Checked,
     system_namespace: &Namespace,
-) -> Result<Interpreted, Vec<Finding>> {
+) -> Result<Meant, Vec<Finding>> {
     let mut remarks = Remarks::on(id.clone());
     for path in &checked.not_yet {
         remarks.not_yet(path, kind.without(path));
@@ -247,7 +260,7 @@ fn used(
         return Err(remarks.findings);
     }
     remarks.problems.sort();
-    Ok(Interpreted::Used { id, value, problems: remarks.problems, manifest: checked.json.clone() })
+    Ok(Meant { id, value, problems: remarks.problems, manifest: checked.json.clone() })
 }
 
 impl Unread {

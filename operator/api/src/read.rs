@@ -4,7 +4,7 @@
 use crate::{
     field::{FieldPath, Finding},
     kind::SERVER_SET,
-    object::{Interpreted, Object, Unread, interpret},
+    object::{Misread, Object, Unread, interpret},
     tree::Location,
     yaml::{self, Document},
 };
@@ -112,20 +112,8 @@ impl Parsed {
                     metadata.retain(|key| !SERVER_SET.contains(&key));
                 }
                 match interpret(&root, findings, system_namespace) {
-                    Interpreted::Used { id, value, problems, manifest } => {
-                        let (file, location) = (file.into(), at);
-                        let refused = None;
-                        return self.objects.push(Object {
-                            id,
-                            value,
-                            problems,
-                            refused,
-                            file,
-                            location,
-                            manifest,
-                        });
-                    }
-                    Interpreted::Refused { id, findings, unread } => (id, findings, unread),
+                    Ok(meant) => return self.objects.push(meant.written(file, at)),
+                    Err(Misread { id, findings, unread }) => (id, findings, unread),
                 }
             }
         };

@@ -9,23 +9,34 @@ use crate::{
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
 };
-use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
+use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde::{Deserialize, Serialize};
-use serde_json::Value as Json;
+use serde_json::{Number, Value as Json};
 use std::{borrow::Cow, collections::HashMap};
 
-/// A field whose name is known and whose meaning is not supported yet. It is accepted and reported, never dropped
-/// in silence.
+/// A field whose shape is known and whose meaning is not supported yet. It is accepted and reported, never dropped in
+/// silence.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(transparent)]
-pub struct NotYet(pub Json);
+pub struct NotYet<T = Json>(pub T);
 
-impl JsonSchema for NotYet {
-    fn schema_name() -> Cow<'static, str> {
-        "NotYet".into()
+/// The title by which a schema says that its meaning is not supported yet.
+pub(crate) const NOT_YET: &str = "NotSupportedYet";
+
+impl<T: JsonSchema> JsonSchema for NotYet<T> {
+    fn inline_schema() -> bool {
+        true
     }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "x-kubernetes-preserve-unknown-fields": true, "description": "Not supported yet." })
+    fn schema_name() -> Cow<'static, str> {
+        format!("NotYet_{}", T::schema_name()).into()
+    }
+    fn schema_id() -> Cow<'static, str> {
+        format!("NotYet<{}>", T::schema_id()).into()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = generator.subschema_for::<T>();
+        schema.insert("title".into(), NOT_YET.into());
+        schema
     }
 }
 
@@ -69,6 +80,8 @@ pub(crate) fn check(schema: &JSONSchemaProps, node: &Node) -> Checked {
 struct Check {
     findings: Vec<Finding>,
     not_yet: Vec<FieldPath>,
+    /// Inside a field that is not supported yet: what is below it need not be told again.
+    in_not_yet: bool,
 }
 
 impl Check {
@@ -82,15 +95,23 @@ impl Check {
     }
 
     fn node(&mut self, schema: &JSONSchemaProps, node: &Node, path: &FieldPath) -> Option<Json> {
+        if self.in_not_yet || schema.title.as_deref() != Some(NOT_YET) {
+            return self.value(schema, node, path);
+        }
+        self.not_yet.push(path.clone());
+        self.in_not_yet = true;
+        let json = self.value(schema, node, path);
+        self.in_not_yet = false;
+        json
+    }
+
+    fn value(&mut self, schema: &JSONSchemaProps, node: &Node, path: &FieldPath) -> Option<Json> {
         match (schema.type_.as_deref(), &node.value) {
             (Some(_), _) if node.is_null() => {
                 self.find(node.at, path, "has no value", format!("{}, or remove it", expectation(schema)));
                 None
             }
-            (None, _) => {
-                self.not_yet.push(path.clone());
-                Some(untyped(node))
-            }
+            (None, _) => Some(untyped(node)),
             (Some("object"), Value::Map(entries)) => Some(self.map(schema, node, entries, path)),
             (Some("array"), Value::List(items)) => Some(self.list(schema, node, items, path)),
             (Some("string"), Value::Scalar { text, plain }) => {
@@ -98,6 +119,13 @@ impl Check {
             }
             (Some("integer"), Value::Scalar { text, plain: true }) => {
                 self.integer(schema, node, text, path).map(Json::from)
+            }
+            (Some("number"), Value::Scalar { text, plain: true }) => {
+                let number = text.parse().ok().filter(|_| is_number(text)).and_then(Number::from_f64);
+                if number.is_none() {
+                    self.find(node.at, path, format!("{text:?} is not a number"), "write it as in 12 or 0.5");
+                }
+                number.map(Json::Number)
             }
             (Some("boolean"), Value::Scalar { text, plain: true }) => {
                 let truth = truth(text);
@@ -117,6 +145,7 @@ impl Check {
                     "array" => ("a list", "begin each item with `- `, or write it in [ ]".to_string()),
                     "string" => ("a text", expectation(schema)),
                     "boolean" => ("true or false", "write true or false, without quotes".to_string()),
+                    "number" => ("a number", "write it without quotes".to_string()),
                     _ => ("a whole number", "write it without quotes".to_string()),
                 };
                 self.find(node.at, path, format!("{wanted} is wanted here, not {}", kind(node)), mend);
@@ -290,6 +319,7 @@ fn expectation(schema: &JSONSchemaProps) -> String {
         (Some(shape), _) => shape.wanted.into(),
         (None, Some("string")) => "write a text".into(),
         (None, Some("integer")) => "write a whole number".into(),
+        (None, Some("number")) => "write a number".into(),
         (None, Some("boolean")) => "write true or false".into(),
         (None, Some("array")) => "add a list".into(),
         (None, _) => "add its fields".into(),

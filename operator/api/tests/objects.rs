@@ -1,6 +1,6 @@
 //! Objects as an API server gives them: they mean what the same text means in a file.
 
-#![expect(clippy::expect_used, clippy::panic, reason = "a helper of tests fails the test")]
+#![expect(clippy::expect_used, reason = "a helper of tests fails the test")]
 
 use airlane_api::{Object, Unread, Value, read_file, read_object};
 use airlane_core::{

@@ -3,6 +3,7 @@
 
 pub(crate) mod policy;
 pub(crate) mod rollout;
+mod rules;
 pub(crate) mod service;
 
 use crate::field::{FieldPath, Finding};

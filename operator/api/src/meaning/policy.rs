@@ -1,6 +1,6 @@
 //! What a `MeshPolicy` means.
 
-use super::Remarks;
+use super::{Remarks, rules};
 use crate::{field::FieldPath, mesh_policy as shape};
 use airlane_core::{
     id::{Name, Namespace, ObjectId, ServiceId},
@@ -24,6 +24,7 @@ pub(crate) fn policy(
         let message = format!("a {:?} has no ports to choose from", target.kind);
         remarks.refuse(FieldPath::of("spec.targetRef.port"), message, "remove it, or target the Service");
     }
+    rules::policy(spec, remarks);
     Policy {
         id: id.clone(),
         generation: 0,
@@ -85,7 +86,7 @@ fn access_rule(
     path: &FieldPath,
     remarks: &mut Remarks,
 ) -> AccessRule {
-    // The same as the schema's rules, which only an API server runs: an empty item would mean everybody.
+    // An empty item would mean everybody.
     for (index, from) in rule.from.iter().enumerate() {
         if from.service_account.is_none() && from.namespace.is_none() {
             let path = path.key("from").index(index);

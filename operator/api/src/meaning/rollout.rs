@@ -1,6 +1,9 @@
 //! What a `Canary` means.
 
-use super::Remarks;
+use super::{
+    Remarks,
+    rules::{matches, one_of},
+};
 use crate::{
     canary as shape,
     field::FieldPath,
@@ -31,6 +34,7 @@ pub(crate) fn canary(
     remarks: &mut Remarks,
 ) -> Option<Canary> {
     let held = hold_back(spec, remarks);
+    audience(spec, remarks);
     let steps = steps(spec.steps.as_deref(), remarks);
     let objectives = objectives(&spec.objectives, remarks);
     let judgement = spec.judgement.clone().unwrap_or_default();
@@ -69,18 +73,16 @@ struct Parties {
 fn parties(spec: &shape::CanarySpec, remarks: &mut Remarks) -> Option<Parties> {
     const MEND: &str = "write service: NAME, stable: { version: v1 } and canary: { version: v2 }";
     let spec_path = FieldPath::of("spec");
-    match (&spec.target_ref, &spec.service) {
-        (Some(_), Some(_)) => {
-            remarks.refuse(spec_path.key("targetRef"), "a canary has targetRef or service, not both", MEND);
-            return None;
+    if let Some(target) = &spec.target_ref {
+        let path = spec_path.key("targetRef");
+        if spec.service.is_some() || spec.stable.is_some() || spec.canary.is_some() {
+            let message = "a canary has targetRef, or service with stable and canary";
+            remarks.refuse(path, message, "remove one of the two");
+        } else {
+            let consequence = format!("to release a {:?} by itself is not possible yet; {MEND}", target.kind);
+            remarks.not_yet(&path, &consequence);
         }
-        (Some(target), None) => {
-            let consequence =
-                format!("to release a {:?} by itself needs Kubernetes; here {MEND}", target.kind);
-            remarks.not_yet(&spec_path.key("targetRef"), &consequence);
-            return None;
-        }
-        _ => {}
+        return None;
     }
     let version = |version: &Option<shape::Version>| {
         version.clone().map(|shape::Version { version: RevisionText(v) }| v)
@@ -97,6 +99,18 @@ fn parties(spec: &shape::CanarySpec, remarks: &mut Remarks) -> Option<Parties> {
         remarks.refuse(FieldPath::of("spec.canary.version"), message, "name the version on trial");
     }
     Some(parties)
+}
+
+/// Who is to see the canary must be said in one way.
+fn audience(spec: &shape::CanarySpec, remarks: &mut Remarks) {
+    let path = FieldPath::of("spec.match");
+    match &spec.matches {
+        Some(wanted) => matches(&wanted.0, &path, remarks),
+        None if spec.strategy == Some(shape::Strategy::AB) => {
+            remarks.refuse(path, "AB goes by what requests say", "write match");
+        }
+        None => {}
+    }
 }
 
 /// Whether something in the plan restrains the release in a way we cannot follow yet. Going on without it would show
@@ -165,10 +179,13 @@ fn objectives(objectives: &[shape::Objective], remarks: &mut Remarks) -> Vec<Obj
     let mut judged = Vec::new();
     for (index, objective) in objectives.iter().enumerate() {
         let path = FieldPath::of("spec.objectives").index(index);
-        match &objective.error_rate {
-            Some(rate) => judged.push(error_rate(&objective.name, rate, &path.key("errorRate"), remarks)),
-            None if objective.latency.is_some() || objective.metric.is_some() => {}
-            None => remarks.refuse(path, "bounds nothing", "add errorRate: { max: 1% }"),
+        let shape::Objective { error_rate: rate, latency, metric, .. } = objective;
+        if one_of([rate.is_some(), latency.is_some(), metric.is_some()]).is_err() {
+            let mend = "give exactly one of errorRate, latency and metric";
+            remarks.refuse(path.clone(), "an objective bounds one thing", mend);
+        }
+        if let Some(rate) = rate {
+            judged.push(error_rate(&objective.name, rate, &path.key("errorRate"), remarks));
         }
     }
     if judged.is_empty() {

@@ -27,6 +27,10 @@ pub struct CanaryStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub problems: Vec<FieldProblem>,
+    /// Whose traffic it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub target: Option<String>,
     /// Where it is: Idle, Progressing, Holding, Paused, Promoting, Succeeded, RollingBack or RolledBack.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
@@ -38,6 +42,9 @@ pub struct CanaryStatus {
     /// The canary's share now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<Share>,
+    /// How the target's requests reach it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
     /// Who shares the traffic.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revisions: Option<Revisions>,
@@ -66,6 +73,15 @@ fn opaque(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true })
 }
 
+/// How requests reach the target.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
+pub struct Traffic {
+    /// Through the mesh.
+    pub mesh: Share,
+    /// Past it.
+    pub outside: Share,
+}
+
 /// Who shares the traffic.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct Revisions {
@@ -73,6 +89,10 @@ pub struct Revisions {
     pub stable: RevisionText,
     /// The revision on trial.
     pub canary: RevisionText,
+    /// Those that have proved themselves and may come back without a trial, newest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20))]
+    pub certified: Vec<RevisionText>,
 }
 
 /// What was counted at this step.
@@ -141,7 +161,9 @@ impl CanaryStatus {
             revisions: Some(Revisions {
                 stable: RevisionText(canary.plan.stable.clone()),
                 canary: RevisionText(canary.plan.canary.clone()),
+                certified: Vec::new(),
             }),
+            target: Some(canary.plan.service.name.to_string()),
             ..CanaryStatus::default()
         };
         if let Some(progress) = &canary.progress {
@@ -149,6 +171,25 @@ impl CanaryStatus {
             status.memory = Some(serde_json::to_value(progress)?);
         }
         Ok(status)
+    }
+
+    /// What to tell of a canary that was never understood, or of which nothing can be used yet.
+    pub fn refused(generation: i64, problems: &[Problem]) -> Self {
+        let told = problems.first().map(|problem| (problem.reason.to_string(), cut(&problem.message)));
+        let (reason, message) = told.unwrap_or_else(|| ("Refused".into(), String::new()));
+        let ready = Condition {
+            type_: "Ready".into(),
+            status: ConditionStatus::False,
+            reason,
+            message,
+            observed_generation: Some(generation),
+        };
+        CanaryStatus {
+            observed_generation: Some(generation),
+            conditions: vec![ready],
+            problems: field_problems(problems),
+            ..CanaryStatus::default()
+        }
     }
 
     fn tell(&mut self, progress: &Progress) {
@@ -243,6 +284,20 @@ mod tests {
         assert_eq!(json["history"][0]["at"], "1970-01-01T00:00:00Z");
         let read: CanaryStatus = serde_json::from_value(json).expect("a status reads back");
         assert_eq!(read.progress().expect("a memory"), canary.progress);
+    }
+
+    #[test]
+    fn a_canary_that_is_refused_is_not_ready_and_says_why() {
+        let problem = Problem {
+            subject: canary().id,
+            field: "spec.service".into(),
+            reason: airlane_core::problem::Reason::Invalid,
+            message: "is missing".into(),
+        };
+        let CanaryStatus { conditions, problems, memory, .. } = CanaryStatus::refused(4, &[problem]);
+        let told = conditions.iter().map(|c| (c.status, c.reason.as_str(), c.message.as_str()));
+        assert_eq!(told.collect::<Vec<_>>(), [(ConditionStatus::False, "Invalid", "is missing")]);
+        assert_eq!((problems.len(), memory), (1, None));
     }
 
     #[test]

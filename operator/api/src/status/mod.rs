@@ -3,7 +3,7 @@
 mod canary;
 mod mesh_policy;
 
-pub use canary::{CanaryStatus, Evidence, HistoryEntry, Outcomes, Revisions};
+pub use canary::{CanaryStatus, Evidence, HistoryEntry, Outcomes, Revisions, Traffic};
 pub use mesh_policy::{MeshPolicyStatus, Proxies};
 
 use airlane_core::problem::Problem;

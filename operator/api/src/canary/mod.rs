@@ -1,7 +1,18 @@
 //! `Canary`: a release that proves itself.
 
+mod course;
+mod objective;
+
+pub use {
+    course::{
+        Affinity, Gate, GatePoint, InFlight, OnDeadline, OnFailure, OutsideTraffic, RollbackOf, Webhook,
+    },
+    objective::{ErrorRate, GrpcStatus, Latency, Metric, Objective, Paths},
+};
+
 use crate::{
-    quantity::{Duration, NameText, Ratio, RevisionText, Share},
+    matching::Matches,
+    quantity::{Duration, NameText, RevisionText, Share},
     schema::NotYet,
     status::CanaryStatus,
 };
@@ -22,22 +33,43 @@ use serde::{Deserialize, Serialize};
     namespaced,
     status = "CanaryStatus",
     derive = "PartialEq",
+    selectable = ".spec.service",
+    selectable = ".spec.targetRef.name",
+    selectable = ".status.phase",
+    validation = Rule::new("size(self.metadata.name) <= 63 && !self.metadata.name.contains('.')")
+        .message("metadata.name must be a DNS label; use at most 63 lower-case letters, digits and '-'"),
+    printcolumn(name = "Target", type_ = "string", json_path = ".status.target"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Step", type_ = "integer", json_path = ".status.step"),
     printcolumn(name = "Weight", type_ = "string", json_path = ".status.weight"),
     printcolumn(name = "Because", type_ = "string", json_path = ".status.because"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(name = "Needs", type_ = "string", json_path = ".status.needs", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp", priority = 1)
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.targetRef) != has(self.service)")
-        .message("give either targetRef, or service with stable and canary"),
+    validation = Rule::new("has(self.targetRef) || has(self.service)")
+        .message("names nothing to release; write service: NAME, stable: { version: v1 } and canary: { version: v2 }"),
+    validation = Rule::new("!has(self.targetRef) || (!has(self.service) && !has(self.stable) && !has(self.canary))")
+        .message("a canary has targetRef, or service with stable and canary; remove one of the two")
+        .field_path(".targetRef"),
     validation = Rule::new("!has(self.service) || (has(self.stable) && has(self.canary))")
-        .message("service needs stable and canary: { version: … }"),
+        .message("service needs both versions; write stable: { version: v1 } and canary: { version: v2 }")
+        .field_path(".service"),
     validation = Rule::new("!has(self.stable) || !has(self.canary) || self.stable.version != self.canary.version")
-        .message("stable and canary must be different versions").field_path(".canary.version"),
-    validation = Rule::new("!has(self.steps) || self.steps[size(self.steps) - 1].weight.startsWith('100')")
-        .message("the last step must have weight: 100%").field_path(".steps")
+        .message(Message::Expression(
+            "self.canary.version + ' is the stable version too; name the version on trial'".into()))
+        .field_path(".canary.version"),
+    validation = Rule::new("has(self.service) == has(oldSelf.service) \
+            && (!has(self.service) || self.service == oldSelf.service)")
+        .message("service cannot change: what this canary remembers is about the other one; make a new Canary")
+        .field_path(".service"),
+    validation = Rule::new("has(self.targetRef) == has(oldSelf.targetRef) \
+            && (!has(self.targetRef) || self.targetRef == oldSelf.targetRef)")
+        .message("targetRef cannot change: what this canary remembers is about the other one; make a new Canary")
+        .field_path(".targetRef"),
+    validation = Rule::new("!has(self.strategy) || self.strategy != 'AB' || has(self.match)")
+        .message("AB goes by what requests say; write match").field_path(".match")
 )]
 pub struct CanarySpec {
     /// The workload whose new revisions are released, instead of `service`, `stable` and `canary`.
@@ -60,13 +92,22 @@ pub struct CanarySpec {
     pub strategy: Option<Strategy>,
     /// Who sees the canary (AB).
     #[serde(rename = "match", skip_serializing_if = "Option::is_none")]
-    pub matches: Option<NotYet>,
+    #[schemars(length(max = 16))]
+    pub matches: Option<Matches>,
     /// How a user stays on one revision.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub affinity: Option<NotYet>,
+    pub affinity: Option<NotYet<Affinity>>,
     /// The canary's shares, each larger than the one before, the last one 100%. Without them: 5, 25, 50, 100 %.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 20))]
+    #[x_kube(
+        validation = Rule::new("self.map(step, double(step.weight.replace('%', ''))).isSorted() \
+                && self.all(step, self.exists_one(other, double(other.weight.replace('%', '')) \
+                    == double(step.weight.replace('%', ''))))")
+            .message("let each step be larger than the one before"),
+        validation = Rule::new("self[size(self) - 1].weight.startsWith('100')")
+            .message("add a step { weight: 100% }: a release ends with all of the traffic")
+    )]
     pub steps: Option<Vec<Step>>,
     /// What must hold. Without them: at most 1 % errors.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -75,25 +116,27 @@ pub struct CanarySpec {
     pub objectives: Vec<Objective>,
     /// How long the canary may take to be up.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ready_within: Option<NotYet>,
+    pub ready_within: Option<NotYet<Duration>>,
     /// How long the release may take.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub deadline: Option<NotYet>,
+    pub deadline: Option<NotYet<Duration>>,
     /// What happens then.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub on_deadline: Option<NotYet>,
+    pub on_deadline: Option<NotYet<OnDeadline>>,
     /// Who is asked on the way.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub gates: Option<NotYet>,
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub gates: Option<NotYet<Vec<Gate>>>,
     /// How sure the judge must be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub judgement: Option<Judgement>,
     /// How it is taken back.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub on_failure: Option<NotYet>,
+    pub on_failure: Option<NotYet<OnFailure>>,
     /// What is thought of callers that reach pods past the mesh.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub outside_traffic: Option<NotYet>,
+    pub outside_traffic: Option<NotYet<OutsideTraffic>>,
 }
 
 /// A workload, in the canary's namespace.
@@ -131,8 +174,15 @@ pub enum Strategy {
 }
 
 /// One step.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("double(self.weight.replace('%', '')) > 0.0")
+        .message("0% sends nothing to the canary; write at least 0.01%").field_path(".weight"),
+    validation = Rule::new("self.weight.matches('^[0-9]+([.][0-9]{1,2}0*)?%$')")
+        .message(Message::Expression("self.weight + ' is too fine a weight; use at most two decimals, as in 0.01%'".into()))
+        .field_path(".weight")
+)]
 pub struct Step {
     /// The canary's share.
     pub weight: Share,
@@ -144,52 +194,19 @@ pub struct Step {
     pub approve: Option<bool>,
 }
 
-/// What must hold.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct Objective {
-    /// Its name.
-    pub name: NameText,
-    /// A bound on failed requests.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error_rate: Option<ErrorRate>,
-    /// A bound on slow requests.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub latency: Option<NotYet>,
-    /// A bound on a metric of somebody else's.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub metric: Option<NotYet>,
-    /// Which paths count.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub paths: Option<NotYet>,
-    /// How long a cold start is not judged.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub warm_up: Option<NotYet>,
-}
-
-/// A bound on failed requests.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct ErrorRate {
-    /// The highest rate that is still good.
-    pub max: Share,
-    /// So many times worse than stable is still healthy.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub worse_than_stable: Option<Ratio>,
-    /// Below this rate it is healthy whatever stable does.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ignore_below: Option<Share>,
-    /// Which statuses are failures.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub statuses: Option<NotYet>,
-    /// Which gRPC statuses are failures.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub grpc: Option<NotYet>,
-}
-
 /// How sure the judge must be.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.falseRollback) || (double(self.falseRollback.replace('%', '')) > 0.0 \
+            && double(self.falseRollback.replace('%', '')) < 100.0)")
+        .message(Message::Expression("self.falseRollback + ' cannot be kept; write more than 0% and less than 100%'".into()))
+        .field_path(".falseRollback"),
+    validation = Rule::new("!has(self.wrongPromotion) || (double(self.wrongPromotion.replace('%', '')) > 0.0 \
+            && double(self.wrongPromotion.replace('%', '')) < 100.0)")
+        .message(Message::Expression("self.wrongPromotion + ' cannot be kept; write more than 0% and less than 100%'".into()))
+        .field_path(".wrongPromotion")
+)]
 pub struct Judgement {
     /// The most false rollbacks, per attempt of a revision.
     #[serde(skip_serializing_if = "Option::is_none")]

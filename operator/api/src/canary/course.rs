@@ -1,0 +1,102 @@
+//! What surrounds a release: who sees it, who is asked, when it ends and how it is taken back.
+
+use crate::{
+    mesh_policy::Cookie,
+    quantity::{Duration, NameText},
+    text::UrlText,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How a user stays on one revision.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Affinity {
+    /// By this cookie.
+    pub cookie: Cookie,
+}
+
+/// Hold: it waits for a person. Rollback: it is taken back. Promote: it gets everything.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "explained above, once, for users too")]
+pub enum OnDeadline {
+    Hold,
+    Rollback,
+    Promote,
+}
+
+/// Who is asked on the way. One that does not answer holds the release, and never fails it.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Gate {
+    /// Its name.
+    pub name: NameText,
+    /// When it is asked.
+    pub at: GatePoint,
+    /// Who answers.
+    pub webhook: Webhook,
+}
+
+/// Start: before the first request. Step: before every step. Promotion: before the last. Rollback: before it is taken
+/// back.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "explained above, once, for users too")]
+pub enum GatePoint {
+    Start,
+    Step,
+    Promotion,
+    Rollback,
+}
+
+/// Who answers.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Webhook {
+    /// Where it listens.
+    pub url: UrlText,
+    /// How long is waited for the answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
+}
+
+/// How it is taken back.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct OnFailure {
+    /// What is taken back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<RollbackOf>,
+    /// Who is told.
+    #[schemars(length(max = 16))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notify: Vec<NameText>,
+    /// What becomes of requests under way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_flight: Option<InFlight>,
+}
+
+/// Auto: the template where nobody else owns it, otherwise the traffic. Template: the workload's template. Traffic: the
+/// traffic alone.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "explained above, once, for users too")]
+pub enum RollbackOf {
+    Auto,
+    Template,
+    Traffic,
+}
+
+/// What becomes of requests under way.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct InFlight {
+    /// They may end within this time.
+    pub finish: Duration,
+}
+
+/// Refuse: callers that reach pods past the mesh stop the release. Accept: they are counted, and it goes on.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "explained above, once, for users too")]
+pub enum OutsideTraffic {
+    Refuse,
+    Accept,
+}
