@@ -212,6 +212,12 @@ async fn check_says_whether_files_and_the_mesh_are_right() {
     assert!(told.contains("2 objects, nothing wrong"), "{told}");
     let told = said("check bad.yaml", &mesh.cli(&["check", bad.to_str().unwrap()]).await, 1);
     assert!(told.contains("spec.timeout") && told.contains("bad.yaml:6"), "{told}");
+    let copy = mesh.home().join("copy.yaml");
+    fs::write(&copy, RESOURCES).unwrap();
+    let files = ["check", good.to_str().unwrap(), copy.to_str().unwrap(), good.to_str().unwrap()];
+    let told = said("check good.yaml copy.yaml", &mesh.cli(&files).await, 1);
+    assert!(told.contains("is already in") && told.contains("good.yaml:"), "{told}");
+    fs::remove_file(copy).unwrap();
     let told = said("check nowhere.yaml", &mesh.cli(&["check", "nowhere.yaml"]).await, 1);
     assert!(told.contains("nowhere.yaml"), "{told}");
 

@@ -1,47 +1,55 @@
 //! `airlane check`: files without a mesh, or a running mesh.
 
 use super::{client::Client, say, table::plain};
-use crate::{app::system_namespace, local::server::Summary, observe::standalone::Directory};
-use airlane_api::read_file;
+use crate::{
+    app::system_namespace,
+    local::server::Summary,
+    observe::standalone::{files_below, read_bounded},
+};
+use airlane_api::{Parsed, merge, read_file};
+use airlane_core::id::Namespace;
 use anyhow::{Context, bail};
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
-/// Reads files as the operator would and prints what is wrong with them.
+/// Reads files as the operator would and prints what is wrong with them, each and together.
 pub(crate) fn check_files(paths: &[PathBuf]) -> anyhow::Result<()> {
-    let (mut objects, mut errors) = (0, 0);
-    let mut report = |text: String| {
-        errors += 1;
-        say(&format!("{}\n", plain(&text)));
-    };
+    let system_namespace = system_namespace()?;
+    let mut wrong = Vec::new();
+    let mut seen = BTreeSet::new();
+    let mut read = Vec::new();
     for path in paths {
-        if path.is_dir() {
-            let directory = Directory::open(path, system_namespace()?)?;
-            let declared = directory.declared();
-            objects += declared.objects.len();
-            declared.errors.values().flatten().for_each(|error| report(error.to_string()));
-            declared
-                .objects
-                .values()
-                .flat_map(|object| &object.problems)
-                .for_each(|problem| report(problem.to_string()));
-        } else {
-            let text =
-                std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-            let parsed = read_file(&path.display().to_string(), &text, &system_namespace()?);
-            objects += parsed.objects.len();
-            parsed.errors.iter().for_each(|error| report(error.to_string()));
-            parsed
-                .objects
-                .iter()
-                .flat_map(|object| &object.problems)
-                .for_each(|problem| report(problem.to_string()));
+        let files = if path.is_dir() { files_below(path)? } else { BTreeSet::from([path.clone()]) };
+        for file in files {
+            // A file may be named twice, by itself and by its directory.
+            if file.canonicalize().is_ok_and(|file| !seen.insert(file)) {
+                continue;
+            }
+            match read_one(&file, &system_namespace) {
+                Ok(parsed) => read.push(parsed),
+                Err(error) => wrong.push(format!("{error:#}")),
+            }
         }
     }
-    if errors > 0 {
-        bail!("{errors} found, {objects} objects are right");
+    let Parsed { objects, errors, .. } = merge(read);
+    wrong.extend(errors.iter().map(ToString::to_string));
+    wrong.extend(objects.iter().flat_map(|object| &object.problems).map(ToString::to_string));
+    for line in &wrong {
+        say(&format!("{}\n", plain(line)));
     }
-    say(&format!("{objects} objects, nothing wrong\n"));
+    if !wrong.is_empty() {
+        bail!("{} found, {} objects are right", wrong.len(), objects.len());
+    }
+    say(&format!("{} objects, nothing wrong\n", objects.len()));
     Ok(())
+}
+
+fn read_one(file: &Path, system_namespace: &Namespace) -> anyhow::Result<Parsed> {
+    let cannot = || format!("cannot read {}", file.display());
+    let text = String::from_utf8(read_bounded(file).with_context(cannot)?).with_context(cannot)?;
+    Ok(read_file(&file.display().to_string(), &text, system_namespace))
 }
 
 /// Asks the running mesh how it is.

@@ -269,8 +269,22 @@ impl Listing {
     }
 }
 
+/// The files of a directory that are read, in order.
+///
+/// # Errors
+/// If it or a directory below it cannot be listed.
+pub(crate) fn files_below(directory: &Path) -> Result<BTreeSet<PathBuf>, ObserveError> {
+    let failed = |path: &Path, source| ObserveError::List { path: path.to_owned(), source };
+    let mut listing = Listing::default();
+    listing.list(directory).map_err(|source| failed(directory, source))?;
+    match listing.unreadable.pop_first() {
+        Some((path, source)) => Err(failed(&path, source)),
+        None => Ok(listing.files),
+    }
+}
+
 /// A file's content; one byte more than the limit when it is too long, which the reader then refuses by its size.
-fn read_bounded(file: &Path) -> std::io::Result<Vec<u8>> {
+pub(crate) fn read_bounded(file: &Path) -> std::io::Result<Vec<u8>> {
     use std::io::Read;
     // A pipe would be waited for.
     if !std::fs::metadata(file)?.is_file() {
