@@ -4,7 +4,9 @@
 //! | claim | case |
 //! |---|---|
 //! | the cluster is one | [`cluster`] |
+//! | the definitions refuse what is wrong, take what the docs show, and show what matters | [`resources`] |
 
 #![expect(clippy::unwrap_used, reason = "a test reports by failing")]
 
 mod cluster;
+mod resources;
