@@ -1,5 +1,5 @@
 //! What the schemas say by rules (`x-kubernetes-validations`), for objects that never met an API server. Each rule of
-//! the shapes is here, or where its fields are read; `tests/cases/refused` holds an object for each of them.
+//! the shapes is here, or where its fields are read; `tests/refused` holds an object for each of them.
 
 use super::Remarks;
 use crate::{
