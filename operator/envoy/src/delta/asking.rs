@@ -5,7 +5,7 @@ use super::{
     gate::View,
     subscription::{Due, Subscription},
 };
-use crate::catalog::{Kind, Version};
+use crate::catalog::{Kind, Resource, Version};
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use std::{collections::HashMap, sync::Arc};
 
@@ -117,10 +117,20 @@ impl Session {
                 clusters.iter().flat_map(|c| &c.in_flight).map(|flight| flight.response.clone()).collect();
             on_their_way.iter().for_each(|clusters| self.follow(clusters, since));
         }
-        // Envoy makes a new subscription to virtual hosts for a new route configuration, without a new request.
-        let route_asked = kind == Kind::Routes && asked.iter().any(|name| !claims.contains_key(&**name));
-        if route_asked && let Some(hosts) = self.subscriptions.get_mut(&Kind::VirtualHost) {
-            for name in hosts.held.iter().map(|host| host.key.name.clone()).collect::<Vec<_>>() {
+        // Envoy makes a new subscription to virtual hosts for a new route configuration, without a new request, and
+        // has dropped what came before for it.
+        if kind == Kind::Routes
+            && let Some(hosts) = self.subscriptions.get_mut(&Kind::VirtualHost)
+        {
+            let of_new_routes = |host: &&Arc<Resource>| {
+                let routes = host.key.name.rsplit_once('/').map(|(routes, _)| routes);
+                routes.is_some_and(|routes| {
+                    asked.iter().any(|name| **name == *routes) && !claims.contains_key(routes)
+                })
+            };
+            let in_flight = hosts.in_flight.iter().flat_map(|flight| &flight.response.resources);
+            let dropped = hosts.held.iter().chain(in_flight).filter(of_new_routes);
+            for name in dropped.map(|host| host.key.name.clone()).collect::<Vec<_>>() {
                 hosts.mark(name, Due::again(since));
             }
         }

@@ -355,9 +355,17 @@ fn what_several_identities_refused_is_sent_to_nobody() {
 }
 
 #[test]
-fn virtual_hosts_are_sent_again_for_a_new_route_configuration() {
-    let mut talk = Talk::settled(&["VirtualHost h", "Routes outbound"]);
-    assert_eq!(talk.asks(Kind::Routes, &["outbound"]), ["Routes +outbound", "VirtualHost +h"]);
+fn virtual_hosts_are_sent_again_for_their_new_route_configuration() {
+    let mut talk = Talk::settled(&["VirtualHost a/h", "VirtualHost b/h", "Routes a", "Routes b"]);
+    assert_eq!(talk.asks(Kind::Routes, &["a"]), ["Routes +a", "VirtualHost +a/h"]);
+}
+
+#[test]
+fn virtual_hosts_on_their_way_are_sent_again_for_their_new_route_configuration() {
+    let mut talk = Talk::settled(&["VirtualHost a/h"]);
+    let published = ["VirtualHost a/h", "VirtualHost b/h", "Routes b"];
+    assert_eq!(talk.publishes(&published), ["VirtualHost +b/h"]);
+    assert_eq!(talk.asks(Kind::Routes, &["b"]), ["Routes +b", "VirtualHost +b/h"]);
 }
 
 #[test]

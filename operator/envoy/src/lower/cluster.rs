@@ -2,6 +2,7 @@
 
 use super::{
     Lowered,
+    original::{CALL_PRIORITY, for_the_application},
     outside::dns_cache,
     proto::{
         address, ads, duration, extension, fields, metadata, number, packed, percent, text, transport_socket,
@@ -59,6 +60,7 @@ use envoy_types::pb::{
 };
 use std::{
     collections::{BTreeSet, HashMap},
+    hash::{Hash, Hasher},
     net::{Ipv4Addr, SocketAddr},
 };
 
@@ -76,7 +78,7 @@ const UNLIMITED: u32 = u32::MAX;
 
 /// Below the keep-alive of common application servers (gunicorn 2 s, Node.js and uvicorn 5 s), so that the proxy
 /// closes first and never sends a request on a connection the application has just closed.
-const APPLICATION_IDLE: Millis = Millis(1_000);
+pub(super) const APPLICATION_IDLE: Millis = Millis(1_000);
 
 /// Below every leaf's lifetime, so that a renewed leaf takes the place of the old one on every connection.
 const CONNECTION_AGE: Millis = Millis(3_600_000);
@@ -97,6 +99,18 @@ pub(super) struct DestinationCluster<'a> {
     outliers: &'a Outliers,
     load_balancing: LoadBalancing,
     trust_domain: &'a TrustDomain,
+    marked: Marked,
+}
+
+/// Whether connections are marked as the application's. If not, it adds nothing to a version.
+struct Marked(bool);
+
+impl Hash for Marked {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        if self.0 {
+            CALL_PRIORITY.hash(state);
+        }
+    }
 }
 
 impl<'a> DestinationCluster<'a> {
@@ -105,6 +119,7 @@ impl<'a> DestinationCluster<'a> {
         protocol: Protocol,
         calls: &'a Calls,
         trust_domain: &'a TrustDomain,
+        in_cluster: bool,
     ) -> Self {
         Self {
             name: &cluster.name,
@@ -120,6 +135,7 @@ impl<'a> DestinationCluster<'a> {
             outliers: &calls.outliers,
             load_balancing: calls.load_balancing,
             trust_domain,
+            marked: Marked(in_cluster),
         }
     }
 
@@ -225,6 +241,7 @@ impl Lowered for DestinationCluster<'_> {
             }),
             track_cluster_stats: Some(TrackClusterStats { per_endpoint_stats: true, ..Default::default() }),
             typed_extension_protocol_options: self.http(),
+            upstream_bind_config: self.marked.0.then(for_the_application),
             transport_socket,
             transport_socket_matches,
             ..Default::default()
@@ -325,7 +342,7 @@ impl Lowered for Outside {
 
 /// Until a connection on this host stands. It takes microseconds unless the host is starved, and then giving up early
 /// would fail a request that waiting answers: Envoy's own default.
-const CONNECT_LOCAL: Millis = Millis(5_000);
+pub(super) const CONNECT_LOCAL: Millis = Millis(5_000);
 
 /// One endpoint that never changes, without limits.
 fn fixed(name: String, at: Address) -> Cluster {
@@ -352,7 +369,7 @@ fn fixed(name: String, at: Address) -> Cluster {
     }
 }
 
-fn unlimited() -> CircuitBreakers {
+pub(super) fn unlimited() -> CircuitBreakers {
     let thresholds = Thresholds {
         max_connections: Some(number(UNLIMITED)),
         max_pending_requests: Some(number(UNLIMITED)),
@@ -372,7 +389,7 @@ pub(super) fn accepts_mtls() -> Metadata {
     metadata(MATCH, fields([("mtls", text("1"))]))
 }
 
-fn http_options(common: CommonHttp, http2: bool) -> HashMap<String, Any> {
+pub(super) fn http_options(common: CommonHttp, http2: bool) -> HashMap<String, Any> {
     let protocol = if http2 {
         ProtocolConfig::Http2ProtocolOptions(Http2ProtocolOptions {
             // WebSockets of HTTP/1.1 applications cross as extended CONNECT (RFC 8441).

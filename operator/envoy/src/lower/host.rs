@@ -4,11 +4,11 @@ use super::{
     Lowered,
     cluster::TUNNEL,
     proto::{duration, fields, matching, metadata, number, packed, text},
-    routes::{ROUTES, direct_response, unknown_name},
+    routes::{PortRoutes, ROUTES, Routes, direct_response, unknown_name},
 };
 use crate::catalog::Kind;
 use airlane_core::{
-    id::{Name, Namespace, ServiceId, ServicePort},
+    id::{ClusterDomain, Name, Namespace, ServiceId, ServicePort},
     mesh::{Destination, Repeatable, Retries, Route as To, ShortName, WhenOpen},
     policy::{Millis, RetryOn},
     world::Protocol,
@@ -33,7 +33,12 @@ use envoy_types::pb::{
     },
     google::protobuf::{Any, Duration},
 };
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    hash::{Hash, Hasher},
+    net::IpAddr,
+    sync::Arc,
+};
 
 /// The private suffix of mesh names.
 pub(super) const SUFFIX: &str = "mesh";
@@ -60,6 +65,23 @@ pub(super) struct Host<'a> {
     connection_idle_timeout: Millis,
     retries: &'a Retries,
     when_open: &'a Option<WhenOpen>,
+    in_cluster: InCluster<'a>,
+}
+
+/// How callers in a cluster know a destination besides. Outside of one this adds nothing to a version.
+struct InCluster<'a> {
+    domain: Option<&'a ClusterDomain>,
+    addresses: &'a BTreeSet<IpAddr>,
+    /// Whether calls are redirected, so that the listener has found the port already.
+    redirected: bool,
+}
+
+impl Hash for InCluster<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        if self.domain.is_some() || self.redirected || !self.addresses.is_empty() {
+            (self.domain, self.addresses, self.redirected).hash(state);
+        }
+    }
 }
 
 /// What a route is for, which decides its timeouts and retries.
@@ -76,7 +98,12 @@ enum Class {
 }
 
 impl<'a> Host<'a> {
-    pub(super) fn new(caller: &'a Namespace, destination: &'a Destination) -> Self {
+    /// As callers see it that say in their requests where they want to go.
+    pub(super) fn new(
+        caller: &'a Namespace,
+        destination: &'a Destination,
+        cluster_domain: Option<&'a ClusterDomain>,
+    ) -> Self {
         Self {
             caller,
             port: &destination.port,
@@ -90,10 +117,51 @@ impl<'a> Host<'a> {
             connection_idle_timeout: destination.calls.connection_idle_timeout,
             retries: &destination.calls.retries,
             when_open: &destination.calls.when_open,
+            in_cluster: InCluster {
+                domain: cluster_domain,
+                addresses: &destination.addresses,
+                redirected: false,
+            },
         }
     }
 
+    /// As callers see it whose calls are redirected.
+    pub(super) fn redirected(
+        caller: &'a Namespace,
+        destination: &'a Destination,
+        cluster_domain: Option<&'a ClusterDomain>,
+    ) -> Self {
+        let mut host = Self::new(caller, destination, cluster_domain);
+        host.in_cluster.redirected = true;
+        host
+    }
+
+    /// The cluster's own names for the service, and its addresses as URLs have them.
+    fn names_in_cluster(&self) -> impl Iterator<Item = String> {
+        let ServiceId { namespace, name } = &self.port.service;
+        let below = self.in_cluster.domain.map(|domain| {
+            let service = format!("{name}.{namespace}.svc");
+            [format!("{service}.{domain}"), service]
+        });
+        below.into_iter().flatten().chain(self.in_cluster.addresses.iter().map(|address| match address {
+            IpAddr::V4(address) => address.to_string(),
+            IpAddr::V6(address) => format!("[{address}]"),
+        }))
+    }
+
     fn domains(&self) -> Vec<String> {
+        if self.in_cluster.redirected { self.domains_on_its_port() } else { self.domains_with_ports() }
+    }
+
+    /// Without ports, which are not looked at. A short name is one of the caller's own namespace, as in its DNS: that
+    /// of another namespace is somebody else's to answer.
+    fn domains_on_its_port(&self) -> Vec<String> {
+        let ServiceId { namespace, name } = &self.port.service;
+        let short = (self.caller == namespace).then(|| name.to_string());
+        short.into_iter().chain([format!("{name}.{namespace}")]).chain(self.names_in_cluster()).collect()
+    }
+
+    fn domains_with_ports(&self) -> Vec<String> {
         let ServiceId { namespace, name } = &self.port.service;
         let mut names = vec![format!("{name}.{namespace}.{SUFFIX}")];
         // `pay.mesh` is the short name of a service, never a service `pay` of a namespace called `mesh`.
@@ -103,6 +171,7 @@ impl<'a> Host<'a> {
         if self.caller == namespace || self.short_name == ShortName::Everywhere {
             names.extend([name.to_string(), format!("{name}.{SUFFIX}")]);
         }
+        names.extend(self.names_in_cluster());
         let port = self.port.port;
         let mut domains = Vec::new();
         for name in names {
@@ -125,7 +194,9 @@ impl<'a> Host<'a> {
         if !self.protocol.is_http() {
             return vec![self.route("connect", connect(), Class::Bytes), self.not_bytes()];
         }
-        let mut routes = vec![self.tunnel(), self.route("grpc", grpc, Class::Grpc)];
+        let tunnel = self.takes_tunnels().then(|| self.tunnel());
+        let mut routes: Vec<Route> =
+            tunnel.into_iter().chain([self.route("grpc", grpc, Class::Grpc)]).collect();
         match &self.retries.repeatable {
             Repeatable::All => routes.push(self.route("repeatable", anything(), Class::Repeatable)),
             Repeatable::Methods(methods) => {
@@ -136,6 +207,11 @@ impl<'a> Host<'a> {
             }
         }
         routes
+    }
+
+    /// Only who is told of the proxy asks it for a tunnel.
+    fn takes_tunnels(&self) -> bool {
+        self.protocol.is_http() && !self.in_cluster.redirected
     }
 
     /// What is inside a CONNECT is routed by its own name, request by request.
@@ -251,7 +327,12 @@ impl Lowered for Host<'_> {
     /// Envoy finds the route configuration by what stands before the last `/`.
     fn name(&self) -> String {
         let ServicePort { service, port } = self.port;
-        format!("{ROUTES}{}/{port}|{}|{}", self.caller, service.name, service.namespace)
+        let routes = if self.in_cluster.redirected {
+            PortRoutes::of(self.caller, *port)
+        } else {
+            Routes::of(self.caller)
+        };
+        format!("{routes}/{port}|{}|{}", service.name, service.namespace)
     }
 
     fn clusters(&self) -> BTreeSet<Arc<str>> {
@@ -261,7 +342,7 @@ impl Lowered for Host<'_> {
                 split.fail_safe.iter().map(|(cluster, _)| cluster.to_string().into()).collect()
             }
         };
-        if self.protocol.is_http() {
+        if self.takes_tunnels() {
             clusters.insert(TUNNEL.into());
         }
         clusters

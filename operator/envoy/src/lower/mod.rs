@@ -5,16 +5,20 @@
 //! version is new.
 
 mod cluster;
+mod door;
 mod endpoints;
 mod host;
 mod listener;
+mod original;
 mod outside;
 mod proto;
+mod redirected;
 mod routes;
 mod shared;
 mod signals;
 mod tls;
 
+pub use original::CALL_PRIORITY;
 pub use signals::{ATTEMPT_COUNT, FIRST_ATTEMPTS, OUT_OF_TIME};
 pub(crate) use {
     shared::ROLLOUTS,
@@ -25,12 +29,15 @@ pub(crate) use {
 use crate::catalog::{Catalog, Change, Key, Kind, Resource, Scope, Version};
 use airlane_core::{
     id::{InstanceId, Name, Namespace, ObjectId, ServiceId, ServicePort},
-    mesh::{Destination, Mesh, Proxy},
+    mesh::{Destination, Mesh, Proxy, Undeclared},
+    policy::MtlsMode,
+    world::{Interception, Protocol},
 };
 use envoy_types::pb::google::protobuf::Any;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     hash::{Hash, Hasher},
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -74,6 +81,9 @@ trait Lowered: Hash {
 enum Origin {
     Everywhere,
     Caller(Namespace),
+    Redirected(Namespace),
+    Requests(Namespace, u16),
+    Bytes(SocketAddr),
     Ambiguous(Name),
     Destination(ServicePort),
     Proxy(InstanceId),
@@ -114,7 +124,11 @@ impl Lowerer {
         {
             work.everywhere(&self.settings, mesh);
         }
-        let same_callers = old.is_some_and(|old| old.caller_namespaces == mesh.caller_namespaces);
+        let same_callers = old.is_some_and(|old| {
+            old.caller_namespaces == mesh.caller_namespaces
+                && old.transparent_namespaces == mesh.transparent_namespaces
+                && old.cluster_domain == mesh.cluster_domain
+        });
         let same_authority = old.is_some_and(|old| old.trust_domain == mesh.trust_domain);
         if !same_callers {
             for caller in
@@ -125,11 +139,30 @@ impl Lowerer {
             for caller in &mesh.caller_namespaces {
                 work.caller(caller);
             }
+            for caller in old
+                .into_iter()
+                .flat_map(|old| old.transparent_namespaces.difference(&mesh.transparent_namespaces))
+            {
+                work.replace(Origin::Redirected(caller.clone()), Made::default());
+            }
+            for caller in &mesh.transparent_namespaces {
+                work.redirected(caller);
+            }
+        }
+        let (requests, requested) = (old.map(requests).unwrap_or_default(), requests(mesh));
+        for gone in requests.difference(&requested) {
+            work.replace(Origin::Requests(gone.0.clone(), gone.1), Made::default());
+        }
+        for (caller, port) in requested.difference(&requests) {
+            work.requests(caller, *port);
         }
         for (port, destination) in
             changed(old.map(|old| &old.destinations), &mesh.destinations, same_callers && same_authority)
         {
             work.destination(port, destination, mesh);
+        }
+        for (at, destination) in changed(old.map(bytes).as_ref(), &bytes(mesh), same_callers) {
+            work.bytes(*at, destination, mesh);
         }
         for (name, candidates) in changed(old.map(|old| &old.ambiguous), &mesh.ambiguous, same_callers) {
             work.ambiguous(name, candidates, mesh);
@@ -151,6 +184,34 @@ impl Lowerer {
         self.lowered = Some((self.settings.clone(), mesh.clone()));
         (self.catalog.clone(), Change { epoch: self.catalog.epoch, keys })
     }
+}
+
+/// The ports on which requests of redirected callers are routed, by the callers' namespaces.
+fn requests(mesh: &Mesh) -> BTreeSet<(Namespace, u16)> {
+    if mesh.transparent_namespaces.is_empty() {
+        return BTreeSet::new();
+    }
+    let http = mesh.destinations.values().filter(|destination| destination.protocol.is_http());
+    let ports: BTreeSet<u16> = http.map(|destination| destination.port.port).collect();
+    let of = |caller: &Namespace| {
+        let caller = caller.clone();
+        ports.iter().map(move |port| (caller.clone(), *port)).collect::<Vec<_>>()
+    };
+    mesh.transparent_namespaces.iter().flat_map(of).collect()
+}
+
+/// The addresses at which redirected callers reach services that speak bytes.
+fn bytes(mesh: &Mesh) -> BTreeMap<SocketAddr, Arc<Destination>> {
+    if mesh.transparent_namespaces.is_empty() {
+        return BTreeMap::new();
+    }
+    let tcp = mesh.destinations.values().filter(|destination| !destination.protocol.is_http());
+    tcp.flat_map(|destination| {
+        let at =
+            |address: &IpAddr| (SocketAddr::new(*address, destination.port.port), Arc::clone(destination));
+        destination.addresses.iter().map(at)
+    })
+    .collect()
 }
 
 /// What differs between two maps of shared values: `None` for what is gone. Everything, unless `same_context`.
@@ -207,6 +268,33 @@ impl Work<'_> {
         self.replace(Origin::Caller(caller.clone()), made);
     }
 
+    fn redirected(&mut self, caller: &Namespace) {
+        let mut made = Made::default();
+        self.add(&mut made, Scope::Namespace(caller.clone()), &original::Direct, &Arc::default());
+        self.replace(Origin::Redirected(caller.clone()), made);
+    }
+
+    fn requests(&mut self, caller: &Namespace, port: u16) {
+        let mut made = Made::default();
+        let (scope, nobody) = (|| Scope::Namespace(caller.clone()), Arc::default());
+        self.add(&mut made, scope(), &redirected::Requests { caller, port }, &nobody);
+        self.add(&mut made, scope(), &routes::PortRoutes { caller, port }, &nobody);
+        self.add(&mut made, scope(), &routes::PortItself { caller, port }, &nobody);
+        self.replace(Origin::Requests(caller.clone(), port), made);
+    }
+
+    fn bytes(&mut self, at: SocketAddr, destination: Option<&Arc<Destination>>, mesh: &Mesh) {
+        let mut made = Made::default();
+        if let Some(destination) = destination {
+            let shaped_by = Arc::new(destination.shaped_by.clone());
+            for caller in &mesh.transparent_namespaces {
+                let bytes = redirected::Bytes::new(at, destination);
+                self.add(&mut made, Scope::Namespace(caller.clone()), &bytes, &shaped_by);
+            }
+        }
+        self.replace(Origin::Bytes(at), made);
+    }
+
     fn destination(&mut self, port: &ServicePort, destination: Option<&Arc<Destination>>, mesh: &Mesh) {
         let mut made = Made::default();
         if let Some(destination) = destination {
@@ -217,12 +305,18 @@ impl Work<'_> {
                     destination.protocol,
                     &destination.calls,
                     &mesh.trust_domain,
+                    mesh.cluster_domain.is_some(),
                 );
                 self.add(&mut made, Scope::Everyone, &lowered, &shaped_by);
                 self.add(&mut made, Scope::Everyone, &endpoints::Assignment::of(cluster), &shaped_by);
             }
             for caller in &mesh.caller_namespaces {
-                let host = host::Host::new(caller, destination);
+                let host = host::Host::new(caller, destination, mesh.cluster_domain.as_ref());
+                self.add(&mut made, Scope::Namespace(caller.clone()), &host, &shaped_by);
+            }
+            let requested = mesh.transparent_namespaces.iter().filter(|_| destination.protocol.is_http());
+            for caller in requested {
+                let host = host::Host::redirected(caller, destination, mesh.cluster_domain.as_ref());
                 self.add(&mut made, Scope::Namespace(caller.clone()), &host, &shaped_by);
             }
         }
@@ -244,30 +338,53 @@ impl Work<'_> {
 
     fn proxy(&mut self, id: &InstanceId, proxy: Option<&Arc<Proxy>>, mesh: &Mesh) {
         let mut made = Made::default();
-        if let Some(proxy) = proxy {
-            let scope = || Scope::Proxy(id.clone());
-            let caller = &proxy.identity.namespace;
-            let inbound = mesh.workloads.get(&proxy.workload);
-            let shaped_by = Arc::new(inbound.map(|inbound| inbound.shaped_by.clone()).unwrap_or_default());
-            let doors =
-                proxy.inbound.iter().filter_map(|(at, port)| Some((at, port, inbound?.ports.get(port)?)));
-            for (at, port, door) in doors {
-                let application = cluster::Application { port: *port, protocol: door.protocol };
-                self.add(&mut made, scope(), &application, &shaped_by);
-                let listener = listener::Inbound {
-                    at: *at,
-                    port: *port,
-                    door: door.clone(),
-                    trust_domain: &mesh.trust_domain,
-                };
-                self.add(&mut made, scope(), &listener, &shaped_by);
+        match proxy {
+            Some(proxy) if proxy.interception == Interception::Transparent => {
+                self.behind_the_kernel(&mut made, proxy, mesh);
             }
-            if let Some(port) = proxy.outbound_port {
-                self.add(&mut made, scope(), &listener::Outbound { caller, port }, &Arc::default());
-                self.add(&mut made, scope(), &listener::Tunnelled { caller }, &Arc::default());
-            }
+            Some(proxy) => self.beside_the_application(&mut made, proxy, mesh),
+            None => {}
         }
         self.replace(Origin::Proxy(id.clone()), made);
+    }
+
+    /// A proxy whose port the application is told, and which listens before each of the application's own.
+    fn beside_the_application(&mut self, made: &mut Made, proxy: &Proxy, mesh: &Mesh) {
+        let scope = || Scope::Proxy(proxy.id.clone());
+        let caller = &proxy.identity.namespace;
+        let inbound = mesh.workloads.get(&proxy.workload);
+        let shaped_by = Arc::new(inbound.map(|inbound| inbound.shaped_by.clone()).unwrap_or_default());
+        let doors = proxy.inbound.iter().filter_map(|(at, port)| Some((at, port, inbound?.ports.get(port)?)));
+        for (at, port, door) in doors {
+            let application = cluster::Application { port: *port, protocol: door.protocol };
+            self.add(made, scope(), &application, &shaped_by);
+            let listener =
+                door::Inbound { at: *at, port: *port, door: door.clone(), trust_domain: &mesh.trust_domain };
+            self.add(made, scope(), &listener, &shaped_by);
+        }
+        if let Some(port) = proxy.outbound_port {
+            self.add(made, scope(), &listener::Outbound { caller, port }, &Arc::default());
+            self.add(made, scope(), &listener::Tunnelled { caller }, &Arc::default());
+        }
+    }
+
+    /// A proxy to which the kernel redirects what enters and leaves.
+    fn behind_the_kernel(&mut self, made: &mut Made, proxy: &Proxy, mesh: &Mesh) {
+        let scope = || Scope::Proxy(proxy.id.clone());
+        let Some(inbound) = mesh.workloads.get(&proxy.workload) else { return };
+        let shaped_by = Arc::new(inbound.shaped_by.clone());
+        // Whose doors are not known keeps them closed.
+        let unknown = Undeclared { mtls: MtlsMode::Strict, exceptions: BTreeMap::new(), access: Vec::new() };
+        let undeclared = inbound.undeclared.as_ref().unwrap_or(&unknown);
+        let entrance = door::Entrance::new(&inbound.ports, undeclared, &mesh.trust_domain);
+        let applications = entrance.doors().map(|(port, door)| (port, door.protocol));
+        for (port, protocol) in applications.chain([(door::UNDECLARED, Protocol::Tcp)]) {
+            self.add(made, scope(), &original::Application { port, protocol }, &shaped_by);
+        }
+        self.add(made, scope(), &entrance, &shaped_by);
+        if let Some(port) = proxy.outbound_port {
+            self.add(made, scope(), &redirected::Exit { port }, &Arc::default());
+        }
     }
 
     /// Encodes a resource unless its version is already published.

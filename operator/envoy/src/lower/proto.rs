@@ -9,6 +9,7 @@ use envoy_types::pb::{
             address, config_source::ConfigSourceSpecifier, data_source, grpc_service, socket_address,
             transport_socket,
         },
+        config::listener::v3::AdditionalAddress,
         r#type::{
             matcher::v3::{RegexMatcher, StringMatcher, string_matcher::MatchPattern},
             v3::Percent,
@@ -20,7 +21,7 @@ use envoy_types::util::pack_any;
 use prost::{Message, Name};
 use std::{
     collections::HashMap,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 pub(super) fn duration(time: Millis) -> Duration {
@@ -72,6 +73,13 @@ pub(super) fn address(at: SocketAddr) -> Address {
             ..Default::default()
         })),
     }
+}
+
+/// A port on every address of the host, of both families.
+pub(super) fn any_port(port: u16) -> (Option<Address>, Vec<AdditionalAddress>) {
+    let v6 = address(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
+    let v6 = AdditionalAddress { address: Some(v6), ..Default::default() };
+    (Some(address(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))), vec![v6])
 }
 
 pub(super) fn range((prefix, length): (IpAddr, u8)) -> CidrRange {

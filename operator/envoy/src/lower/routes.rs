@@ -5,6 +5,7 @@ use super::{
     Lowered,
     cluster::OUTSIDE,
     host::{SUFFIX, connect_upgrade},
+    original::DIRECT,
     outside::filters,
     proto::{ads, duration, fields, header, matching, packed, text},
 };
@@ -18,7 +19,7 @@ use envoy_types::pb::{
             VirtualHost,
             header_matcher::HeaderMatchSpecifier,
             route::Action,
-            route_action::ClusterSpecifier,
+            route_action::{ClusterSpecifier, UpgradeConfig},
             route_match::{ConnectMatcher, PathSpecifier},
         },
     },
@@ -72,23 +73,9 @@ impl Lowered for Routes<'_> {
             }
             route
         });
-        let outside = either_way().map(|(name, matching)| Route {
-            name: format!("outside-{name}"),
-            r#match: Some(matching),
-            // What the proxy adds for other proxies is no business of the outside.
-            request_headers_to_remove: vec![
-                "x-forwarded-proto".to_owned(),
-                "x-envoy-attempt-count".to_owned(),
-            ],
-            typed_per_filter_config: filters(),
-            action: Some(Action::Route(RouteAction {
-                cluster_specifier: Some(ClusterSpecifier::Cluster(OUTSIDE.to_owned())),
-                upgrade_configs: if name == "connect" { connect_upgrade() } else { vec![] },
-                timeout: Some(Duration::default()),
-                idle_timeout: Some(duration(OUTSIDE_IDLE)),
-                ..Default::default()
-            })),
-            ..Default::default()
+        let outside = either_way().map(|(name, matching)| {
+            let upgrades = if name == "connect" { connect_upgrade() } else { vec![] };
+            Route { typed_per_filter_config: filters(), ..outside(name, matching, OUTSIDE, upgrades) }
         });
         packed(RouteConfiguration {
             name: self.name(),
@@ -97,6 +84,66 @@ impl Lowered for Routes<'_> {
                 name: "unknown".to_owned(),
                 domains: vec!["*".to_owned()],
                 routes: unknown.into_iter().chain(outside).collect(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        })
+    }
+}
+
+/// Out of the mesh.
+fn outside(name: &str, matching: RouteMatch, cluster: &str, upgrades: Vec<UpgradeConfig>) -> Route {
+    Route {
+        name: format!("outside-{name}"),
+        r#match: Some(matching),
+        // What the proxy adds for other proxies is no business of the outside.
+        request_headers_to_remove: vec!["x-forwarded-proto".to_owned(), "x-envoy-attempt-count".to_owned()],
+        action: Some(Action::Route(RouteAction {
+            cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
+            upgrade_configs: upgrades,
+            timeout: Some(Duration::default()),
+            idle_timeout: Some(duration(OUTSIDE_IDLE)),
+            ..Default::default()
+        })),
+        ..Default::default()
+    }
+}
+
+/// The route configuration of a namespace's redirected callers for one port. The port is what was called, whatever
+/// the request says it is: most requests to a port other than 80 name it, and not all.
+#[derive(Hash)]
+pub(super) struct PortRoutes<'a> {
+    pub(super) caller: &'a Namespace,
+    pub(super) port: u16,
+}
+
+impl PortRoutes<'_> {
+    pub(super) fn of(caller: &Namespace, port: u16) -> String {
+        format!("{ROUTES}{caller}|{port}")
+    }
+}
+
+impl Lowered for PortRoutes<'_> {
+    const KIND: Kind = Kind::Routes;
+
+    fn name(&self) -> String {
+        Self::of(self.caller, self.port)
+    }
+
+    fn clusters(&self) -> BTreeSet<Arc<str>> {
+        [DIRECT.into()].into()
+    }
+
+    fn encode(&self) -> Any {
+        let outside = either_way().map(|(name, matching)| outside(name, matching, DIRECT, vec![]));
+        packed(RouteConfiguration {
+            name: self.name(),
+            vhds: Some(Vhds { config_source: Some(ads()) }),
+            ignore_port_in_host_matching: true,
+            virtual_hosts: vec![VirtualHost {
+                name: "unknown".to_owned(),
+                domains: vec!["*".to_owned()],
+                routes: outside.into(),
                 ..Default::default()
             }],
             ..Default::default()
@@ -118,24 +165,44 @@ impl Lowered for Itself<'_> {
     }
 
     fn encode(&self) -> Any {
-        packed(VirtualHost {
-            name: self.name(),
-            // No service can have this name.
-            domains: vec![format!("_.{SUFFIX}")],
-            routes: vec![Route {
-                r#match: Some(RouteMatch {
-                    path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
-                    ..Default::default()
-                }),
-                action: Some(direct_response(
-                    200,
-                    fields([("caller_namespace", text(self.caller.as_str()))]),
-                )),
-                ..Default::default()
-            }],
-            ..Default::default()
-        })
+        itself(self.name(), self.caller)
     }
+}
+
+/// The same for the port's route configuration.
+#[derive(Hash)]
+pub(super) struct PortItself<'a> {
+    pub(super) caller: &'a Namespace,
+    pub(super) port: u16,
+}
+
+impl Lowered for PortItself<'_> {
+    const KIND: Kind = Kind::VirtualHost;
+
+    fn name(&self) -> String {
+        format!("{}/itself", PortRoutes::of(self.caller, self.port))
+    }
+
+    fn encode(&self) -> Any {
+        itself(self.name(), self.caller)
+    }
+}
+
+fn itself(name: String, caller: &Namespace) -> Any {
+    packed(VirtualHost {
+        name,
+        // No service can have this name.
+        domains: vec![format!("_.{SUFFIX}")],
+        routes: vec![Route {
+            r#match: Some(RouteMatch {
+                path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
+                ..Default::default()
+            }),
+            action: Some(direct_response(200, fields([("caller_namespace", text(caller.as_str()))]))),
+            ..Default::default()
+        }],
+        ..Default::default()
+    })
 }
 
 /// CONNECT has no path, so that everything is always two routes.

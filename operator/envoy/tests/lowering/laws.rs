@@ -3,16 +3,18 @@
 use crate::support::meshes::{self, Build, door, endpoint};
 use airlane_core::{
     id::{ClusterName, ObjectId, ObjectKind},
-    mesh::{Destination, Limits, Mesh, Repeatable, Route, ShortName, Split, Transport},
+    mesh::{Destination, Limits, Mesh, Repeatable, Route, ShortName, Split, Transport, Undeclared},
     policy::{Millis, MtlsMode},
-    world::Protocol,
+    world::{Interception, Protocol},
 };
 use airlane_envoy::{
     catalog::{Catalog, Key, Kind, Resource, Scope},
     lower::{Lowerer, Settings},
 };
 use envoy_types::pb::envoy::{
-    config::{cluster::v3::Cluster, core::v3::transport_socket, route::v3::VirtualHost},
+    config::{
+        cluster::v3::Cluster, core::v3::transport_socket, listener::v3::Listener, route::v3::VirtualHost,
+    },
     extensions::transport_sockets::tls::v3::{UpstreamTlsContext, common_tls_context::ValidationContextType},
     r#type::matcher::v3::string_matcher::MatchPattern,
 };
@@ -20,6 +22,7 @@ use proptest::prelude::*;
 use prost::Message;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::Duration,
 };
@@ -103,6 +106,102 @@ fn a_doors_mode_is_its_own_proxys_listener() {
         },
         &["Listener inbound|127.0.0.1:9001"],
     );
+}
+
+/// The same for what pods see whose connections are redirected, in a mesh that has such pods besides.
+fn check_redirected(edit: impl FnOnce(&mut Mesh), expected: &[&str]) {
+    let mut mesh = shop().pod("back-1", "back", &[(8080, door(MtlsMode::Strict, Protocol::Http))], open());
+    let address = |last| [IpAddr::V4(Ipv4Addr::new(10, 96, 0, last))].into();
+    self::edit(&mut mesh, "pay", |pay| pay.addresses = address(1));
+    self::edit(&mut mesh, "ledger", |ledger| {
+        (ledger.addresses, ledger.protocol) = (address(2), Protocol::Tcp);
+    });
+    mesh.caller_namespaces.clear();
+    let mut lowerer = lowerer();
+    lowerer.lower(&mesh);
+    edit(&mut mesh);
+    let (_, change) = lowerer.lower(&mesh);
+    let changed: Vec<String> =
+        change.keys.values().flatten().map(|key| format!("{:?} {}", key.kind, key.name)).collect();
+    assert_eq!(changed, expected);
+}
+
+fn open() -> Undeclared {
+    meshes::undeclared(MtlsMode::Permissive)
+}
+
+#[test]
+fn a_new_service_touches_no_listener_but_its_own() {
+    let new = |protocol, port, last| {
+        move |mesh: &mut Mesh| {
+            let address = IpAddr::V4(Ipv4Addr::new(10, 96, 0, last));
+            let destination =
+                meshes::in_cluster("stock", (address, port), protocol, Transport::Plaintext, vec![]);
+            *mesh = mesh.clone().with(destination);
+        }
+    };
+    check_redirected(
+        new(Protocol::Http, 80, 9),
+        &["Cluster 80|stock|shop", "Endpoints 80|stock|shop", "VirtualHost outbound|shop|80/80|stock|shop"],
+    );
+    check_redirected(
+        new(Protocol::Tcp, 6379, 9),
+        &["Cluster 6379|stock|shop", "Endpoints 6379|stock|shop", "Listener outbound|10.96.0.9:6379"],
+    );
+    check_redirected(
+        new(Protocol::Http, 8080, 9),
+        &[
+            "Cluster 8080|stock|shop",
+            "Endpoints 8080|stock|shop",
+            "Listener outbound|8080",
+            "Routes outbound|shop|8080",
+            "VirtualHost outbound|shop|8080/8080|stock|shop",
+            "VirtualHost outbound|shop|8080/itself",
+        ],
+    );
+}
+
+#[test]
+fn a_policy_about_calls_touches_no_listener_of_a_redirected_pod() {
+    check_redirected(
+        |mesh| {
+            for service in ["pay", "ledger"] {
+                self::edit(mesh, service, |destination| {
+                    destination.calls.request_timeout = Some(Millis(10));
+                    destination.calls.connection_idle_timeout = Millis(10);
+                });
+            }
+        },
+        &["Cluster 80|ledger|shop", "Cluster 80|pay|shop", "VirtualHost outbound|shop|80/80|pay|shop"],
+    );
+}
+
+#[test]
+fn an_address_that_moves_to_another_service_stays_the_same_listener() {
+    check_redirected(
+        |mesh| {
+            let mut heir = meshes::destination("audit", Protocol::Tcp, Transport::Plaintext, vec![]);
+            self::edit(mesh, "ledger", |ledger| heir.addresses = std::mem::take(&mut ledger.addresses));
+            *mesh = mesh.clone().with(heir);
+        },
+        &["Cluster 80|audit|shop", "Endpoints 80|audit|shop", "Listener outbound|10.96.0.2:80"],
+    );
+}
+
+#[test]
+fn no_chain_of_a_strict_entrance_takes_plaintext() {
+    let doors = [Protocol::Http, Protocol::Http2, Protocol::Grpc, Protocol::Tcp];
+    let doors: Vec<_> =
+        (8080..).zip(doors).map(|(port, protocol)| (port, door(MtlsMode::Strict, protocol))).collect();
+    let mesh = meshes::empty().pod("pay-1", "pay", &doors, meshes::undeclared(MtlsMode::Strict));
+    let (catalog, _) = lowerer().lower(&mesh);
+    let key = Key { kind: Kind::Listener, name: "inbound".into() };
+    let listener = &catalog.resources[&Scope::Proxy("pay-1".parse().unwrap())][&key];
+    let listener = Listener::decode(&*listener.body.value).unwrap();
+    let open = listener.filter_chains.iter().filter(|chain| !chain.filters.is_empty());
+    let (mtls, plaintext): (Vec<_>, Vec<_>) = open.partition(|chain| chain.transport_socket.is_some());
+    assert_eq!((mtls.len(), plaintext), (5, vec![]));
+    assert_eq!(listener.default_filter_chain, None);
 }
 
 #[test]
@@ -203,6 +302,10 @@ enum What {
     DestinationSplits,
     CallersCome,
     CallersGo,
+    RedirectedCome,
+    RedirectedGo,
+    AddressMoves,
+    PortComes,
     ShareMoves,
     ProxyComes,
     ProxyGoes,
@@ -217,6 +320,10 @@ fn any_edit() -> impl Strategy<Value = Edit> {
         What::DestinationSplits,
         What::CallersCome,
         What::CallersGo,
+        What::RedirectedCome,
+        What::RedirectedGo,
+        What::AddressMoves,
+        What::PortComes,
         What::ShareMoves,
         What::ProxyComes,
         What::ProxyGoes,
@@ -258,6 +365,39 @@ impl Edit {
             }
             What::CallersCome => drop(mesh.caller_namespaces.insert(namespace.parse().unwrap())),
             What::CallersGo => drop(mesh.caller_namespaces.remove(&namespace.parse().unwrap())),
+            What::RedirectedCome => {
+                let mode = [MtlsMode::Strict, MtlsMode::Permissive, MtlsMode::Disabled][usize::from(*n)];
+                let doors = [(8080, door(mode, Protocol::Http))];
+                *mesh = mesh.clone().pod("back-1", service, &doors, meshes::undeclared(mode));
+                mesh.transparent_namespaces.insert(namespace.parse().unwrap());
+            }
+            What::RedirectedGo => {
+                let namespace = namespace.parse().unwrap();
+                mesh.proxies.retain(|_, proxy| {
+                    proxy.interception != Interception::Transparent || proxy.identity.namespace != namespace
+                });
+                mesh.transparent_namespaces.remove(&namespace);
+            }
+            What::AddressMoves => {
+                let address = IpAddr::V4(Ipv4Addr::new(10, 96, 0, u8::try_from(*n).unwrap()));
+                for destination in mesh.destinations.values_mut() {
+                    let has = destination.addresses.contains(&address);
+                    if has != (destination.port == port) {
+                        let destination = Arc::make_mut(destination);
+                        destination.addresses.remove(&address);
+                        if !has {
+                            destination.addresses.insert(address);
+                        }
+                    }
+                }
+            }
+            What::PortComes => {
+                let address = IpAddr::V4(Ipv4Addr::new(10, 97, 0, service.len().try_into().unwrap()));
+                let protocol = [Protocol::Http, Protocol::Grpc, Protocol::Tcp][usize::from(*n)];
+                let at = (address, 8000 + n);
+                *mesh =
+                    mesh.clone().with(meshes::in_cluster(service, at, protocol, Transport::Mixed, vec![]));
+            }
             What::ShareMoves => drop(mesh.shares.insert(format!("airlane.{service}"), u32::from(*n))),
             What::ProxyComes => {
                 let door = door(MtlsMode::Strict, Protocol::Http);
@@ -324,13 +464,36 @@ proptest! {
         let mut mesh = shop();
         edits.iter().for_each(|edit| edit.apply(&mut mesh));
         let (catalog, _) = lowerer().lower(&mesh);
-        for caller in &mesh.caller_namespaces {
-            let mut domains: Vec<String> =
-                hosts(&catalog, caller.as_str()).into_iter().flat_map(|host| host.domains).collect();
+        for caller in mesh.caller_namespaces.union(&mesh.transparent_namespaces) {
+            let mut domains: Vec<(String, String)> = hosts(&catalog, caller.as_str())
+                .into_iter()
+                .flat_map(|host| {
+                    let routes = host.name.rsplit_once('/').expect("ROUTES/HOST").0.to_owned();
+                    host.domains.into_iter().map(move |domain| (routes.clone(), domain))
+                })
+                .collect();
             let all = domains.len();
             domains.sort();
             domains.dedup();
             prop_assert_eq!(domains.len(), all);
+        }
+    }
+
+    #[test]
+    fn what_a_proxy_sees_names_only_what_it_sees(edits in prop::collection::vec(any_edit(), 1..20)) {
+        let mut mesh = shop();
+        edits.iter().for_each(|edit| edit.apply(&mut mesh));
+        let (catalog, _) = lowerer().lower(&mesh);
+        // Splits here name revisions that were never made.
+        let made = |name: &str| !name.ends_with("|v1") && !name.ends_with("|v2");
+        for (id, proxy) in &mesh.proxies {
+            let namespace = &proxy.identity.namespace;
+            for resource in catalog.seen_by(id, namespace) {
+                for cluster in resource.clusters.iter().filter(|cluster| made(cluster)) {
+                    let key = Key { kind: Kind::Cluster, name: Arc::clone(cluster) };
+                    prop_assert!(catalog.get(id, namespace, &key).is_some(), "{:?} names {cluster}", resource.key);
+                }
+            }
         }
     }
 }

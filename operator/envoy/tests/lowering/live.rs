@@ -578,7 +578,7 @@ fn tls_client(alpn: &[&[u8]]) -> rustls::ClientConnection {
     rustls::ClientConnection::new(Arc::new(config), "pay".try_into().unwrap()).unwrap()
 }
 
-fn client_hello(alpn: &[&[u8]]) -> Vec<u8> {
+pub fn client_hello(alpn: &[&[u8]]) -> Vec<u8> {
     let mut hello = Vec::new();
     tls_client(alpn).write_tls(&mut hello).unwrap();
     hello

@@ -12,5 +12,6 @@ mod evidence;
 mod grpc;
 mod laws;
 mod live;
+mod redirected;
 mod support;
 mod validate;

@@ -2,12 +2,15 @@
 
 use crate::support::{
     envoy,
-    meshes::{self, Build, door, endpoint},
+    meshes::{self, Build, door, endpoint, undeclared},
     plane::IDENTITY,
 };
 use airlane_core::{
-    id::{InstanceId, Namespace},
-    mesh::{Limits, Mesh, Outliers, Repeatable, Transport, WhenOpen},
+    id::{ClusterName, InstanceId, Namespace},
+    mesh::{
+        Cluster as Endpoints, Limits, Mesh, Outliers, Repeatable, Route, Split, Transport, Undeclared,
+        WhenOpen,
+    },
     policy::{LoadBalancing, Millis, MtlsMode, RetryOn},
     world::Protocol,
 };
@@ -45,7 +48,7 @@ use envoy_types::{
     util::pack_any,
 };
 use prost::Message;
-use std::{path::Path, process::Command, sync::Arc, time::Duration};
+use std::{net::IpAddr, path::Path, process::Command, sync::Arc, time::Duration};
 
 const PROTOCOLS: [Protocol; 4] = [Protocol::Http, Protocol::Http2, Protocol::Grpc, Protocol::Tcp];
 
@@ -104,14 +107,18 @@ fn everything() -> Mesh {
 /// The resources of one proxy as a static configuration: routes and their hosts are put where their names stand.
 fn inlined(catalog: &Catalog, proxy: &InstanceId, namespace: &Namespace) -> Static {
     let of = |kind: Kind| catalog.seen_by(proxy, namespace).filter(move |resource| resource.key.kind == kind);
-    let hosts = of(Kind::VirtualHost).map(|resource| VirtualHost::decode(&*resource.body.value).unwrap());
-    let mut routes =
-        of(Kind::Routes).map(|resource| RouteConfiguration::decode(&*resource.body.value).unwrap());
-    let routes = routes.next().map(|mut routes| {
-        routes.vhds = None;
-        routes.virtual_hosts.extend(hosts);
-        routes
-    });
+    let hosts: Vec<VirtualHost> =
+        of(Kind::VirtualHost).map(|resource| VirtualHost::decode(&*resource.body.value).unwrap()).collect();
+    let routes: Vec<RouteConfiguration> = of(Kind::Routes)
+        .map(|resource| {
+            let mut routes = RouteConfiguration::decode(&*resource.body.value).unwrap();
+            let of_it = |host: &&VirtualHost| host.name.rsplit_once('/').unwrap().0 == routes.name;
+            let hosts: Vec<_> = hosts.iter().filter(of_it).cloned().collect();
+            routes.vhds = None;
+            routes.virtual_hosts.extend(hosts);
+            routes
+        })
+        .collect();
     let listeners = of(Kind::Listener).map(|resource| {
         let mut listener = Listener::decode(&*resource.body.value).unwrap();
         for filter in listener.filter_chains.iter_mut().flat_map(|chain| &mut chain.filters) {
@@ -119,9 +126,9 @@ fn inlined(catalog: &Catalog, proxy: &InstanceId, namespace: &Namespace) -> Stat
             if config.type_url.ends_with("HttpConnectionManager") {
                 let mut manager = HttpConnectionManager::decode(&*config.value).unwrap();
                 if let Some(RouteSpecifier::Rds(named)) = &manager.route_specifier {
-                    let routes = routes.clone().filter(|routes| routes.name == named.route_config_name);
+                    let routes = routes.iter().find(|routes| routes.name == named.route_config_name);
                     manager.route_specifier =
-                        Some(RouteSpecifier::RouteConfig(routes.expect("the routes exist")));
+                        Some(RouteSpecifier::RouteConfig(routes.expect("the routes exist").clone()));
                 }
                 *config = pack_any(manager);
             }
@@ -195,6 +202,75 @@ fn envoy_accepts_every_door() {
             let (catalog, _) = lowerer().lower(&mesh);
             let config = inlined(&catalog, &"pay-1".parse().unwrap(), &"shop".parse().unwrap());
             assert_eq!(config.static_resources.as_ref().unwrap().listeners.len(), 1);
+            check(&envoy, "config.pb", &config.encode_to_vec());
+        }
+    }
+}
+
+#[test]
+fn envoy_accepts_what_redirected_callers_call() {
+    let Some(envoy) = envoy() else { return };
+    for first in ["10.96.0.5", "fd00:10:96::5"] {
+        let mut mesh = everything().pod("back-1", "back", &[], undeclared(MtlsMode::Strict));
+        // As in a cluster: every service has an address of its own.
+        for (number, destination) in (0..).zip(mesh.destinations.values_mut()) {
+            let destination = Arc::make_mut(destination);
+            let own = match first.parse().unwrap() {
+                IpAddr::V4(address) => IpAddr::V4((address.to_bits() + number).into()),
+                IpAddr::V6(address) => IpAddr::V6((address.to_bits() + u128::from(number)).into()),
+            };
+            destination.addresses = [own].into();
+        }
+        let bytes = meshes::service_port("shop", "s31", 80);
+        let cluster = mesh.destinations[&bytes].clusters[0].name.clone();
+        let revision = |of: &str| ClusterName { revision: Some(of.parse().unwrap()), ..cluster.clone() };
+        let shares = [
+            [(revision("v1"), 9_000), (revision("v2"), 1_000)],
+            [(revision("v1"), 10_000), (revision("v2"), 0)],
+        ];
+        for fail_safe in shares {
+            let split = Arc::make_mut(mesh.destinations.get_mut(&bytes).unwrap());
+            let of_revision =
+                |name: &ClusterName| Endpoints { name: name.clone(), ..split.clusters[0].clone() };
+            let revisions = [of_revision(&fail_safe[0].0), of_revision(&fail_safe[1].0)];
+            split.clusters.truncate(1);
+            split.clusters.extend(revisions);
+            split.route =
+                Route::Split(Split { runtime_prefix: "airlane".to_owned(), fail_safe: fail_safe.into() });
+            let (catalog, _) = lowerer().lower(&mesh);
+            let config = inlined(&catalog, &"back-1".parse().unwrap(), &"shop".parse().unwrap());
+            // Where everything arrives and where it enters, requests on port 80, and every address for bytes.
+            assert_eq!(config.static_resources.as_ref().unwrap().listeners.len(), 2 + 1 + 4);
+            check(&envoy, "config.pb", &config.encode_to_vec());
+        }
+    }
+}
+
+#[test]
+fn envoy_accepts_every_entrance() {
+    let Some(envoy) = envoy() else { return };
+    let modes = [MtlsMode::Strict, MtlsMode::Permissive, MtlsMode::Disabled];
+    let port = |of: usize, protocol: usize| u16::try_from(8_000 + 10 * of + protocol).unwrap();
+    for elsewhere in modes {
+        for several in [false, true] {
+            let exceptions = modes.iter().enumerate().map(|(of, mode)| (port(of, 9), *mode));
+            let undeclared = Undeclared {
+                exceptions: exceptions.take(if several { 3 } else { 0 }).collect(),
+                ..undeclared(elsewhere)
+            };
+            let doors: Vec<_> = modes
+                .iter()
+                .enumerate()
+                .flat_map(|(of, mode)| {
+                    let door = move |(p, protocol): (usize, &Protocol)| (port(of, p), door(*mode, *protocol));
+                    PROTOCOLS.iter().enumerate().map(door)
+                })
+                .collect();
+            let doors = if several { &doors[..] } else { &doors[..1] };
+            let mesh = meshes::empty().pod("pay-1", "pay", doors, undeclared);
+            let (catalog, _) = lowerer().lower(&mesh);
+            let config = inlined(&catalog, &"pay-1".parse().unwrap(), &"shop".parse().unwrap());
+            assert_eq!(config.static_resources.as_ref().unwrap().listeners.len(), 2);
             check(&envoy, "config.pb", &config.encode_to_vec());
         }
     }

@@ -32,7 +32,14 @@ pub fn serve(answer: impl Fn(&Request) -> (u16, String) + Send + Sync + 'static)
 
 /// Serves on an address until the process ends; gives the port.
 pub fn serve_on(address: IpAddr, answer: impl Fn(&Request) -> (u16, String) + Send + Sync + 'static) -> u16 {
-    let listener = TcpListener::bind((address, 0)).unwrap();
+    serve_from(TcpListener::bind((address, 0)).unwrap(), answer)
+}
+
+/// Serves whoever calls until the process ends; gives the port.
+pub fn serve_from(
+    listener: TcpListener,
+    answer: impl Fn(&Request) -> (u16, String) + Send + Sync + 'static,
+) -> u16 {
     let port = listener.local_addr().unwrap().port();
     let (answer, count) = (Arc::new(answer), Arc::new(AtomicUsize::new(0)));
     thread::spawn(move || {
@@ -86,7 +93,11 @@ pub fn head(reader: &mut impl BufRead) -> Option<(String, Vec<(String, String)>)
 
 /// A server that speaks first: greets each connection, then returns what it gets.
 pub fn greet() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    greet_from(TcpListener::bind("127.0.0.1:0").unwrap())
+}
+
+/// The same on a socket that listens.
+pub fn greet_from(listener: TcpListener) -> u16 {
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
         for mut connection in listener.incoming().flatten() {

@@ -4,14 +4,14 @@ use airlane_core::{
     id::{ClusterName, Identity, InstanceId, ServiceId, ServicePort, WorkloadRevision},
     mesh::{
         Calls, Cluster, Destination, Door, Endpoint, Inbound, Limits, Mesh, Outliers, Proxy, Repeatable,
-        Retries, Route, ShortName, Transport,
+        Retries, Route, ShortName, Transport, Undeclared,
     },
     policy::{LoadBalancing, Millis, MtlsMode, RetryOn},
     world::{Interception, Protocol},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     sync::{
         Arc,
         atomic::{AtomicU16, Ordering},
@@ -71,6 +71,23 @@ pub fn destination(
     }
 }
 
+/// `SERVICE.shop` on a port of several, at an address of the cluster, everything by default.
+pub fn in_cluster(
+    name: &str,
+    (address, port): (IpAddr, u16),
+    protocol: Protocol,
+    transport: Transport,
+    endpoints: Vec<Endpoint>,
+) -> Destination {
+    let mut destination = destination(name, protocol, transport, endpoints);
+    let port = service_port("shop", name, port);
+    let cluster = ClusterName { port: port.clone(), revision: None };
+    destination.clusters[0].name = cluster.clone();
+    destination.route = Route::To(cluster);
+    (destination.default_port, destination.only_port) = (false, false);
+    Destination { port, addresses: [address].into(), ..destination }
+}
+
 pub fn calls() -> Calls {
     Calls {
         request_timeout: None,
@@ -117,6 +134,8 @@ pub trait Build {
     fn caller(self, instance: &str, namespace: &str, name: &str, port: u16) -> Self;
     /// A proxy of `shop/NAME` with one door.
     fn called(self, instance: &str, name: &str, mesh_port: u16, app_port: u16, door: Door) -> Self;
+    /// A proxy of `shop/NAME` in a pod, with these doors, and one that holds elsewhere.
+    fn pod(self, instance: &str, name: &str, doors: &[(u16, Door)], undeclared: Undeclared) -> Self;
 }
 
 impl Build for Mesh {
@@ -162,6 +181,36 @@ impl Build for Mesh {
         self.proxies.insert(id, Arc::new(proxy));
         self
     }
+
+    fn pod(mut self, instance: &str, name: &str, doors: &[(u16, Door)], undeclared: Undeclared) -> Self {
+        let id: InstanceId = instance.parse().unwrap();
+        let workload = workload("shop", name);
+        self.cluster_domain = Some("cluster.local".parse().unwrap());
+        self.transparent_namespaces.insert("shop".parse().unwrap());
+        let inbound = Inbound {
+            workload: workload.clone(),
+            identity: identity("shop", name),
+            ports: doors.iter().cloned().collect(),
+            undeclared: Some(undeclared),
+            shaped_by: BTreeSet::new(),
+        };
+        let proxy = Proxy {
+            id: id.clone(),
+            identity: identity("shop", name),
+            workload: workload.clone(),
+            inbound: BTreeMap::new(),
+            outbound_port: Some(15_001),
+            interception: Interception::Transparent,
+        };
+        self.workloads.insert(workload, Arc::new(inbound));
+        self.proxies.insert(id, Arc::new(proxy));
+        self
+    }
+}
+
+/// The same mode for every port that nobody declared.
+pub fn undeclared(mtls: MtlsMode) -> Undeclared {
+    Undeclared { mtls, exceptions: BTreeMap::new(), access: Vec::new() }
 }
 
 pub fn door(mtls: MtlsMode, protocol: Protocol) -> Door {

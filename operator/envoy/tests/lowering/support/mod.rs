@@ -5,6 +5,7 @@ pub mod client;
 pub mod meshes;
 pub mod pki;
 pub mod plane;
+pub mod pod;
 pub mod proxy;
 
 use std::{

@@ -28,6 +28,7 @@ use opentelemetry_proto::tonic::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     sync::{Arc, Mutex},
     thread,
 };
@@ -42,7 +43,7 @@ pub const IDENTITY: &str = "spiffe://airlane.local/ns/airlane-system/sa/airlane"
 
 pub struct Plane {
     pub authority: Authority,
-    pub port: u16,
+    pub address: SocketAddr,
     pub seen: Arc<Seen>,
     catalog: watch::Sender<Catalog>,
 }
@@ -57,14 +58,17 @@ pub struct Seen {
 
 impl Plane {
     pub fn start() -> Self {
+        Self::start_on(std::net::TcpListener::bind("127.0.0.1:0").unwrap())
+    }
+
+    pub fn start_on(listener: std::net::TcpListener) -> Self {
         let authority = Authority::new();
         let Leaf { chain_pem, key_pem } = authority.leaf(IDENTITY, "operator");
         let tls = ServerTlsConfig::new()
             .identity(Identity::from_pem(chain_pem, key_pem))
             .client_ca_root(Certificate::from_pem(&authority.root_pem));
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
-        let port = listener.local_addr().unwrap().port();
+        let address = listener.local_addr().unwrap();
         let (catalog, changes) = watch::channel(Catalog::default());
         let seen = Arc::new(Seen::default());
         let service = Service { catalog: changes, seen: Arc::clone(&seen) };
@@ -83,7 +87,7 @@ impl Plane {
                     .unwrap();
             });
         });
-        Self { authority, port, seen, catalog }
+        Self { authority, address, seen, catalog }
     }
 
     pub fn publish(&self, catalog: Catalog) {
@@ -206,6 +210,12 @@ impl Session {
             }
             for name in &request.resource_names_subscribe {
                 self.sent.retain(|key, _| key.kind != kind || *key.name != **name);
+                if kind == Kind::Routes {
+                    // What came before its route configuration was dropped.
+                    let of_it =
+                        |key: &Key| key.name.rsplit_once('/').is_some_and(|(routes, _)| routes == name);
+                    self.sent.retain(|key, _| key.kind != Kind::VirtualHost || !of_it(key));
+                }
             }
         }
     }

@@ -3,6 +3,7 @@
 use super::{
     pki::Leaf,
     plane::{IDENTITY, Plane},
+    pod::Host,
     until,
 };
 use airlane_core::id::Identity;
@@ -25,10 +26,10 @@ use envoy_types::{
     util::pack_any,
 };
 use std::{
-    fs::File,
+    fs::{File, Permissions},
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
-    os::unix::net::UnixStream,
+    os::unix::{fs::PermissionsExt, net::UnixStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -46,12 +47,43 @@ pub struct Proxy {
 impl Proxy {
     /// Starts an Envoy and waits until it listens on each of `ports`.
     pub fn start(envoy: &Path, plane: &Plane, instance: &str, identity: &Identity, ports: &[u16]) -> Self {
+        let mut proxy =
+            Self::launch(Command::new(envoy), tempfile::tempdir().unwrap(), plane, instance, identity);
+        for port in ports {
+            until(&format!("{instance} listens on {port}"), || {
+                assert!(proxy.process.try_wait().unwrap().is_none(), "Envoy ended:\n{}", proxy.log());
+                TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], *port))).ok()
+            });
+        }
+        proxy
+    }
+
+    /// Starts an Envoy in a pod, as the user whose connections are not redirected, and waits until it is ready.
+    pub fn start_in(pod: &Host, envoy: &Path, plane: &Plane, instance: &str, identity: &Identity) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let own = folder.path().join("envoy");
+        // The other user may not go where the user who started the test keeps Envoy.
+        if std::fs::hard_link(envoy, &own).is_err() {
+            std::fs::copy(envoy, &own).unwrap();
+        }
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
+        let mut command = pod.command();
+        command.arg(&own);
+        let mut proxy = Self::launch(command, folder, plane, instance, identity);
+        until(&format!("{instance} is ready"), || {
+            assert!(proxy.process.try_wait().unwrap().is_none(), "Envoy ended:\n{}", proxy.log());
+            let answer = proxy.try_admin("/ready").ok()?;
+            answer.starts_with("HTTP/1.1 200").then_some(())
+        });
+        proxy
+    }
+
+    fn launch(envoy: Command, folder: TempDir, plane: &Plane, instance: &str, identity: &Identity) -> Self {
         let of = Bootstrap {
             instance: instance.parse().unwrap(),
             namespace: identity.namespace.clone(),
-            operator_host: "127.0.0.1".to_owned(),
-            operator_port: plane.port,
+            operator_host: plane.address.ip().to_string(),
+            operator_port: plane.address.port(),
             operator_identity: IDENTITY.parse().unwrap(),
             agent_socket: folder.path().join("agent.sock").display().to_string(),
             admin_socket: folder.path().join("admin.sock").display().to_string(),
@@ -62,9 +94,11 @@ impl Proxy {
             root_pem: plane.authority.root_pem.clone(),
         };
         agent.serve(Path::new(&of.agent_socket));
+        std::fs::set_permissions(&of.agent_socket, Permissions::from_mode(0o777)).unwrap();
         let config = folder.path().join("bootstrap.json");
         std::fs::write(&config, bootstrap::render(&of)).unwrap();
-        let process = Command::new(envoy)
+        let mut envoy = envoy;
+        let process = envoy
             .arg("-c")
             .arg(&config)
             .args(["--disable-hot-restart", "--concurrency", "1", "-l", "warn"])
@@ -72,14 +106,7 @@ impl Proxy {
             .stderr(File::create(folder.path().join("envoy.log")).unwrap())
             .spawn()
             .unwrap();
-        let mut proxy = Self { process, folder };
-        for port in ports {
-            until(&format!("{instance} listens on {port}"), || {
-                assert!(proxy.process.try_wait().unwrap().is_none(), "Envoy ended:\n{}", proxy.log());
-                TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], *port))).ok()
-            });
-        }
-        proxy
+        Self { process, folder }
     }
 
     pub fn log(&self) -> String {
@@ -88,11 +115,15 @@ impl Proxy {
 
     /// What the admin interface answers to a GET.
     pub fn admin(&self, path: &str) -> String {
-        let mut socket = UnixStream::connect(self.folder.path().join("admin.sock")).unwrap();
-        write!(socket, "GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n").unwrap();
+        self.try_admin(path).unwrap()
+    }
+
+    fn try_admin(&self, path: &str) -> std::io::Result<String> {
+        let mut socket = UnixStream::connect(self.folder.path().join("admin.sock"))?;
+        write!(socket, "GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n")?;
         let mut answer = String::new();
-        socket.read_to_string(&mut answer).unwrap();
-        answer
+        socket.read_to_string(&mut answer)?;
+        Ok(answer)
     }
 
     /// A counter or gauge, 0 if it is not kept.
