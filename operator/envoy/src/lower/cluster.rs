@@ -81,7 +81,7 @@ const UNLIMITED: u32 = u32::MAX;
 pub(super) const APPLICATION_IDLE: Millis = Millis(1_000);
 
 /// Below every leaf's lifetime, so that a renewed leaf takes the place of the old one on every connection.
-const CONNECTION_AGE: Millis = Millis(3_600_000);
+pub(super) const CONNECTION_AGE: Millis = Millis(3_600_000);
 
 /// A cluster of a destination, its endpoints apart.
 #[derive(Hash)]

@@ -395,7 +395,7 @@ impl Lowered for Ambiguous<'_> {
     }
 }
 
-fn anything() -> RouteMatch {
+pub(super) fn anything() -> RouteMatch {
     RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".to_owned())), ..Default::default() }
 }
 

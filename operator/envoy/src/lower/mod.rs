@@ -11,6 +11,7 @@ mod host;
 mod listener;
 mod original;
 mod outside;
+mod pods;
 mod proto;
 mod redirected;
 mod routes;
@@ -37,7 +38,7 @@ use envoy_types::pb::google::protobuf::Any;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     hash::{Hash, Hasher},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
@@ -200,18 +201,19 @@ fn requests(mesh: &Mesh) -> BTreeSet<(Namespace, u16)> {
     mesh.transparent_namespaces.iter().flat_map(of).collect()
 }
 
-/// The addresses at which redirected callers reach services that speak bytes.
+/// The addresses at which redirected callers reach what speaks bytes: services, and the pods of those that have none.
 fn bytes(mesh: &Mesh) -> BTreeMap<SocketAddr, Arc<Destination>> {
     if mesh.transparent_namespaces.is_empty() {
         return BTreeMap::new();
     }
     let tcp = mesh.destinations.values().filter(|destination| !destination.protocol.is_http());
-    tcp.flat_map(|destination| {
-        let at =
-            |address: &IpAddr| (SocketAddr::new(*address, destination.port.port), Arc::clone(destination));
-        destination.addresses.iter().map(at)
-    })
-    .collect()
+    let addresses = tcp.flat_map(|destination| {
+        let own = destination.addresses.iter().map(|own| SocketAddr::new(*own, destination.port.port));
+        let pods = pods::Pods::of(destination, &mesh.trust_domain).and(destination.clusters.first());
+        let pods = pods.into_iter().flat_map(|all| all.endpoints.iter()).filter(|endpoint| endpoint.mtls);
+        own.chain(pods.map(|pod| pod.address)).map(|at| (at, Arc::clone(destination)))
+    });
+    addresses.collect()
 }
 
 /// What differs between two maps of shared values: `None` for what is gone. Everything, unless `same_context`.
@@ -287,8 +289,12 @@ impl Work<'_> {
         let mut made = Made::default();
         if let Some(destination) = destination {
             let shaped_by = Arc::new(destination.shaped_by.clone());
+            let bytes = if destination.addresses.contains(&at.ip()) {
+                redirected::Bytes::to_service(at, destination)
+            } else {
+                redirected::Bytes::to_pod(at, destination)
+            };
             for caller in &mesh.transparent_namespaces {
-                let bytes = redirected::Bytes::new(at, destination);
                 self.add(&mut made, Scope::Namespace(caller.clone()), &bytes, &shaped_by);
             }
         }
@@ -314,13 +320,35 @@ impl Work<'_> {
                 let host = host::Host::new(caller, destination, mesh.cluster_domain.as_ref());
                 self.add(&mut made, Scope::Namespace(caller.clone()), &host, &shaped_by);
             }
-            let requested = mesh.transparent_namespaces.iter().filter(|_| destination.protocol.is_http());
-            for caller in requested {
-                let host = host::Host::redirected(caller, destination, mesh.cluster_domain.as_ref());
-                self.add(&mut made, Scope::Namespace(caller.clone()), &host, &shaped_by);
+            for caller in &mesh.transparent_namespaces {
+                self.redirected_to(&mut made, caller, destination, mesh);
             }
         }
         self.replace(Origin::Destination(port.clone()), made);
+    }
+
+    /// How the redirected callers of a namespace reach a destination, but for listeners.
+    fn redirected_to(&mut self, made: &mut Made, caller: &Namespace, destination: &Destination, mesh: &Mesh) {
+        let scope = || Scope::Namespace(caller.clone());
+        let shaped_by = Arc::new(destination.shaped_by.clone());
+        let cluster_domain = mesh.cluster_domain.as_ref();
+        let requests = destination.protocol.is_http();
+        if requests {
+            let host = host::Host::redirected(caller, destination, cluster_domain);
+            self.add(made, scope(), &host, &shaped_by);
+        }
+        let Some(pods) = pods::Pods::of(destination, &mesh.trust_domain) else { return };
+        self.add(made, scope(), &pods, &shaped_by);
+        if requests {
+            let names = pods::Names {
+                caller,
+                port: &destination.port,
+                cluster_domain,
+                request_timeout: destination.calls.request_timeout,
+                stream_idle_timeout: destination.calls.stream_idle_timeout,
+            };
+            self.add(made, scope(), &names, &shaped_by);
+        }
     }
 
     fn ambiguous(&mut self, name: &Name, candidates: Option<&Arc<BTreeSet<ServiceId>>>, mesh: &Mesh) {

@@ -105,7 +105,8 @@ impl Lowered for Application {
     }
 }
 
-fn original(name: String) -> Cluster {
+/// A cluster that calls where its connections went.
+pub(super) fn original(name: String) -> Cluster {
     Cluster {
         name,
         lb_policy: LbPolicy::ClusterProvided as i32,

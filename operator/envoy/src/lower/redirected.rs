@@ -10,12 +10,13 @@ use super::{
     door::{any_http1, closed, listener_filter, original_destination},
     listener::{HTTP, listener, network_filter, routed},
     original::DIRECT,
+    pods::Pods,
     proto::{address, any_port, duration, no, number, packed, yes},
     routes::PortRoutes,
 };
 use crate::catalog::Kind;
 use airlane_core::{
-    id::{ClusterName, Namespace},
+    id::Namespace,
     mesh::{Destination, Route},
     policy::Millis,
 };
@@ -130,31 +131,34 @@ impl Lowered for Requests<'_> {
     }
 }
 
-/// Calls to an address of a service that speaks bytes.
+/// Calls to one address where bytes are spoken: a service's, or that of one pod of a service without any.
 #[derive(Hash)]
-pub(super) struct Bytes<'a> {
+pub(super) struct Bytes {
     at: SocketAddr,
-    route: &'a Route,
+    /// The clusters that take a share.
+    shares: Vec<(String, u32)>,
 }
 
-impl<'a> Bytes<'a> {
-    pub(super) fn new(at: SocketAddr, destination: &'a Destination) -> Self {
-        Self { at, route: &destination.route }
-    }
-
-    /// The clusters that take a share. There is no coin for connections: the fail-safe shares hold.
-    fn shares(&self) -> Vec<(&ClusterName, u32)> {
-        match self.route {
-            Route::To(cluster) => vec![(cluster, 1)],
+impl Bytes {
+    /// To any endpoint of the service. There is no coin for connections: the fail-safe shares hold.
+    pub(super) fn to_service(at: SocketAddr, destination: &Destination) -> Self {
+        let shares = match &destination.route {
+            Route::To(cluster) => vec![(cluster.to_string(), 1)],
             Route::Split(split) => {
-                let shares = split.fail_safe.iter().map(|(cluster, share)| (cluster, *share));
-                shares.filter(|(_, share)| *share > 0).collect()
+                let shares = split.fail_safe.iter().filter(|(_, share)| *share > 0);
+                shares.map(|(cluster, share)| (cluster.to_string(), *share)).collect()
             }
-        }
+        };
+        Self { at, shares }
+    }
+
+    /// To the pod that was called, and no other.
+    pub(super) fn to_pod(at: SocketAddr, destination: &Destination) -> Self {
+        Self { at, shares: vec![(Pods::cluster(&destination.port), 1)] }
     }
 }
 
-impl Lowered for Bytes<'_> {
+impl Lowered for Bytes {
     const KIND: Kind = Kind::Listener;
 
     fn name(&self) -> String {
@@ -162,17 +166,16 @@ impl Lowered for Bytes<'_> {
     }
 
     fn clusters(&self) -> BTreeSet<Arc<str>> {
-        self.shares().into_iter().map(|(cluster, _)| cluster.to_string().into()).collect()
+        self.shares.iter().map(|(cluster, _)| cluster.as_str().into()).collect()
     }
 
     fn encode(&self) -> Any {
-        let shares = self.shares();
-        let to = if let [(cluster, _)] = shares[..] {
-            ClusterSpecifier::Cluster(cluster.to_string())
+        let to = if let [(cluster, _)] = &self.shares[..] {
+            ClusterSpecifier::Cluster(cluster.clone())
         } else {
-            let clusters = shares.into_iter().map(|(cluster, share)| ClusterWeight {
-                name: cluster.to_string(),
-                weight: share,
+            let clusters = self.shares.iter().map(|(cluster, share)| ClusterWeight {
+                name: cluster.clone(),
+                weight: *share,
                 ..Default::default()
             });
             ClusterSpecifier::WeightedClusters(WeightedCluster { clusters: clusters.collect() })

@@ -162,6 +162,26 @@ fn a_new_service_touches_no_listener_but_its_own() {
 }
 
 #[test]
+fn a_pod_of_a_service_without_an_address_is_one_listener_if_it_speaks_bytes_and_none_if_requests() {
+    for (protocol, expected) in [
+        (Protocol::Http, &["Endpoints 80|pay|shop"][..]),
+        (Protocol::Tcp, &["Endpoints 80|pay|shop", "Listener outbound|127.0.0.1:9009"]),
+    ] {
+        let mut mesh = shop().pod("back-1", "back", &[], open());
+        edit(&mut mesh, "pay", |pay| pay.protocol = protocol);
+        let mut lowerer = lowerer();
+        lowerer.lower(&mesh);
+        edit(&mut mesh, "pay", |pay| {
+            Arc::make_mut(&mut pay.clusters[0].endpoints).push(endpoint("pay-9", 9009, true));
+        });
+        let (_, change) = lowerer.lower(&mesh);
+        let changed: Vec<String> =
+            change.keys.values().flatten().map(|key| format!("{:?} {}", key.kind, key.name)).collect();
+        assert_eq!(changed, expected);
+    }
+}
+
+#[test]
 fn a_policy_about_calls_touches_no_listener_of_a_redirected_pod() {
     check_redirected(
         |mesh| {
@@ -181,10 +201,18 @@ fn an_address_that_moves_to_another_service_stays_the_same_listener() {
     check_redirected(
         |mesh| {
             let mut heir = meshes::destination("audit", Protocol::Tcp, Transport::Plaintext, vec![]);
-            self::edit(mesh, "ledger", |ledger| heir.addresses = std::mem::take(&mut ledger.addresses));
+            let other = [IpAddr::V4(Ipv4Addr::new(10, 96, 0, 3))].into();
+            self::edit(mesh, "ledger", |ledger| {
+                heir.addresses = std::mem::replace(&mut ledger.addresses, other);
+            });
             *mesh = mesh.clone().with(heir);
         },
-        &["Cluster 80|audit|shop", "Endpoints 80|audit|shop", "Listener outbound|10.96.0.2:80"],
+        &[
+            "Cluster 80|audit|shop",
+            "Endpoints 80|audit|shop",
+            "Listener outbound|10.96.0.2:80",
+            "Listener outbound|10.96.0.3:80",
+        ],
     );
 }
 

@@ -13,5 +13,6 @@ mod grpc;
 mod laws;
 mod live;
 mod redirected;
+mod sizes;
 mod support;
 mod validate;

@@ -278,6 +278,43 @@ fn a_service_may_call_itself_through_its_own_door() {
 }
 
 #[test]
+fn pods_of_a_service_without_an_address_are_called_as_themselves_over_mtls() {
+    let Some(mut town) = Town::new() else { return };
+    says(&town.pay, 9_080, "pay");
+    app::greet_from(town.pay.listen(9_092));
+    let headless = |name, port, protocol: Protocol| {
+        let transport = Transport::Mtls { http2: protocol.is_http() };
+        let endpoints = vec![town.endpoint(&town.pay, "pay-1", port)];
+        let mut destination = meshes::in_cluster(name, (PAY, port), protocol, transport, endpoints);
+        destination.addresses.clear();
+        destination.clusters[0].identities = [identity("shop", "pay")].into();
+        destination
+    };
+    let doors = [(9_080, door(Strict, Http)), (9_092, door(Strict, Tcp))];
+    let mesh = meshes::empty()
+        .with(headless("web", 9_080, Http))
+        .with(headless("log", 9_092, Tcp))
+        .pod("front-1", "front", &[], undeclared(Permissive))
+        .pod("pay-1", "pay", &doors, undeclared(Strict));
+    let (front, pay) = town.proxies(&mesh);
+    let at = town.pay.address;
+    let pod_names =
+        ["pay-0.web", "pay-0.web.shop:9080", "pay-0.web.shop.svc", "pay-0.web.shop.svc.cluster.local"];
+    for host in pod_names.into_iter().chain(["web"]) {
+        let answer = town.get((at, 9_080), host).unwrap();
+        assert_eq!(answer.status, 200, "{host}: {answer:?}\n{}", front.log());
+        assert!(answer.body.contains("spiffe://airlane.local/ns/shop/sa/front"), "{}", answer.body);
+    }
+    assert_eq!(greeting(&mut town.front.dial((at, 9_092).into()).unwrap()), "hello\n");
+    assert_eq!(pay.stat("tcp.inbound|9092|mtls.downstream_cx_total"), 1);
+    assert_eq!(
+        front.stat("cluster.9080|web|shop.upstream_rq_total"),
+        1,
+        "only the service's name takes the share"
+    );
+}
+
+#[test]
 fn nothing_loops_on_the_proxys_own_ports() {
     let Some(mut town) = Town::new() else { return };
     let mesh = town.mesh(Permissive, &[(80, 9_080)], undeclared(Permissive));
