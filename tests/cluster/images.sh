@@ -24,7 +24,7 @@ for applet in $(/bin/busybox --list | grep -vxE 'busybox|ip[a-z]*'); do ln -s bu
 libraries=$(dirname "$(ldd "$(command -v curl)" | grep -o '/[^ ]*/libc\.so\.6')")
 loaded=("$libraries"/libnss_{dns,files}.so.2 "$libraries"/libresolv.so.2)
 mapfile -t -O "${#loaded[@]}" loaded < <(find /usr/lib -path '*/xtables/*.so')
-"$here/add.sh" "$tools" "$(command -v curl):/usr/bin/curl" "$(command -v ip):/usr/sbin/ip" \
+"$here/../../image/add.sh" "$tools" "$(command -v curl):/usr/bin/curl" "$(command -v ip):/usr/sbin/ip" \
     "$(command -v nft):/usr/sbin/nft" /usr/sbin/xtables-nft-multi "${loaded[@]}"
 for command in {iptables,ip6tables}{,-save,-restore}; do ln -s xtables-nft-multi "$tools/usr/sbin/$command"; done
 "$here/image.sh" localhost/tools:1 "$tools" "$out/tools.tar"
