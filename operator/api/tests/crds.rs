@@ -1,4 +1,5 @@
-//! The definitions under `crds/` are what the types say, and no YAML reader misunderstands a name in them.
+//! The definitions under `crds/`, and those of the chart, are what the types say, and no YAML reader misunderstands a name
+//! in them.
 
 #![expect(clippy::expect_used, reason = "a helper of tests fails the test")]
 
@@ -12,14 +13,19 @@ fn definitions() -> Vec<(String, String)> {
 
 #[test]
 fn the_files_are_what_the_types_say() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crds");
-    for (name, yaml) in definitions() {
-        let file = folder.join(&name);
-        if env::var_os("UPDATE").is_some() {
-            fs::write(&file, &yaml).expect("crds/ can be written");
+    // A chart can hold only what is in its folder.
+    for folder in ["crds", "helm/airlane/files/crds"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(folder);
+        for (name, yaml) in definitions() {
+            let file = path.join(&name);
+            if env::var_os("UPDATE").is_some() {
+                fs::write(&file, &yaml).expect("the folder can be written");
+            }
+            let committed = fs::read_to_string(&file).unwrap_or_default();
+            assert!(committed == yaml, "{folder}/{name} is stale: run `UPDATE=1 cargo test -p airlane-api`");
         }
-        let committed = fs::read_to_string(&file).unwrap_or_default();
-        assert!(committed == yaml, "crds/{name} is stale: run `UPDATE=1 cargo test -p airlane-api`");
+        let files = fs::read_dir(&path).expect("the folder can be read").count();
+        assert_eq!(files, definitions().len(), "{folder} holds what no type says");
     }
 }
 
