@@ -8,11 +8,14 @@ use super::{
     crowd::{CONNECTIONS_MAX, Crowd},
     departure::Departure,
 };
-use airlane_wire::pod::{Asked, Asks};
+use airlane_wire::pod::{Ask, Asked, Asks};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
-    Method, Request, Response, StatusCode, body::Incoming, header::USER_AGENT, server::conn::http1,
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{HeaderValue, USER_AGENT},
+    server::conn::http1,
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -80,14 +83,7 @@ impl Desk {
             Some(Asked::Drain { secret }) if self.knows(secret) => self.drain().await,
             Some(Asked::Container { container, occasion, secret }) if self.knows(secret) => {
                 match self.asks.asks.get(&Asked::key(container, occasion)) {
-                    Some(asked) => {
-                        let limit = Duration::from_secs(asked.timeout_seconds.into());
-                        let agent = request.headers().get(USER_AGENT);
-                        timeout(limit, ask::ask(&asked.how, self.pod, agent)).await.map_or_else(
-                            |_| (StatusCode::GATEWAY_TIMEOUT, format!("no answer within {limit:?}")),
-                            relayed,
-                        )
-                    }
+                    Some(ask) => self.ask(ask, request.headers().get(USER_AGENT)).await,
                     None => nothing,
                 }
             }
@@ -97,6 +93,14 @@ impl Desk {
 
     fn knows(&self, secret: &str) -> bool {
         self.asks.secret.as_bytes().ct_eq(secret.as_bytes()).into()
+    }
+
+    async fn ask(&self, ask: &Ask, user_agent: Option<&HeaderValue>) -> Answer {
+        let limit = Duration::from_secs(ask.timeout_seconds.into());
+        match timeout(limit, ask::ask(&ask.how, self.pod, user_agent)).await {
+            Ok(outcome) => relayed(outcome),
+            Err(_) => (StatusCode::GATEWAY_TIMEOUT, format!("no answer within {limit:?}")),
+        }
     }
 
     fn ready(&self) -> Answer {

@@ -3,7 +3,9 @@
 use super::Outcome;
 use crate::link;
 use hyper::StatusCode;
+use hyper_util::rt::TokioIo;
 use std::net::SocketAddr;
+use tokio::net::TcpStream;
 use tonic::{Code, Request, Status, client::Grpc, codegen::http::uri::PathAndQuery, transport::Endpoint};
 use tonic_prost::ProstCodec;
 
@@ -48,8 +50,11 @@ pub(super) async fn check(address: SocketAddr, service: &str) -> Result<Outcome,
 
 async fn call(address: SocketAddr, service: &str) -> Result<HealthCheckResponse, Status> {
     let broken = |error: tonic::transport::Error| Status::from_error(Box::new(error));
-    let channel = Endpoint::from_shared(format!("http://{address}")).map_err(broken)?.connect().await;
-    let mut grpc = Grpc::new(channel.map_err(broken)?).max_decoding_message_size(ANSWER_BYTES_MAX);
+    let connector =
+        tower::service_fn(move |_| async move { TcpStream::connect(address).await.map(TokioIo::new) });
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(broken)?;
+    let channel = endpoint.connect_with_connector(connector).await.map_err(broken)?;
+    let mut grpc = Grpc::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
     grpc.ready().await.map_err(broken)?;
     let codec = ProstCodec::<HealthCheckRequest, HealthCheckResponse>::default();
     let request = Request::new(HealthCheckRequest { service: service.into() });
