@@ -5,8 +5,10 @@
 //! |---|---|
 //! | the cluster is one | [`cluster`] |
 //! | the definitions refuse what is wrong, take what the docs show, and show what matters | [`resources`] |
+//! | a pod's connections pass its proxy, and it leaves the mesh before it stops | [`pod`] |
 
 #![expect(clippy::unwrap_used, reason = "a test reports by failing")]
 
 mod cluster;
+mod pod;
 mod resources;

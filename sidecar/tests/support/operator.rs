@@ -3,9 +3,9 @@
 
 #![allow(dead_code, reason = "no test binary uses all of it")]
 
-use super::authority::{Ca, IDENTITY, OPERATOR};
+use super::authority::{Ca, OPERATOR};
 use airlane_wire::{
-    join::{JoinInfo, OPERATOR_DNS_NAME},
+    join::{JoinInfo, OPERATOR_DNS_NAME, workload_identity},
     message::{
         AppHealth, Certificate, DrainRequest, DrainResponse, HeartbeatRequest, HeartbeatResponse,
         JoinRequest, JoinResponse, LeaveRequest, LeaveResponse, RenewRequest,
@@ -48,8 +48,10 @@ pub(crate) struct TestOperator {
     render: Render,
     /// Instances the operator will not know at their next heartbeat.
     forgets: Mutex<bool>,
-    /// The token that lets in.
-    token: Mutex<String>,
+    /// The token that lets in; `None`: any.
+    token: Mutex<Option<String>>,
+    /// Who was let in last: the tests' operator has one member.
+    member: Mutex<String>,
     /// Whether wishes to be drained are answered.
     pub(crate) answers_drains: watch::Sender<bool>,
 }
@@ -59,15 +61,23 @@ impl TestOperator {
     pub(crate) async fn start(
         render: impl Fn(&JoinRequest) -> String + Send + Sync + 'static,
     ) -> (Arc<Self>, JoinInfo) {
+        Self::start_on(TcpListener::bind("127.0.0.1:0").await.expect("a port"), render)
+    }
+
+    /// Serves on `listener` until the runtime ends.
+    pub(crate) fn start_on(
+        listener: TcpListener,
+        render: impl Fn(&JoinRequest) -> String + Send + Sync + 'static,
+    ) -> (Arc<Self>, JoinInfo) {
         let operator = Arc::new(Self {
             ca: Ca::new(),
             told: watch::Sender::new(Told::default()),
             render: Box::new(render),
             forgets: Mutex::new(false),
-            token: Mutex::new(TOKEN.into()),
+            token: Mutex::new(Some(TOKEN.into())),
+            member: Mutex::default(),
             answers_drains: watch::Sender::new(true),
         });
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let info = JoinInfo {
             address: listener.local_addr().expect("bound").to_string(),
             root_fingerprint: operator.ca.fingerprint(),
@@ -95,7 +105,12 @@ impl TestOperator {
 
     /// Lets in who has `token`, and nobody else.
     pub(crate) fn expect(&self, token: &str) {
-        *self.token.lock().expect("not poisoned") = token.into();
+        *self.token.lock().expect("not poisoned") = Some(token.into());
+    }
+
+    /// Lets in anybody.
+    pub(crate) fn expect_anybody(&self) {
+        *self.token.lock().expect("not poisoned") = None;
     }
 
     fn acceptor(&self) -> TlsAcceptor {
@@ -118,7 +133,7 @@ impl TestOperator {
     }
 
     fn sign(&self, csr: &[u8]) -> Certificate {
-        self.ca.sign(csr, IDENTITY, Duration::from_secs(3600))
+        self.ca.sign(csr, &self.member.lock().expect("not poisoned"), Duration::from_secs(3600))
     }
 }
 
@@ -133,9 +148,11 @@ fn authenticated<T>(request: Request<T>) -> Result<T, Status> {
 impl Operator for TestOperator {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
         let request = request.into_inner();
-        if request.token != *self.token.lock().expect("not poisoned") {
+        if self.token.lock().expect("not poisoned").as_ref().is_some_and(|token| *token != request.token) {
             return Err(Status::unauthenticated("the token is not known; make a new one"));
         }
+        *self.member.lock().expect("not poisoned") =
+            workload_identity("airlane.local", &request.namespace, &request.service);
         let response = JoinResponse {
             instance: "pay-v2-1".into(),
             certificate: Some(self.sign(&request.csr)),
