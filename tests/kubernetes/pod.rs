@@ -99,6 +99,7 @@ fn pod(image: &str, join: &JoinInfo) -> Value {
                     "image": image,
                     "command": ["airlane-sidecar", "intercept"],
                     "securityContext": {
+                        "runAsUser": 0,
                         "readOnlyRootFilesystem": true,
                         "allowPrivilegeEscalation": false,
                         "capabilities": { "drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"] },
