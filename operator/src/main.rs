@@ -3,6 +3,7 @@
 mod app;
 mod apply;
 mod args;
+mod bundle;
 mod ca;
 mod cli;
 mod clock;

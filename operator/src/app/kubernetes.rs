@@ -3,6 +3,7 @@
 use super::{Tasks, private_directory, ready};
 use crate::{
     args::Operator,
+    bundle::Bundle,
     ca::Ca,
     clock::{Clock, SystemClock},
     control, health,
@@ -83,6 +84,8 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
         "readiness",
         readiness::announce(picture.clone(), publisher.clone(), pods.clone(), shutdown.clone()),
     );
+    let bundle = Bundle::new(client.clone(), ca.bundle_pem(), observed.joined.clone());
+    tasks.spawn_sure("the ConfigMaps with the root", bundle.run(shutdown.clone()));
     let signals = Signals::new(published_clusters);
     let joining = Wire::new(Parts {
         ca: ca.clone(),
