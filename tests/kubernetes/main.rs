@@ -4,11 +4,13 @@
 //! | claim | case |
 //! |---|---|
 //! | the cluster is one | [`cluster`] |
+//! | a pod is let in as itself, and nobody else is | [`identity`] |
 //! | the definitions refuse what is wrong, take what the docs show, and show what matters | [`resources`] |
 //! | a pod's connections pass its proxy, and it leaves the mesh before it stops | [`pod`] |
 
 #![expect(clippy::unwrap_used, reason = "a test reports by failing")]
 
 mod cluster;
+mod identity;
 mod pod;
 mod resources;
