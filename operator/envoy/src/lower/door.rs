@@ -353,7 +353,7 @@ fn of(transport: &str) -> FilterChainMatch {
     FilterChainMatch { transport_protocol: transport.to_owned(), ..Default::default() }
 }
 
-fn tls_inspector() -> ListenerFilter {
+pub(super) fn tls_inspector() -> ListenerFilter {
     listener_filter("envoy.filters.listener.tls_inspector", TlsInspector::default())
 }
 

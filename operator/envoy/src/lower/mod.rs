@@ -38,7 +38,7 @@ use envoy_types::pb::google::protobuf::Any;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     hash::{Hash, Hasher},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -151,11 +151,14 @@ impl Lowerer {
             }
         }
         let (requests, requested) = (old.map(requests).unwrap_or_default(), requests(mesh));
+        let services = service_ranges(mesh);
+        let same_services = old.is_some_and(|old| service_ranges(old) == services);
         for gone in requests.difference(&requested) {
             work.replace(Origin::Requests(gone.0.clone(), gone.1), Made::default());
         }
-        for (caller, port) in requested.difference(&requests) {
-            work.requests(caller, *port);
+        for (caller, port) in requested.iter().filter(|request| !same_services || !requests.contains(request))
+        {
+            work.requests(caller, *port, &services);
         }
         for (port, destination) in
             changed(old.map(|old| &old.destinations), &mesh.destinations, same_callers && same_authority)
@@ -199,6 +202,15 @@ fn requests(mesh: &Mesh) -> BTreeSet<(Namespace, u16)> {
         ports.iter().map(move |port| (caller.clone(), *port)).collect::<Vec<_>>()
     };
     mesh.transparent_namespaces.iter().flat_map(of).collect()
+}
+
+/// The ranges that hold the services' addresses.
+fn service_ranges(mesh: &Mesh) -> BTreeSet<(IpAddr, u8)> {
+    if mesh.transparent_namespaces.is_empty() {
+        return BTreeSet::new();
+    }
+    let destinations = mesh.destinations.values();
+    redirected::ranges(destinations.flat_map(|destination| destination.addresses.iter().copied()))
 }
 
 /// The addresses at which redirected callers reach what speaks bytes: services, and the pods of those that have none.
@@ -276,10 +288,10 @@ impl Work<'_> {
         self.replace(Origin::Redirected(caller.clone()), made);
     }
 
-    fn requests(&mut self, caller: &Namespace, port: u16) {
+    fn requests(&mut self, caller: &Namespace, port: u16, services: &BTreeSet<(IpAddr, u8)>) {
         let mut made = Made::default();
         let (scope, nobody) = (|| Scope::Namespace(caller.clone()), Arc::default());
-        self.add(&mut made, scope(), &redirected::Requests { caller, port }, &nobody);
+        self.add(&mut made, scope(), &redirected::Requests { caller, port, services }, &nobody);
         self.add(&mut made, scope(), &routes::PortRoutes { caller, port }, &nobody);
         self.add(&mut made, scope(), &routes::PortItself { caller, port }, &nobody);
         self.replace(Origin::Requests(caller.clone(), port), made);

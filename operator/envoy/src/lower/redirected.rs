@@ -7,11 +7,11 @@
 
 use super::{
     Lowered,
-    door::{any_http1, closed, listener_filter, original_destination},
+    door::{any_http1, closed, listener_filter, original_destination, tls_inspector},
     listener::{HTTP, listener, network_filter, routed},
     original::DIRECT,
     pods::Pods,
-    proto::{address, any_port, duration, no, number, packed, yes},
+    proto::{address, any_port, duration, no, number, packed, range, yes},
     routes::PortRoutes,
 };
 use crate::catalog::Kind;
@@ -39,11 +39,15 @@ use envoy_types::pb::{
     },
     google::protobuf::{Any, Duration},
 };
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
 
 /// How long a caller may be silent on a port where requests are routed before it counts as one that waits for the
-/// server to speak. Clients that open connections before they need them are taken for such callers too, and lose the
-/// mesh for that connection: so it is long for a greeting, and short for a user who waits for one.
+/// server to speak, unless it called where services are: there clients that open connections before they need them are
+/// waited for.
 const SILENCE: Millis = Millis(1_000);
 
 /// How often a connection to an endpoint is tried for a caller of bytes, on another endpoint each time.
@@ -85,6 +89,8 @@ impl Lowered for Exit {
 pub(super) struct Requests<'a> {
     pub(super) caller: &'a Namespace,
     pub(super) port: u16,
+    /// Where the services' addresses are.
+    pub(super) services: &'a BTreeSet<(IpAddr, u8)>,
 }
 
 impl Lowered for Requests<'_> {
@@ -103,31 +109,69 @@ impl Lowered for Requests<'_> {
             http_protocol_options: Some(any_http1()),
             ..routed(PortRoutes::of(self.caller, self.port), "outbound")
         };
-        let requests = FilterChain {
-            name: "requests".to_owned(),
-            filter_chain_match: Some(FilterChainMatch {
-                application_protocols: ["http/1.0", "http/1.1", "h2c"].map(str::to_owned).to_vec(),
-                ..Default::default()
-            }),
-            filters: vec![network_filter(HTTP, manager)],
+        let requests = network_filter(HTTP, manager);
+        let chain = |name: &str, matching: FilterChainMatch, filter: Filter| FilterChain {
+            name: name.to_owned(),
+            filter_chain_match: Some(matching),
+            filters: vec![filter],
             ..Default::default()
         };
+        let seen = FilterChainMatch {
+            application_protocols: ["http/1.0", "http/1.1", "h2c"].map(str::to_owned).to_vec(),
+            ..Default::default()
+        };
+        let to_services = FilterChainMatch {
+            prefix_ranges: self.services.iter().map(|services| range(*services)).collect(),
+            ..Default::default()
+        };
+        let tls = FilterChainMatch { transport_protocol: "tls".to_owned(), ..to_services.clone() };
+        let mut filter_chains = vec![chain("requests", seen, requests.clone())];
+        if !self.services.is_empty() {
+            // A request in small pieces is sometimes not known for one, and no service that has this port speaks bytes.
+            filter_chains.push(chain("services", to_services, requests));
+            let as_it_came = bytes(ClusterSpecifier::Cluster(DIRECT.to_owned()));
+            filter_chains.push(chain("tls", tls, as_it_came));
+        }
         let (address, additional_addresses) = any_port(self.port);
         packed(Listener {
             name: self.name(),
             address,
             additional_addresses,
             bind_to_port: Some(no()),
-            listener_filters: vec![listener_filter(
-                "envoy.filters.listener.http_inspector",
-                HttpInspector::default(),
-            )],
+            listener_filters: vec![
+                tls_inspector(),
+                listener_filter("envoy.filters.listener.http_inspector", HttpInspector::default()),
+            ],
             listener_filters_timeout: Some(duration(SILENCE)),
             continue_on_listener_filters_timeout: true,
-            filter_chains: vec![requests],
+            filter_chains,
             default_filter_chain: Some(as_it_came()),
             ..listener(TrafficDirection::Outbound)
         })
+    }
+}
+
+/// The smallest ranges, one of each family, that hold these addresses. The more there are the seldomer another one is
+/// outside: each service halves the chance.
+pub(super) fn ranges(addresses: impl Iterator<Item = IpAddr>) -> BTreeSet<(IpAddr, u8)> {
+    let (v4, v6): (BTreeSet<IpAddr>, BTreeSet<IpAddr>) = addresses.partition(IpAddr::is_ipv4);
+    [v4, v6].iter().filter_map(|family| smallest_range(*family.first()?, *family.last()?)).collect()
+}
+
+/// The smallest range that holds two addresses, and so everything between them; `None` if their families differ.
+fn smallest_range(low: IpAddr, high: IpAddr) -> Option<(IpAddr, u8)> {
+    match (low, high) {
+        (IpAddr::V4(low), IpAddr::V4(high)) => {
+            let length = (low.to_bits() ^ high.to_bits()).leading_zeros();
+            let mask = u32::MAX.checked_shl(u32::BITS - length).unwrap_or(0);
+            Some((Ipv4Addr::from_bits(low.to_bits() & mask).into(), u8::try_from(length).ok()?))
+        }
+        (IpAddr::V6(low), IpAddr::V6(high)) => {
+            let length = (low.to_bits() ^ high.to_bits()).leading_zeros();
+            let mask = u128::MAX.checked_shl(u128::BITS - length).unwrap_or(0);
+            Some((Ipv6Addr::from_bits(low.to_bits() & mask).into(), u8::try_from(length).ok()?))
+        }
+        _ => None,
     }
 }
 
@@ -209,4 +253,24 @@ fn bytes(to: ClusterSpecifier) -> Filter {
         ..Default::default()
     };
     network_filter("envoy.filters.network.tcp_proxy", proxy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(addresses: &[&str], expected: &[(&str, u8)]) {
+        let addresses = addresses.iter().map(|text| text.parse().expect("an address"));
+        let expected = expected.iter().map(|(text, length)| (text.parse().expect("an address"), *length));
+        assert_eq!(ranges(addresses), expected.collect());
+    }
+
+    #[test]
+    fn a_range_is_the_smallest_that_holds_every_address_of_a_family() {
+        check(&[], &[]);
+        check(&["10.96.0.5"], &[("10.96.0.5", 32)]);
+        check(&["10.96.0.5", "10.96.0.6"], &[("10.96.0.4", 30)]);
+        check(&["10.111.0.1", "10.96.0.5", "fd00::7"], &[("10.96.0.0", 12), ("fd00::7", 128)]);
+        check(&["10.0.0.1", "192.168.0.1", "fd00::1", "fd00::ffff"], &[("0.0.0.0", 0), ("fd00::", 112)]);
+    }
 }

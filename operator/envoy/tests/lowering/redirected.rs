@@ -169,6 +169,35 @@ fn a_server_that_speaks_first_is_heard_at_once() {
 }
 
 #[test]
+fn a_client_of_a_service_may_open_its_connection_long_before_it_asks_and_ask_in_pieces() {
+    let Some(mut town) = Town::new() else { return };
+    says(&town.pay, 9_080, "pay");
+    let mesh = town.mesh(Strict, &[(80, 9_080)], undeclared(Strict));
+    let (front, _pay) = town.proxies(&mesh);
+    let mut early = town.front.dial((PAY, 80).into()).unwrap();
+    early.set_read_timeout(Some(Duration::from_millis(1_500))).unwrap();
+    let silence = loop {
+        let silence = early.read(&mut [0; 1]).unwrap_err().kind();
+        if silence != ErrorKind::Interrupted {
+            break silence;
+        }
+    };
+    assert_eq!(silence, ErrorKind::WouldBlock);
+    let answer = client::ask(&mut early, "GET", "/", "pay", &[]).unwrap();
+    assert_eq!(answer.status, 200, "{answer:?}\n{}", front.log());
+    for _ in 0..50 {
+        let mut connection = town.front.dial((PAY, 80).into()).unwrap();
+        for piece in ["GET", " ", "/", " HTTP/1.1\r\nhost: ", "pay", "\r\n", "connection: close\r\n", "\r\n"]
+        {
+            connection.write_all(piece.as_bytes()).unwrap();
+        }
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("/sa/front"), "{answer}");
+    }
+}
+
+#[test]
 fn what_is_not_of_the_mesh_passes_as_it_came() {
     let Some(mut town) = Town::new() else { return };
     let outside = town.network.outside.address;

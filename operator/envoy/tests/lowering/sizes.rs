@@ -18,7 +18,7 @@ use std::{
 
 /// Every eighth service speaks bytes, the others share four ports.
 fn with_service(mesh: Mesh, number: u16) -> Mesh {
-    let address = IpAddr::V4(Ipv4Addr::from(0x0a60_0000 + u32::from(number)));
+    let address = IpAddr::V4(Ipv4Addr::from(0x0a60_0000 + u32::from(number.reverse_bits())));
     let (port, protocol) = match number % 8 {
         0 => (5_432, Protocol::Tcp),
         1 => (9_090, Protocol::Grpc),
