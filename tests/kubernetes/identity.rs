@@ -173,8 +173,8 @@ impl<'a> Setting<'a> {
     }
 
     async fn check_refused(&self, operator: &Operator, token: &str, account: &str, code: Code, says: &str) {
-        let refusal = self.join(operator, token, account).await.err();
-        let Some(Refusal::Status(found, text)) = refusal else { panic!("{says}: {refusal:?}") };
+        let refusal = self.join(operator, token, account).await.map(|(joined, _)| joined).unwrap_err();
+        let Refusal::Status(found, text) = refusal else { unreachable!("{says}: {refusal:?}") };
         // A header's text is percent-encoded.
         let text = text.replace("%20", " ").replace("%60", "`").replace("%3A", ":").replace("%22", "\"");
         assert_eq!(found, code, "{text}");
