@@ -111,6 +111,9 @@ pub(crate) struct Operator {
     /// The operator's own namespace, whose policies without target are about the whole mesh.
     #[arg(long, env = "POD_NAMESPACE", default_value = "airlane-system", value_name = "NAMESPACE")]
     pub(crate) namespace: Namespace,
+    /// What this replica is called.
+    #[arg(long, env = "POD_NAME", default_value = "airlane", value_name = "NAME")]
+    pub(crate) pod_name: String,
     /// Whose identities are trusted: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT.
     #[arg(long, default_value = "airlane.local", value_parser = TrustDomain::parse, value_name = "DOMAIN")]
     pub(crate) trust_domain: TrustDomain,

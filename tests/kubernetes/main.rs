@@ -7,10 +7,12 @@
 //! | a pod is let in as itself, and nobody else is | [`identity`] |
 //! | the definitions refuse what is wrong, take what the docs show, and show what matters | [`resources`] |
 //! | a pod's connections pass its proxy, and it leaves the mesh before it stops | [`pod`] |
+//! | the operator tells, and leads alone | [`operator`] |
 
 #![expect(clippy::unwrap_used, reason = "a test reports by failing")]
 
 mod cluster;
 mod identity;
+mod operator;
 mod pod;
 mod resources;

@@ -221,6 +221,7 @@ async fn kubectl_shows_what_matters() {
         reason: "RollingBack".into(),
         message: "errors".into(),
         observed_generation: Some(1),
+        last_transition_time: None,
     };
     let status = CanaryStatus {
         observed_generation: Some(1),

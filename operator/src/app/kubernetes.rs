@@ -2,15 +2,20 @@
 
 use super::{Tasks, private_directory, ready};
 use crate::{
+    apply::kubernetes::{Teller, Writer},
     args::Operator,
     bundle::Bundle,
     ca::Ca,
     clock::{Clock, SystemClock},
-    control, health,
+    control::{self, Picture},
+    health,
     join::{Parts, PodTokens, Wire},
+    lease::{self, Candidate, Lead},
     observe::{kubernetes, world::MeshSettings},
     pods::Pods,
-    readiness, serve,
+    readiness,
+    rollouts::Rollouts,
+    serve,
     signals::{Signals, access_log::FailureLog, metrics::Totaliser},
     tls::ServerTls,
     xds::Publisher,
@@ -21,6 +26,7 @@ use anyhow::Context;
 use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::AccessLogServiceServer;
 use jiff::SignedDuration;
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::MetricsServiceServer;
+use ring::rand::{SecureRandom as _, SystemRandom};
 use std::{collections::HashSet, path::Path, sync::Arc, time::Duration};
 use tokio::sync::watch;
 
@@ -55,7 +61,10 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
     let publisher = Publisher::new(clock.clone());
     let (clusters, published_clusters) = watch::channel(Arc::new(HashSet::new()));
     let (picture_sender, picture) = watch::channel(None);
-    let (_judged, judged) = watch::channel(true);
+    let signals = Signals::new(published_clusters);
+    let me = process_name(args)?;
+    let (candidate, lead) =
+        Candidate::new(client.clone(), mesh.system_namespace.as_str(), me.clone(), clock.clone());
     let lowerer =
         Lowerer::new(Settings { bundle_pem: ca.bundle_pem(), fail_safe_after: args.fail_safe_after });
 
@@ -68,7 +77,7 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
         declared: observed.declared.clone(),
         instances: pods.watch(),
         statuses: observed.statuses.clone(),
-        judged,
+        judged: lead.held.clone(),
     };
     let outputs = control::Outputs { publisher: publisher.clone(), picture: picture_sender, clusters };
     let (listed, caught_up) = (observed.clone(), pods.clone());
@@ -86,7 +95,6 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
     );
     let bundle = Bundle::new(client.clone(), ca.bundle_pem(), observed.joined.clone());
     tasks.spawn_sure("the ConfigMaps with the root", bundle.run(shutdown.clone()));
-    let signals = Signals::new(published_clusters);
     let joining = Wire::new(Parts {
         ca: ca.clone(),
         door: Arc::new(PodTokens::new(client.clone(), pods.clone(), &ca, clock.clone())),
@@ -104,12 +112,22 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
             clock: clock.clone(),
         }))
         .add_service(AccessLogServiceServer::new(FailureLog {
-            signals,
+            signals: signals.clone(),
             members: pods.clone(),
-            clock,
+            clock: clock.clone(),
             shutdown: shutdown.clone(),
         }));
     let listed = observed.clone();
+    tasks.spawn_sure("the lease", candidate.run(shutdown.clone()));
+    let leading = Leading {
+        lead,
+        writer: Writer::new(client, observed.clone(), picture.clone(), publisher.clone(), clock.clone(), me),
+        picture: picture.clone(),
+        publisher: publisher.clone(),
+        signals,
+        clock,
+    };
+    leading.spawn(&mut tasks);
     let waits_for: health::Readiness = Arc::new(move || {
         picture.borrow().is_none().then(|| match &*observed.missing() {
             [] => "the first configuration is being made".to_owned(),
@@ -138,4 +156,49 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
 /// The name of the service before the operator's replicas.
 fn service_name(args: &Operator) -> String {
     format!("airlane.{}.svc.{}", args.namespace, args.cluster_domain)
+}
+
+/// A name that no other process has, before or after this one: a container that was started again must not take what
+/// the one before it held for its own.
+fn process_name(args: &Operator) -> anyhow::Result<String> {
+    let mut bytes = [0; 4];
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
+    Ok(format!("{}_{:08x}", args.pod_name, u32::from_ne_bytes(bytes)))
+}
+
+/// What the leader alone does.
+#[derive(Clone)]
+struct Leading {
+    lead: Lead,
+    writer: Writer,
+    picture: watch::Receiver<Option<Picture>>,
+    publisher: Publisher,
+    signals: Signals,
+    clock: Arc<dyn Clock>,
+}
+
+impl Leading {
+    fn spawn(self, tasks: &mut Tasks) {
+        let (leading, ending) = (self.clone(), tasks.shutdown());
+        tasks.spawn_sure("the statuses", async move {
+            let tell = |ending| Teller { writer: leading.writer.clone() }.run(ending);
+            lease::while_leading(&leading.lead, ending, tell).await;
+        });
+        let ending = tasks.shutdown();
+        tasks.spawn_sure("the rollouts", async move {
+            let judge = |ending| {
+                let rollouts = Rollouts {
+                    picture: self.picture.clone(),
+                    signals: self.signals.clone(),
+                    publisher: self.publisher.clone(),
+                    memory: Arc::new(self.writer.clone()),
+                    clock: self.clock.clone(),
+                };
+                rollouts.run(ending)
+            };
+            lease::while_leading(&self.lead, ending, judge).await;
+        });
+    }
 }

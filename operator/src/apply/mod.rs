@@ -1,5 +1,6 @@
 //! Applying what was decided: the only writers of statuses.
 
+pub(crate) mod kubernetes;
 pub(crate) mod standalone;
 
 use airlane_core::{
@@ -37,13 +38,15 @@ pub(crate) trait Memory: Send + Sync + 'static {
     /// What is remembered now.
     fn statuses(&self) -> Arc<Statuses>;
 
-    /// Remembers a step, and that the verb it answered is done with.
+    /// Remembers a step, and that the verb it answered is done with. `from` is what was remembered when the step was
+    /// computed.
     ///
     /// # Errors
     /// [`NotRemembered`]; then nothing is published either.
     async fn step(
         &self,
         canary: &Canary,
+        from: Option<&Progress>,
         progress: Progress,
         answered: Option<Asked>,
     ) -> Result<(), NotRemembered>;

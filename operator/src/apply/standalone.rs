@@ -92,6 +92,8 @@ impl Memory for Recorder {
     async fn step(
         &self,
         canary: &Canary,
+        // One process holds the database.
+        _from: Option<&Progress>,
         progress: Progress,
         answered: Option<Asked>,
     ) -> Result<(), NotRemembered> {

@@ -8,6 +8,7 @@ use crate::{
     control::Picture,
     members::Member,
     signals::intake::{Intake, Totals},
+    standing,
     xds::{ProxyState, Refusals},
 };
 use airlane_core::{
@@ -15,7 +16,7 @@ use airlane_core::{
     id::{InstanceId, ObjectId, ServiceId},
     mesh::{Destination, FULL_SHARE},
     policy::{MtlsMode, Target},
-    problem::{Problem, Reason},
+    problem::Problem,
     rollout::{Asked, Canary, Phase, Progress, Refusal, carry_out},
     world::Health,
 };
@@ -223,34 +224,12 @@ impl Sources<'_> {
     }
 
     fn problems_of(&self, id: &ObjectId) -> Vec<Problem> {
-        let mut problems: Vec<Problem> =
-            self.picture.compiled.problems.iter().filter(|problem| problem.subject == *id).cloned().collect();
-        if let Some(accepted) = self.picture.declared.objects.get(id) {
-            problems.extend(accepted.problems.iter().cloned());
-        }
-        problems.extend(self.rejected().filter(|problem| problem.subject == *id));
-        problems.sort();
-        problems.dedup();
-        problems
+        standing::problems_of(id, self.picture, self.refusals)
     }
 
     /// What proxies refuse, said on the objects that shaped it.
     pub(crate) fn rejected(&self) -> impl Iterator<Item = Problem> {
-        self.refusals.values().flat_map(|refusal| {
-            let rejection = &refusal.rejection;
-            rejection.shaped_by.iter().map(move |subject| Problem {
-                subject: subject.clone(),
-                field: String::new(),
-                reason: Reason::Rejected,
-                message: format!(
-                    "{} proxies refuse {:?} {}, made from this object; they keep what they had: {}",
-                    refusal.proxies.len(),
-                    rejection.key.kind,
-                    rejection.key.name,
-                    rejection.detail
-                ),
-            })
-        })
+        standing::rejected(self.refusals)
     }
 
     /// Every policy.
@@ -261,8 +240,7 @@ impl Sources<'_> {
             .values()
             .map(|policy| {
                 let accepted = self.picture.declared.objects.get(&policy.id);
-                let since =
-                    self.picture.published_in.get(&policy.id).map_or(self.picture.epoch, |(_, epoch)| *epoch);
+                let proxies = standing::proxies(&policy.id, self.picture, self.proxies, self.refusals);
                 PolicyView {
                     namespace: policy.id.namespace.to_string(),
                     name: policy.id.name.to_string(),
@@ -273,12 +251,8 @@ impl Sources<'_> {
                     generation: policy.generation,
                     accepted: true,
                     programmed: Programmed {
-                        acknowledged: self
-                            .proxies
-                            .iter()
-                            .filter(|proxy| proxy.acked_epoch.is_some_and(|acked| acked >= since))
-                            .count(),
-                        targeted: self.proxies.len(),
+                        acknowledged: proxies.acknowledged as usize,
+                        targeted: proxies.targeted as usize,
                     },
                     problems: self.problems_of(&policy.id),
                     outdated: accepted.is_some_and(|accepted| accepted.outdated),

@@ -68,6 +68,8 @@ struct Trial {
     gatherer: Gatherer,
     progress: Progress,
     saved: Progress,
+    /// What is remembered of it: `saved`, or nothing before its first step.
+    remembered: Option<Progress>,
     saved_at: Timestamp,
     /// The shares the world carries, and the first epoch that published them.
     published: Option<(Acknowledged, u64)>,
@@ -86,6 +88,8 @@ struct News {
 impl Rollouts {
     /// Runs until shutdown.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
+        // Reports from before were another judge's to take.
+        self.signals.with(|intake| (intake.take_failures(), intake.take_windows(self.clock.now())));
         let mut trials: BTreeMap<ObjectId, Trial> = BTreeMap::new();
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -193,12 +197,13 @@ impl Rollouts {
         if next.share != trial.progress.share {
             trial.gatherer.publish(probability(next.share));
         }
-        match self.memory.step(canary, next.clone(), asked).await {
+        match self.memory.step(canary, trial.remembered.as_ref(), next.clone(), asked).await {
             Ok(()) => {
                 if let Some(because) = &because {
                     tracing::info!(canary = %canary.id, phase = ?next.phase, share = next.share, "{because}");
                 }
                 trial.saved = next.clone();
+                trial.remembered = Some(next.clone());
                 trial.saved_at = news.now;
                 trial.progress = next;
             }
@@ -242,6 +247,7 @@ impl Trial {
         Trial {
             gatherer: Gatherer::new(comparison(canary), probability(progress.share), unheard, now),
             saved: progress.clone(),
+            remembered: canary.progress.clone(),
             progress,
             saved_at: now,
             published: None,

@@ -183,6 +183,7 @@ impl CanaryStatus {
             reason,
             message,
             observed_generation: Some(generation),
+            last_transition_time: None,
         };
         CanaryStatus {
             observed_generation: Some(generation),
@@ -200,6 +201,7 @@ impl CanaryStatus {
             reason: phase.clone(),
             message: cut(&progress.because),
             observed_generation: self.observed_generation,
+            last_transition_time: None,
         });
         self.phase = Some(phase);
         self.step = Some(from_one(progress.step));

@@ -49,6 +49,7 @@ impl MeshPolicyStatus {
             reason: reason.into(),
             message,
             observed_generation: Some(generation),
+            last_transition_time: None,
         };
         let lost =
             problems.iter().find(|problem| matches!(problem.reason, Reason::Conflicted | Reason::Invalid));

@@ -11,8 +11,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// One thing that is so, or not, or not known.
-// Without a transition time: times live in metrics and the dashboard, so that a status is written only when something
-// changed.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
@@ -32,6 +30,10 @@ pub struct Condition {
     /// The generation it speaks of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+    /// When its status changed last. Whoever writes it knows what was written before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 40), extend("format" = "date-time"))]
+    pub last_transition_time: Option<String>,
 }
 
 /// Whether it is so.

@@ -10,7 +10,8 @@ pub(crate) mod pod;
 mod service;
 mod shapes;
 
-pub(crate) use object::Kept;
+pub(crate) use object::{ANSWERED, Answered, Kept, memory};
+pub(crate) use shapes::{Canary, MeshPolicy};
 
 use super::declared::Declared;
 use crate::{apply::Statuses, members::Instances};
@@ -37,8 +38,9 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// The label by which a namespace joins the mesh.
-pub(crate) const INJECT: &str = "airlane.dev/inject";
+/// The label by which a namespace joins the mesh, and the values of it that do.
+const INJECT: &str = "airlane.dev/inject";
+const JOINS: [&str; 2] = ["enabled", "outbound"];
 
 /// Events that are taken together before the mesh is looked at anew: a rolling update of many pods is one picture,
 /// and no stream of events keeps the picture from being told.
@@ -47,6 +49,9 @@ const TOGETHER: usize = 4096;
 /// The first pause before a watch that failed is tried again, and the longest. Short, because meanwhile the mesh does
 /// not follow its cluster; an operator has only a handful of watches.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// The labels of each namespace.
+pub(crate) type NamespaceLabels = BTreeMap<Namespace, BTreeMap<String, String>>;
 
 /// What is observed of a cluster, now and whenever it changes. Nothing of it means anything before
 /// [`Observed::complete`].
@@ -60,12 +65,37 @@ pub(crate) struct Observed {
     pub(crate) statuses: watch::Receiver<Arc<Statuses>>,
     /// What a writer of statuses must know of each object.
     pub(crate) kept: watch::Receiver<Arc<BTreeMap<ObjectId, Kept>>>,
+    /// The namespaces and their labels.
+    #[expect(dead_code, reason = "for whoever decides which pods join")]
+    pub(crate) namespaces: watch::Receiver<Arc<NamespaceLabels>>,
     /// Namespaces whose pods join the mesh unless they say otherwise.
     pub(crate) joined: watch::Receiver<Arc<BTreeSet<Namespace>>>,
     missing: watch::Receiver<Vec<&'static str>>,
 }
 
+/// What was observed, for tests that observe nothing.
+#[cfg(test)]
+#[derive(Default)]
+pub(crate) struct Seen {
+    pub(crate) statuses: Statuses,
+    pub(crate) kept: BTreeMap<ObjectId, Kept>,
+}
+
 impl Observed {
+    /// What stays as it is for ever.
+    #[cfg(test)]
+    pub(crate) fn of(seen: Seen) -> Observed {
+        Observed {
+            instances: watch::Sender::default().subscribe(),
+            declared: watch::Sender::default().subscribe(),
+            statuses: watch::Sender::new(Arc::new(seen.statuses)).subscribe(),
+            kept: watch::Sender::new(Arc::new(seen.kept)).subscribe(),
+            namespaces: watch::Sender::default().subscribe(),
+            joined: watch::Sender::default().subscribe(),
+            missing: watch::Sender::default().subscribe(),
+        }
+    }
+
     /// The kinds of objects that were not listed completely yet.
     pub(crate) fn missing(&self) -> Vec<&'static str> {
         self.missing.borrow().clone()
@@ -145,7 +175,7 @@ struct Cluster {
     services: Mirror<Offer>,
     slices: Mirror<Slice>,
     copies: Mirror<Copy>,
-    joined: Mirror<Namespace>,
+    namespaces: Mirror<BTreeMap<String, String>>,
     policies: Mirror<Written>,
     canaries: Mirror<Written>,
     tell: Tell,
@@ -156,6 +186,7 @@ struct Tell {
     declared: watch::Sender<Arc<Declared>>,
     statuses: watch::Sender<Arc<Statuses>>,
     kept: watch::Sender<Arc<BTreeMap<ObjectId, Kept>>>,
+    namespaces: watch::Sender<Arc<NamespaceLabels>>,
     joined: watch::Sender<Arc<BTreeSet<Namespace>>>,
     missing: watch::Sender<Vec<&'static str>>,
 }
@@ -165,7 +196,7 @@ struct Tell {
 struct Changed {
     instances: bool,
     declared: bool,
-    joined: bool,
+    namespaces: bool,
 }
 
 impl Cluster {
@@ -175,6 +206,7 @@ impl Cluster {
             declared: watch::Sender::default(),
             statuses: watch::Sender::default(),
             kept: watch::Sender::default(),
+            namespaces: watch::Sender::default(),
             joined: watch::Sender::default(),
             missing: watch::Sender::default(),
         };
@@ -183,7 +215,7 @@ impl Cluster {
             services: Mirror::default(),
             slices: Mirror::default(),
             copies: Mirror::default(),
-            joined: Mirror::default(),
+            namespaces: Mirror::default(),
             policies: Mirror::default(),
             canaries: Mirror::default(),
             tell,
@@ -194,6 +226,7 @@ impl Cluster {
             declared: cluster.tell.declared.subscribe(),
             statuses: cluster.tell.statuses.subscribe(),
             kept: cluster.tell.kept.subscribe(),
+            namespaces: cluster.tell.namespaces.subscribe(),
             joined: cluster.tell.joined.subscribe(),
             missing: cluster.tell.missing.subscribe(),
         };
@@ -226,7 +259,7 @@ impl Cluster {
             ("Services", self.services.is_complete()),
             ("EndpointSlices", self.slices.is_complete()),
             ("Pods", self.copies.is_complete()),
-            ("Namespaces", self.joined.is_complete()),
+            ("Namespaces", self.namespaces.is_complete()),
             ("MeshPolicies", self.policies.is_complete()),
             ("Canaries", self.canaries.is_complete()),
         ]
@@ -258,20 +291,20 @@ impl Cluster {
                     took("Pods", told, |event| self.copies.note(event, |pod| pod::copy_of(&pod)));
             }
             News::Namespace(told) => {
-                changed.joined |=
-                    took("Namespaces", told, |event| self.joined.note(event, |namespace| joined(&namespace)));
+                changed.namespaces |=
+                    took("Namespaces", told, |event| self.namespaces.note(event, labels_of));
             }
             News::MeshPolicy(told) => {
                 changed.declared |= took("MeshPolicies", told, |event| {
                     self.policies.note(event, |shapes::MeshPolicy { metadata, spec, status }| {
-                        object::written(ObjectKind::MeshPolicy, &metadata, spec, status, system)
+                        object::written(ObjectKind::MeshPolicy, &metadata, &spec, status, system)
                     })
                 });
             }
             News::Canary(told) => {
                 changed.declared |= took("Canaries", told, |event| {
                     self.canaries.note(event, |shapes::Canary { metadata, spec, status }| {
-                        object::written(ObjectKind::Canary, &metadata, spec, status, system)
+                        object::written(ObjectKind::Canary, &metadata, &spec, status, system)
                     })
                 });
             }
@@ -309,8 +342,17 @@ impl Cluster {
             let before = self.tell.instances.borrow().clone();
             tell(&self.tell.instances, service::shared(instances, &before));
         }
-        if changed.joined {
-            tell(&self.tell.joined, self.joined.seen().values().cloned().collect());
+        if changed.namespaces {
+            let labels = self.namespaces.seen().iter();
+            let labels =
+                labels.filter_map(|((_, name), labels)| Some((Namespace::parse(name).ok()?, labels.clone())));
+            let labels: NamespaceLabels = labels.collect();
+            let joins = |labels: &BTreeMap<String, String>| {
+                labels.get(INJECT).is_some_and(|value| JOINS.contains(&&**value))
+            };
+            let joined = labels.iter().filter(|(_, labels)| joins(labels)).map(|(name, _)| name.clone());
+            tell(&self.tell.joined, joined.collect());
+            tell(&self.tell.namespaces, labels);
         }
     }
 }
@@ -346,9 +388,7 @@ fn took<K>(kind: &'static str, told: Told<K>, note: impl FnOnce(watcher::Event<K
     }
 }
 
-/// What is kept of a namespace: its name, if its pods join.
-fn joined(namespace: &shapes::Namespace) -> Option<Namespace> {
-    let inject = namespace.metadata.labels.as_ref()?.get(INJECT)?;
-    let joins = matches!(inject.as_str(), "enabled" | "outbound");
-    joins.then(|| Namespace::parse(namespace.metadata.name.as_ref()?).ok()).flatten()
+/// What is kept of a namespace.
+fn labels_of(namespace: shapes::Namespace) -> Option<BTreeMap<String, String>> {
+    Some(namespace.metadata.labels.unwrap_or_default())
 }

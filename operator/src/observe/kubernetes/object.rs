@@ -1,14 +1,14 @@
 //! `MeshPolicy` and `Canary` objects, as values.
 
 use crate::{apply::Status, observe::declared::Accepted};
-use airlane_api::{Value, read_file, status::CanaryStatus};
+use airlane_api::{Object, Value, read_object, status::CanaryStatus};
 use airlane_core::{
-    id::{Name, Namespace, ObjectId, ObjectKind},
+    id::{Name, Namespace, ObjectId, ObjectKind, Revision},
     problem::{Problem, Reason},
-    rollout::Progress,
+    rollout::{Asked, Progress},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde::Deserialize as _;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -31,13 +31,15 @@ pub(crate) struct Kept {
     pub(crate) resource_version: String,
     /// The status that was read.
     pub(crate) status: serde_json::Value,
+    /// The verb that the object's author asks for, carried out or not.
+    pub(crate) asked: Option<Asked>,
 }
 
 /// What is kept of an object: nothing if its name is none that Kubernetes would have given.
 pub(super) fn written(
     kind: ObjectKind,
     metadata: &ObjectMeta,
-    spec: serde_json::Value,
+    spec: &serde_json::Value,
     status: serde_json::Value,
     system_namespace: &Namespace,
 ) -> Option<Written> {
@@ -48,8 +50,10 @@ pub(super) fn written(
     };
     let (mut value, mut problems) = read(&id, metadata, spec, system_namespace);
     let mut remembered = Status::default();
+    let mut asked = None;
     if let Some(Value::Canary(canary)) = &mut value {
-        remembered.asked = canary.asked;
+        asked = canary.asked;
+        remembered.asked = asked.filter(|asked| !answers(&status, *asked, &canary.plan.canary));
         match memory(&status) {
             Ok(progress) => remembered.progress = progress,
             Err(error) => {
@@ -78,6 +82,7 @@ pub(super) fn written(
             uid: metadata.uid.clone().unwrap_or_default(),
             resource_version: metadata.resource_version.clone().unwrap_or_default(),
             status,
+            asked,
         },
     })
 }
@@ -90,11 +95,29 @@ pub(crate) fn memory(status: &serde_json::Value) -> Result<Option<Progress>, ser
     if status.is_null() { Ok(None) } else { CanaryStatus::deserialize(status)?.progress() }
 }
 
+/// A verb that was carried out or refused: the annotation that asks for it may stay, above all where the objects are
+/// kept in a repository.
+#[derive(Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Answered {
+    /// What was asked.
+    pub(crate) verb: Asked,
+    /// About which revision.
+    pub(crate) canary: Revision,
+}
+
+/// Where [`Answered`] stands in a canary's memory.
+pub(crate) const ANSWERED: &str = "answered";
+
+fn answers(status: &serde_json::Value, verb: Asked, canary: &Revision) -> bool {
+    Answered::deserialize(&status["memory"][ANSWERED])
+        .is_ok_and(|answered| answered == Answered { verb, canary: canary.clone() })
+}
+
 /// What an object means, and what is wrong with it.
 fn read(
     id: &ObjectId,
     metadata: &ObjectMeta,
-    spec: serde_json::Value,
+    spec: &serde_json::Value,
     system_namespace: &Namespace,
 ) -> (Option<Value>, Vec<Problem>) {
     let manifest = json!({
@@ -103,19 +126,98 @@ fn read(
         "metadata": { "namespace": id.namespace, "name": id.name, "annotations": metadata.annotations },
         "spec": spec,
     });
-    let mut parsed = read_file(&id.to_string(), &manifest.to_string(), system_namespace);
-    let mistakes = parsed
-        .errors
-        .iter()
-        .map(|error| problem(id, &error.field, format!("{}; {}", error.message, error.mend)));
-    let mut problems: Vec<Problem> = mistakes.collect();
-    let value = parsed.objects.pop().and_then(|object| {
-        problems.extend(object.problems);
-        object.value
-    });
-    (value, problems)
+    let Object { value, mut problems, refused, .. } = read_object(&manifest, system_namespace);
+    match refused.and_then(|unread| unread.shut(id)) {
+        Some((policy, told)) => {
+            problems.extend(told);
+            (Some(Value::Policy(policy)), problems)
+        }
+        None => (value, problems),
+    }
 }
 
 fn problem(id: &ObjectId, field: &str, message: String) -> Problem {
     Problem { subject: id.clone(), field: field.to_owned(), reason: Reason::Invalid, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use airlane_api::read_file;
+    use airlane_core::policy::MtlsMode;
+
+    const EXAMPLES: &str = include_str!("../../../api/tests/cases/examples-of-the-design.yaml");
+
+    fn system() -> Namespace {
+        Namespace::parse("airlane-system").expect("a name")
+    }
+
+    fn from_cluster(kind: ObjectKind, manifest: &str, status: serde_json::Value) -> Written {
+        let manifest: serde_json::Value = serde_saphyr::from_str(manifest).expect("YAML");
+        let mut metadata: ObjectMeta =
+            serde_json::from_value(manifest["metadata"].clone()).expect("metadata");
+        metadata.namespace.get_or_insert_with(|| "default".to_owned());
+        metadata.generation = Some(3);
+        written(kind, &metadata, &manifest["spec"], status, &system()).expect("a name")
+    }
+
+    #[test]
+    fn an_object_means_the_same_in_a_file_and_in_a_cluster() {
+        let parsed = read_file("examples.yaml", EXAMPLES, &system());
+        assert!(parsed.objects.len() > 2, "there are examples");
+        for object in parsed.objects.iter().filter(|object| object.id.kind != ObjectKind::Service) {
+            let manifest = object.to_yaml().expect("YAML");
+            let written = from_cluster(object.id.kind, &manifest, serde_json::Value::Null);
+            assert_eq!(written.id, object.id);
+            assert_eq!(written.accepted.value, object.value, "{}", object.id);
+            assert_eq!(written.accepted.problems, object.problems, "{}", object.id);
+            assert_eq!(written.accepted.generation, 3);
+        }
+    }
+
+    #[test]
+    fn a_door_never_understood_is_shut() {
+        let manifest = "{metadata: {name: pay, namespace: shop}, spec: {mtls: {mode: Stric}}}";
+        let written = from_cluster(ObjectKind::MeshPolicy, manifest, serde_json::Value::Null);
+        let Some(Value::Policy(policy)) = &written.accepted.value else { panic!("a policy") };
+        assert_eq!(policy.mtls.as_ref().and_then(|mtls| mtls.mode), Some(MtlsMode::Strict));
+        assert_eq!(written.accepted.problems.len(), 2);
+        let about_calls = manifest.replace("mtls: {mode: Stric}", "timeouts: {request: ten}");
+        let written = from_cluster(ObjectKind::MeshPolicy, &about_calls, serde_json::Value::Null);
+        assert_eq!(written.accepted.value, None);
+        assert_eq!(written.accepted.problems.len(), 1);
+    }
+
+    const CANARY: &str = "{apiVersion: airlane.dev/v1alpha1, kind: Canary, \
+        metadata: {name: pay, namespace: shop, annotations: {airlane.dev/abort: v2}}, \
+        spec: {service: pay, stable: {version: v1}, canary: {version: v2}}}";
+
+    fn asked(answered: &serde_json::Value) -> Option<Asked> {
+        let status = json!({ "memory": { ANSWERED: answered } });
+        // The memory is no progress: only what was answered is read here.
+        answers(&status, Asked::Abort, &Revision::parse("v2").expect("a name")).then_some(Asked::Abort)
+    }
+
+    #[test]
+    fn a_verb_that_was_answered_is_not_asked_again() {
+        assert_eq!(asked(&json!({ "verb": "Abort", "canary": "v2" })), Some(Asked::Abort));
+        for other in [
+            json!(null),
+            json!({ "verb": "Retry", "canary": "v2" }),
+            json!({ "verb": "Abort", "canary": "v1" }),
+        ] {
+            assert_eq!(asked(&other), None);
+        }
+        let written = from_cluster(ObjectKind::Canary, CANARY, serde_json::Value::Null);
+        assert_eq!((written.status.asked, written.kept.asked), (Some(Asked::Abort), Some(Asked::Abort)));
+    }
+
+    #[test]
+    fn a_canary_whose_memory_is_broken_is_held() {
+        let written = from_cluster(ObjectKind::Canary, CANARY, json!({ "memory": { "phase": "Nowhere" } }));
+        let Some(Value::Canary(canary)) = &written.accepted.value else { panic!("a canary") };
+        assert!(canary.plan.suspend);
+        assert_eq!(written.accepted.problems[0].field, "status.memory");
+        assert_eq!(written.status.progress, None);
+    }
 }

@@ -177,6 +177,13 @@ pub(super) fn services<'a>(
         .collect()
 }
 
+/// The services that a pod stands behind, and its ports there.
+#[derive(Default)]
+struct Behind {
+    services: BTreeSet<ServiceId>,
+    ports: BTreeSet<InstancePort>,
+}
+
 /// The copies of workloads that matter to the mesh: those with a proxy, and those behind a service.
 pub(super) fn instances<'a>(
     copies: impl Iterator<Item = (&'a (String, String), &'a Copy)>,
@@ -184,7 +191,7 @@ pub(super) fn instances<'a>(
     slices: impl Iterator<Item = &'a Slice>,
 ) -> BTreeMap<InstanceId, Instance> {
     let offers: HashMap<&ServiceId, &Offer> = offers.map(|offer| (&offer.id, offer)).collect();
-    let mut behind: HashMap<(&str, &str), (BTreeSet<ServiceId>, BTreeSet<InstancePort>)> = HashMap::new();
+    let mut behind: HashMap<(&str, &str), Behind> = HashMap::new();
     for slice in slices {
         let Some(offer) = offers.get(&slice.service) else { continue };
         let ports: Vec<InstancePort> = slice
@@ -201,14 +208,15 @@ pub(super) fn instances<'a>(
             })
             .collect();
         for pod in &slice.pods {
-            let (services, bound) = behind.entry((slice.service.namespace.as_str(), pod)).or_default();
-            services.insert(slice.service.clone());
-            bound.extend(&ports);
+            let behind = behind.entry((slice.service.namespace.as_str(), pod)).or_default();
+            behind.services.insert(slice.service.clone());
+            behind.ports.extend(&ports);
         }
     }
     copies
         .filter_map(|((namespace, name), copy)| {
-            let (services, ports) = behind.remove(&(namespace.as_str(), name.as_str())).unwrap_or_default();
+            let Behind { services, ports } =
+                behind.remove(&(namespace.as_str(), name.as_str())).unwrap_or_default();
             if copy.interception == Interception::None && services.is_empty() {
                 return None;
             }
@@ -275,14 +283,14 @@ mod tests {
         serde_json::from_value(json).expect("an object")
     }
 
-    fn offer(name: &str, ports: Value) -> Option<Offer> {
+    fn offer(name: &str, ports: &Value) -> Option<Offer> {
         offer_of(&read(json!({
             "metadata": { "name": name, "namespace": "shop" },
             "spec": { "selector": { "app": name }, "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"], "ports": ports },
         })))
     }
 
-    fn slice(service: &str, ports: Value, pods: &[&str]) -> Slice {
+    fn slice(service: &str, ports: &Value, pods: &[&str]) -> Slice {
         let endpoints: Vec<Value> = pods
             .iter()
             .map(|pod| json!({ "addresses": ["10.244.0.1"], "targetRef": { "kind": "Pod", "name": pod } }))
@@ -341,13 +349,13 @@ mod tests {
     #[test]
     fn a_copy_stands_behind_the_services_that_select_it() {
         let pay =
-            offer("pay", json!([{ "port": 80, "targetPort": 8080, "appProtocol": "http" }])).expect("one");
+            offer("pay", &json!([{ "port": 80, "targetPort": 8080, "appProtocol": "http" }])).expect("one");
         let admin =
-            offer("admin", json!([{ "name": "grpc-x", "port": 80, "targetPort": "adm" }])).expect("one");
+            offer("admin", &json!([{ "name": "grpc-x", "port": 80, "targetPort": "adm" }])).expect("one");
         let slices = [
-            slice("pay", json!([{ "name": "", "port": 8080, "protocol": "TCP" }]), &["a", "b"]),
-            slice("admin", json!([{ "name": "grpc-x", "port": 9000, "protocol": "TCP" }]), &["a"]),
-            slice("unknown", json!([{ "name": "", "port": 1, "protocol": "TCP" }]), &["a"]),
+            slice("pay", &json!([{ "name": "", "port": 8080, "protocol": "TCP" }]), &["a", "b"]),
+            slice("admin", &json!([{ "name": "grpc-x", "port": 9000, "protocol": "TCP" }]), &["a"]),
+            slice("unknown", &json!([{ "name": "", "port": 1, "protocol": "TCP" }]), &["a"]),
         ];
         let offers = [pay, admin];
         check(
@@ -378,10 +386,10 @@ mod tests {
             { "name": "more", "port": 81 },
             { "name": "dns", "port": 53, "protocol": "UDP" },
         ]);
-        let offer = offer("pay", ports).expect("TCP ports");
+        let offer = offer("pay", &ports).expect("TCP ports");
         let slices = [
-            slice("pay", json!([{ "name": "web", "port": 9001, "protocol": "TCP" }]), &["a"]),
-            slice("pay", json!([{ "name": "web", "port": 9000, "protocol": "TCP" }]), &["b"]),
+            slice("pay", &json!([{ "name": "web", "port": 9001, "protocol": "TCP" }]), &["a"]),
+            slice("pay", &json!([{ "name": "web", "port": 9000, "protocol": "TCP" }]), &["b"]),
         ];
         let services = services([&offer].into_iter(), slices.iter());
         let service = services.get(&offer.id).expect("the service");
@@ -392,7 +400,7 @@ mod tests {
 
     #[test]
     fn what_leads_to_no_pods_of_ours_is_left_alone() {
-        assert_eq!(offer("dns", json!([{ "port": 53, "protocol": "UDP" }])), None);
+        assert_eq!(offer("dns", &json!([{ "port": 53, "protocol": "UDP" }])), None);
         let other = |spec: Value| {
             let metadata = json!({ "name": "bank", "namespace": "shop" });
             offer_of(&read(json!({ "metadata": metadata, "spec": spec })))

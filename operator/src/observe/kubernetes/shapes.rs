@@ -124,21 +124,21 @@ pub(super) struct Namespace {
 /// A `MeshPolicy`, not understood yet.
 #[derive(Resource, Deserialize, Clone, Debug, Default)]
 #[resource(inherit = mesh_policy::MeshPolicy)]
-pub(super) struct MeshPolicy {
-    pub(super) metadata: ObjectMeta,
+pub(crate) struct MeshPolicy {
+    pub(crate) metadata: ObjectMeta,
     #[serde(default)]
     pub(super) spec: serde_json::Value,
     #[serde(default)]
-    pub(super) status: serde_json::Value,
+    pub(crate) status: serde_json::Value,
 }
 
 /// A `Canary`, not understood yet.
 #[derive(Resource, Deserialize, Clone, Debug, Default)]
 #[resource(inherit = canary::Canary)]
-pub(super) struct Canary {
-    pub(super) metadata: ObjectMeta,
+pub(crate) struct Canary {
+    pub(crate) metadata: ObjectMeta,
     #[serde(default)]
     pub(super) spec: serde_json::Value,
     #[serde(default)]
-    pub(super) status: serde_json::Value,
+    pub(crate) status: serde_json::Value,
 }
