@@ -22,6 +22,7 @@
     reason = "a test reports by failing, and what it measured"
 )]
 
+mod access;
 mod bad_yaml;
 mod calls;
 mod cli;

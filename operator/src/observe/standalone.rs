@@ -439,7 +439,8 @@ mod tests {
 
     #[test]
     fn nobody_is_let_in_by_rules_that_were_never_understood() {
-        let policy = POLICY.replace("timeouts: { request: 10s }", "access: { rules: [{ nane: all }] }");
+        let policy =
+            POLICY.replace("timeouts: { request: 10s }", "access: { rules: [{ name: all, form: [] }] }");
         let mut edited = Edited::with(&[("pay.yaml", &policy)]);
         assert_eq!(edited.look(), (1, 1));
         let value = edited.directory.declared().objects.values().next().and_then(|it| it.value.clone());

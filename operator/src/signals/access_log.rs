@@ -1,7 +1,7 @@
 //! Failures: the logs of first attempts that failed, the router's and, for requests out of time, the request's own;
 //! streamed within a tenth of a second.
 
-use super::{Signals, intake::Failure};
+use super::{Signals, denial, intake::Failure};
 use crate::{clock::Clock, members::Members, tls::Peer};
 use airlane_core::id::ClusterName;
 use envoy_types::pb::envoy::{
@@ -56,6 +56,7 @@ impl FailureLog {
             let Some(message) = message else { return Ok(()) };
             let Some(LogEntries::HttpLogs(entries)) = message.log_entries else { continue };
             super::registered(&*self.members, peer)?;
+            denial::tell(peer.instance.as_str(), &entries.log_entry);
             let now = self.clock.now();
             let failures = entries.log_entry.iter().filter_map(|entry| failure(entry, now));
             let (published, others): (Vec<Failure>, Vec<Failure>) =

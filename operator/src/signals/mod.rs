@@ -4,6 +4,7 @@
 //! receivers translate; [`intake::Intake`] keeps the books.
 
 pub(crate) mod access_log;
+mod denial;
 pub(crate) mod intake;
 pub(crate) mod metrics;
 

@@ -64,7 +64,6 @@ pub(crate) fn target(
 }
 
 fn access(namespace: &Namespace, section: &shape::Access, remarks: &mut Remarks) -> AccessSpec {
-    remarks.not_yet(&FieldPath::of("spec.access"), "nobody is refused by it");
     AccessSpec {
         admits_others: section.default == Some(shape::AccessDefault::Allow),
         mode: section.mode.map(Into::into).unwrap_or_default(),

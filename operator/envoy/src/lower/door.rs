@@ -1,10 +1,13 @@
-//! Doors: who may come in before the ports of an application.
+//! Doors: who may come in before the ports of an application. What they may ask for travels with the routes
+//! ([`super::access`]), so that an edit closes no connection.
 
 use super::{
     Lowered,
+    access::{Admission, Senders},
     cluster::Application,
     listener::{HTTP, ROUTER, connections, http_filter, listener, network_filter, upgrade},
-    proto::{address, any_port, duration, number, packed, yes},
+    proto::{address, any_port, duration, fields, number, packed, text, yes},
+    signals::{ACCESS_FILTER, answered, denied},
     tls,
 };
 use crate::catalog::Kind;
@@ -17,26 +20,23 @@ use airlane_core::{
 use envoy_types::pb::{
     envoy::{
         config::{
-            core::v3::{Http1ProtocolOptions, HttpProtocolOptions, TrafficDirection, TransportSocket},
+            core::v3::{
+                Http1ProtocolOptions, HttpProtocolOptions, SubstitutionFormatString, TrafficDirection,
+                TransportSocket, substitution_format_string::Format,
+            },
             listener::v3::{
                 Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter,
                 ListenerFilterChainMatchPredicate, listener_filter,
                 listener_filter_chain_match_predicate::{MatchSet, Rule},
             },
-            route::v3::{
-                Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route::Action,
-                route_action::ClusterSpecifier, route_match::PathSpecifier,
-            },
         },
         extensions::filters::{
-            http::router::v3::Router,
+            http::{rbac::v3::Rbac, router::v3::Router},
             listener::{original_dst::v3::OriginalDst, tls_inspector::v3::TlsInspector},
             network::{
                 http_connection_manager::v3::{
-                    HttpConnectionManager,
-                    http_connection_manager::{
-                        ForwardClientCertDetails, RouteSpecifier, SetCurrentClientCertDetails,
-                    },
+                    HttpConnectionManager, LocalReplyConfig, ResponseMapper,
+                    http_connection_manager::{ForwardClientCertDetails, SetCurrentClientCertDetails},
                 },
                 tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier as TcpClusterSpecifier},
             },
@@ -62,12 +62,31 @@ const SERVER_FIRST: Millis = Millis(100);
 /// The host of a request that names none, as HTTP/1.0 allows.
 pub(super) const NAMELESS_HOST: &str = "_";
 
+/// What a listener must know of a door.
+#[derive(Clone, Hash)]
+pub(super) struct Opening {
+    mtls: MtlsMode,
+    pub(super) protocol: Protocol,
+    /// Who may send what the proxy cannot read. Before requests it is only told whether that is anybody.
+    senders: Senders,
+}
+
+impl From<&Door> for Opening {
+    fn from(door: &Door) -> Self {
+        let senders = match Senders::through(&door.access) {
+            Senders::Only(_) if door.protocol.is_http() => Senders::NOBODY,
+            senders => senders,
+        };
+        Opening { mtls: door.mtls, protocol: door.protocol, senders }
+    }
+}
+
 /// A door: where other proxies call, before one port of the application.
 #[derive(Hash)]
 pub(super) struct Inbound<'a> {
     pub(super) at: SocketAddr,
     pub(super) port: u16,
-    pub(super) door: Door,
+    pub(super) opening: Opening,
     pub(super) trust_domain: &'a TrustDomain,
 }
 
@@ -83,13 +102,17 @@ impl Lowered for Inbound<'_> {
     }
 
     fn encode(&self) -> Any {
-        let before =
-            Before { port: self.port, door: &self.door, trust_domain: self.trust_domain, shared: false };
-        let server_may_speak_first = server_may_speak_first(&self.door);
+        let before = Before {
+            port: self.port,
+            opening: &self.opening,
+            trust_domain: self.trust_domain,
+            shared: false,
+        };
+        let server_may_speak_first = server_may_speak_first(&self.opening);
         packed(Listener {
             name: self.name(),
             address: Some(address(self.at)),
-            listener_filters: if is_sniffed(&self.door) { vec![tls_inspector()] } else { vec![] },
+            listener_filters: if is_sniffed(&self.opening) { vec![tls_inspector()] } else { vec![] },
             listener_filters_timeout: server_may_speak_first.then(|| duration(SERVER_FIRST)),
             continue_on_listener_filters_timeout: server_may_speak_first,
             filter_chains: before.chains(),
@@ -101,8 +124,8 @@ impl Lowered for Inbound<'_> {
 /// Every door of an application whose network namespace the kernel redirects: one listener for whatever enters.
 #[derive(Hash)]
 pub(super) struct Entrance<'a> {
-    doors: BTreeMap<u16, Door>,
-    undeclared: Door,
+    doors: BTreeMap<u16, Opening>,
+    undeclared: Opening,
     trust_domain: &'a TrustDomain,
 }
 
@@ -115,13 +138,14 @@ impl<'a> Entrance<'a> {
     ) -> Self {
         // What runs there is unknown, and no caller in the mesh comes by mTLS to a port that no service leads to: where
         // plaintext may come in, bytes pass as they are, without waiting to see what they are.
-        let unknown = |mode: MtlsMode| Door {
+        let senders = Senders::through(&undeclared.access);
+        let unknown = |mode: MtlsMode| Opening {
             mtls: if mode == MtlsMode::Strict { mode } else { MtlsMode::Disabled },
             protocol: Protocol::Tcp,
-            access: undeclared.access.clone(),
+            senders: senders.clone(),
         };
         let exceptions = undeclared.exceptions.iter().map(|(port, mode)| (*port, unknown(*mode)));
-        let declared = ports.iter().map(|(port, door)| (*port, door.clone()));
+        let declared = ports.iter().map(|(port, door)| (*port, Opening::from(door)));
         Self {
             doors: exceptions.chain(declared).collect(),
             undeclared: unknown(undeclared.mtls),
@@ -130,8 +154,8 @@ impl<'a> Entrance<'a> {
     }
 
     /// The ports with a door of their own.
-    pub(super) fn doors(&self) -> impl Iterator<Item = (u16, &Door)> {
-        self.doors.iter().map(|(port, door)| (*port, door))
+    pub(super) fn doors(&self) -> impl Iterator<Item = (u16, &Opening)> {
+        self.doors.iter().map(|(port, opening)| (*port, opening))
     }
 
     /// Looks at the first bytes where a door must tell mesh TLS from others, and nowhere else: it would wait for them.
@@ -161,7 +185,7 @@ impl Lowered for Entrance<'_> {
     }
 
     fn encode(&self) -> Any {
-        let before = |port, door| Before { port, door, trust_domain: self.trust_domain, shared: true };
+        let before = |port, opening| Before { port, opening, trust_domain: self.trust_domain, shared: true };
         let chains = self.doors().flat_map(|(port, door)| before(port, door).chains());
         let elsewhere = before(UNDECLARED, &self.undeclared).chains();
         let server_may_speak_first = self.doors().any(|(_, door)| server_may_speak_first(door));
@@ -198,35 +222,45 @@ pub(super) fn closed(port: u16) -> FilterChain {
 }
 
 /// Whether a door must look at the first bytes to know what comes.
-fn is_sniffed(door: &Door) -> bool {
+fn is_sniffed(door: &Opening) -> bool {
     door.protocol.is_http() || door.mtls != MtlsMode::Disabled
 }
 
-fn server_may_speak_first(door: &Door) -> bool {
+fn server_may_speak_first(door: &Opening) -> bool {
     !door.protocol.is_http() && door.mtls == MtlsMode::Permissive
 }
 
 /// What stands before one port of an application.
 struct Before<'a> {
     port: u16,
-    door: &'a Door,
+    opening: &'a Opening,
     trust_domain: &'a TrustDomain,
     /// Whether the listener stands before other ports as well.
     shared: bool,
 }
 
 impl Before<'_> {
+    /// At least one: ports without any would be somebody else's in a shared listener.
     fn chains(&self) -> Vec<FilterChain> {
-        match self.door.mtls {
-            MtlsMode::Strict => vec![self.mesh()],
-            MtlsMode::Permissive => vec![self.mesh(), self.passthrough(), self.plaintext()],
-            MtlsMode::Disabled if self.door.protocol.is_http() => {
-                vec![self.passthrough(), self.plaintext()]
+        let Opening { mtls, protocol, senders } = self.opening;
+        let anybody = *senders == Senders::Anybody;
+        let passthrough = || anybody.then(|| self.passthrough());
+        let plaintext = || (anybody || protocol.is_http()).then(|| self.plaintext());
+        let chains = match mtls {
+            MtlsMode::Strict => vec![Some(self.mesh())],
+            MtlsMode::Permissive => vec![Some(self.mesh()), passthrough(), plaintext()],
+            MtlsMode::Disabled if protocol.is_http() => vec![passthrough(), plaintext()],
+            // Nobody proves anything here.
+            MtlsMode::Disabled if !anybody => {
+                vec![Some(FilterChain { filters: vec![], ..self.as_it_comes() })]
             }
-            MtlsMode::Disabled => {
-                vec![self.chain("plaintext", self.bytes("plaintext"), FilterChainMatch::default(), None)]
-            }
-        }
+            MtlsMode::Disabled => vec![Some(self.as_it_comes())],
+        };
+        chains.into_iter().flatten().collect()
+    }
+
+    fn as_it_comes(&self) -> FilterChain {
+        self.chain("plaintext", self.bytes("plaintext"), FilterChainMatch::default(), None)
     }
 
     /// Plaintext and the application's own TLS have their own prefix in the statistics: by them one sees who still
@@ -254,9 +288,12 @@ impl Before<'_> {
 
     fn mesh(&self) -> FilterChain {
         let matching = FilterChainMatch { application_protocols: vec![tls::ALPN.to_owned()], ..of("tls") };
-        let filter =
-            if self.door.protocol.is_http() { self.requests("mtls", true) } else { self.bytes("mtls") };
-        self.chain("mtls", filter, matching, Some(tls::called(self.trust_domain)))
+        let (filter, callers) = if self.opening.protocol.is_http() {
+            (self.requests("mtls", true), &Senders::Anybody)
+        } else {
+            (self.bytes("mtls"), &self.opening.senders)
+        };
+        self.chain("mtls", filter, matching, Some(tls::called(callers.identities(self.trust_domain))))
     }
 
     /// The application's own TLS, which the proxy does not open.
@@ -265,7 +302,7 @@ impl Before<'_> {
     }
 
     fn plaintext(&self) -> FilterChain {
-        let filter = if self.door.protocol.is_http() {
+        let filter = if self.opening.protocol.is_http() {
             self.requests("plaintext", false)
         } else {
             self.bytes("plaintext")
@@ -285,40 +322,20 @@ impl Before<'_> {
     }
 
     fn requests(&self, kind: &str, mtls: bool) -> Filter {
-        let to_application = Route {
-            r#match: Some(RouteMatch {
-                path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
-                ..Default::default()
-            }),
-            action: Some(Action::Route(RouteAction {
-                cluster_specifier: Some(ClusterSpecifier::Cluster(Application::cluster(self.port))),
-                // The caller's proxy keeps the time, by the called service's policy.
-                timeout: Some(Duration::default()),
-                idle_timeout: Some(Duration::default()),
-                ..Default::default()
-            })),
-            ..Default::default()
-        };
-        let routes = RouteConfiguration {
-            name: "inbound".to_owned(),
-            virtual_hosts: vec![VirtualHost {
-                name: "application".to_owned(),
-                domains: vec!["*".to_owned()],
-                routes: vec![to_application],
-                ..Default::default()
-            }],
-            ..Default::default()
-        };
         let forward =
             if mtls { ForwardClientCertDetails::SanitizeSet } else { ForwardClientCertDetails::Sanitize };
         network_filter(
             HTTP,
             HttpConnectionManager {
-                route_specifier: Some(RouteSpecifier::RouteConfig(routes)),
-                http_filters: vec![http_filter(
-                    ROUTER,
-                    Router { suppress_envoy_headers: true, ..Default::default() },
-                )],
+                route_specifier: Some(Admission::before(self.port)),
+                http_filters: vec![
+                    // The routes say by what.
+                    http_filter(ACCESS_FILTER, Rbac::default()),
+                    http_filter(ROUTER, Router { suppress_envoy_headers: true, ..Default::default() }),
+                ],
+                access_log: vec![denied()],
+                // Strangers learn nothing of policies.
+                local_reply_config: mtls.then(answer_to_callers),
                 forward_client_cert_details: forward as i32,
                 set_current_client_cert_details: mtls
                     .then(|| SetCurrentClientCertDetails { uri: true, ..Default::default() }),
@@ -338,6 +355,28 @@ impl Before<'_> {
             },
         )
     }
+}
+
+/// The answer to a caller of the mesh whose request was refused, with the policy that did not let it pass.
+fn answer_to_callers() -> LocalReplyConfig {
+    let hint =
+        "no rule of the policy admits the caller, its method and its path; the policy's owner can add one";
+    // No other filter before a door answers so. What this one writes down of a request comes after its answer, but the
+    // details name the policy.
+    let refused = ResponseMapper {
+        filter: Some(answered(403)),
+        body_format_override: Some(SubstitutionFormatString {
+            format: Some(Format::JsonFormat(fields([
+                ("error", text("denied")),
+                ("details", text("%RESPONSE_CODE_DETAILS%")),
+                ("caller", text("%DOWNSTREAM_PEER_URI_SAN%")),
+                ("hint", text(hint)),
+            ]))),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    LocalReplyConfig { mappers: vec![refused], ..Default::default() }
 }
 
 /// HTTP/1.0 as well.

@@ -4,6 +4,7 @@
 //! every replica and after every restart; encoded bytes are not stable (protobuf maps), and are made only when the
 //! version is new.
 
+mod access;
 mod cluster;
 mod door;
 mod endpoints;
@@ -20,7 +21,7 @@ mod signals;
 mod tls;
 
 pub use original::CALL_PRIORITY;
-pub use signals::{ATTEMPT_COUNT, FIRST_ATTEMPTS, OUT_OF_TIME};
+pub use signals::{ACCESS_FILTER, ATTEMPT_COUNT, DENIED, DENIED_BY, FIRST_ATTEMPTS, OUT_OF_TIME};
 pub(crate) use {
     shared::ROLLOUTS,
     signals::OPERATOR,
@@ -30,7 +31,7 @@ pub(crate) use {
 use crate::catalog::{Catalog, Change, Key, Kind, Resource, Scope, Version};
 use airlane_core::{
     id::{InstanceId, Name, Namespace, ObjectId, ServiceId, ServicePort},
-    mesh::{Destination, Mesh, Proxy, Undeclared},
+    mesh::{Destination, Door, Mesh, Proxy, Undeclared},
     policy::MtlsMode,
     world::{Interception, Protocol},
 };
@@ -45,7 +46,7 @@ use std::{
 use xxhash_rust::xxh3::Xxh3Default;
 
 /// Raised whenever the same value is encoded differently than before, so that proxies get the difference.
-const LOWERING: u32 = 2;
+const LOWERING: u32 = 3;
 
 /// What is the same for every mesh.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -398,9 +399,14 @@ impl Work<'_> {
         for (at, port, door) in doors {
             let application = cluster::Application { port: *port, protocol: door.protocol };
             self.add(made, scope(), &application, &shaped_by);
-            let listener =
-                door::Inbound { at: *at, port: *port, door: door.clone(), trust_domain: &mesh.trust_domain };
+            let listener = door::Inbound {
+                at: *at,
+                port: *port,
+                opening: door.into(),
+                trust_domain: &mesh.trust_domain,
+            };
             self.add(made, scope(), &listener, &shaped_by);
+            self.admission(made, proxy, *port, door, mesh);
         }
         if let Some(port) = proxy.outbound_port {
             self.add(made, scope(), &listener::Outbound { caller, port }, &Arc::default());
@@ -422,9 +428,22 @@ impl Work<'_> {
             self.add(made, scope(), &original::Application { port, protocol }, &shaped_by);
         }
         self.add(made, scope(), &entrance, &shaped_by);
+        for (port, door) in &inbound.ports {
+            self.admission(made, proxy, *port, door, mesh);
+        }
         if let Some(port) = proxy.outbound_port {
             self.add(made, scope(), &redirected::Exit { port }, &Arc::default());
         }
+    }
+
+    /// Who may ask for what before a port that speaks requests.
+    fn admission(&mut self, made: &mut Made, proxy: &Proxy, port: u16, door: &Door, mesh: &Mesh) {
+        if !door.protocol.is_http() {
+            return;
+        }
+        let admission = access::Admission { port, access: &door.access, trust_domain: &mesh.trust_domain };
+        let shaped_by = Arc::new(door.access.iter().map(|access| access.by.clone()).collect());
+        self.add(made, Scope::Proxy(proxy.id.clone()), &admission, &shaped_by);
     }
 
     /// Encodes a resource unless its version is already published.

@@ -1,19 +1,23 @@
 //! What a proxy reports of each call: first attempts that failed, at once.
 
-use super::proto::{duration, exactly, grpc_to, number, packed, starting_with};
+use super::proto::{duration, exactly, grpc_to, no, number, packed, starting_with};
 use airlane_core::policy::Millis;
 use envoy_types::pb::envoy::{
     config::{
         accesslog::v3::{
             AccessLog, AccessLogFilter, AndFilter, ComparisonFilter, GrpcStatusFilter, HeaderFilter,
-            OrFilter, ResponseFlagFilter, StatusCodeFilter, access_log, access_log_filter::FilterSpecifier,
-            comparison_filter::Op, grpc_status_filter::Status,
+            MetadataFilter, OrFilter, ResponseFlagFilter, StatusCodeFilter, access_log,
+            access_log_filter::FilterSpecifier, comparison_filter::Op, grpc_status_filter::Status,
         },
         core::v3::{ApiVersion, RuntimeUInt32},
         route::v3::{HeaderMatcher, header_matcher::HeaderMatchSpecifier},
     },
     extensions::access_loggers::grpc::v3::{CommonGrpcAccessLogConfig, HttpGrpcAccessLogConfig},
-    r#type::matcher::v3::StringMatcher,
+    r#type::matcher::v3::{
+        MetadataMatcher, StringMatcher, ValueMatcher,
+        metadata_matcher::{PathSegment, path_segment},
+        value_matcher::MatchPattern,
+    },
 };
 
 /// The static cluster of the operator.
@@ -66,11 +70,54 @@ pub(super) fn out_of_time() -> AccessLog {
     of_first_attempts(OUT_OF_TIME, FilterSpecifier::ResponseFlagFilter(ResponseFlagFilter { flags }))
 }
 
+/// The log's name.
+pub const DENIED: &str = "denied";
+
+/// The filter that denies requests: what it found stands under this name in a request's metadata.
+pub const ACCESS_FILTER: &str = "envoy.filters.http.rbac";
+
+/// Where the filter's metadata says which policy did not let a request pass: one that is enforced, and one that only
+/// tells.
+pub const DENIED_BY: [&str; 2] = ["enforced_effective_policy_id", "shadow_effective_policy_id"];
+
+/// Whether a request did not pass, in the same order.
+const RESULTS: [&str; 2] = ["enforced_engine_result", "shadow_engine_result"];
+
+/// One entry for each request that a policy did not let pass, refused or not.
+pub(super) fn denied() -> AccessLog {
+    let results = RESULTS.map(result_is_denied);
+    to_operator(DENIED, FilterSpecifier::OrFilter(OrFilter { filters: filters(results.to_vec()) }))
+}
+
+/// The proxy's own answers with this status.
+pub(super) fn answered(status: u32) -> AccessLogFilter {
+    let value = RuntimeUInt32 { default_value: status, runtime_key: format!("airlane.status_{status}") };
+    let comparison = Some(ComparisonFilter { op: Op::Eq as i32, value: Some(value) });
+    let status = FilterSpecifier::StatusCodeFilter(StatusCodeFilter { comparison });
+    AccessLogFilter { filter_specifier: Some(status) }
+}
+
+fn result_is_denied(result: &str) -> FilterSpecifier {
+    let segment = PathSegment { segment: Some(path_segment::Segment::Key(result.to_owned())) };
+    FilterSpecifier::MetadataFilter(MetadataFilter {
+        matcher: Some(MetadataMatcher {
+            filter: ACCESS_FILTER.to_owned(),
+            path: vec![segment],
+            value: Some(ValueMatcher { match_pattern: Some(MatchPattern::StringMatch(exactly("denied"))) }),
+            ..Default::default()
+        }),
+        match_if_key_not_found: Some(no()),
+    })
+}
+
 fn of_first_attempts(name: &str, which: FilterSpecifier) -> AccessLog {
-    let first = header(ATTEMPT_COUNT, exactly("1"));
+    to_operator(name, all(vec![header(ATTEMPT_COUNT, exactly("1")), which]))
+}
+
+fn to_operator(name: &str, which: FilterSpecifier) -> AccessLog {
     AccessLog {
         name: name.to_owned(),
-        filter: Some(AccessLogFilter { filter_specifier: Some(all(vec![first, which])) }),
+        filter: Some(AccessLogFilter { filter_specifier: Some(which) }),
         config_type: Some(access_log::ConfigType::TypedConfig(packed(HttpGrpcAccessLogConfig {
             common_config: Some(CommonGrpcAccessLogConfig {
                 log_name: name.to_owned(),

@@ -1,6 +1,6 @@
 //! Mutual TLS between proxies: who shows what, and who is believed.
 
-use super::proto::{ads, exactly, grpc_to, no, number, starting_with, transport_socket, yes};
+use super::proto::{ads, exactly, grpc_to, no, number, transport_socket, yes};
 use airlane_core::id::{Identity, TrustDomain};
 use envoy_types::pb::{
     envoy::{
@@ -61,15 +61,12 @@ pub(super) fn calling(
     )
 }
 
-/// Lets in only callers that prove an identity of the trust domain.
-pub(super) fn called(trust_domain: &TrustDomain) -> TransportSocket {
+/// Lets in only callers that prove one of these identities.
+pub(super) fn called(identities: Vec<StringMatcher>) -> TransportSocket {
     transport_socket(
         SOCKET,
         DownstreamTlsContext {
-            common_tls_context: Some(common(
-                vec![starting_with(&format!("spiffe://{trust_domain}/"))],
-                vec!["h2".to_owned(), "http/1.1".to_owned()],
-            )),
+            common_tls_context: Some(common(identities, vec!["h2".to_owned(), "http/1.1".to_owned()])),
             require_client_certificate: Some(yes()),
             require_sni: Some(no()),
             disable_stateful_session_resumption: true,

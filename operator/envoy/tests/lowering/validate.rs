@@ -8,7 +8,7 @@ use crate::support::{
 use airlane_core::{
     id::{ClusterName, InstanceId, Namespace},
     mesh::{
-        Cluster as Endpoints, Limits, Mesh, Outliers, Repeatable, Route, Split, Transport, Undeclared,
+        Cluster as Endpoints, Door, Limits, Mesh, Outliers, Repeatable, Route, Split, Transport, Undeclared,
         WhenOpen,
     },
     policy::{LoadBalancing, Millis, MtlsMode, RetryOn},
@@ -268,11 +268,17 @@ fn envoy_accepts_every_entrance() {
                 })
                 .collect();
             let doors = if several { &doors[..] } else { &doors[..1] };
-            let mesh = meshes::empty().pod("pay-1", "pay", doors, undeclared);
-            let (catalog, _) = lowerer().lower(&mesh);
-            let config = inlined(&catalog, &"pay-1".parse().unwrap(), &"shop".parse().unwrap());
-            assert_eq!(config.static_resources.as_ref().unwrap().listeners.len(), 2);
-            check(&envoy, "config.pb", &config.encode_to_vec());
+            for access in [vec![], meshes::access()] {
+                let keeping =
+                    |(port, door): &(u16, Door)| (*port, Door { access: access.clone(), ..door.clone() });
+                let doors: Vec<_> = doors.iter().map(keeping).collect();
+                let undeclared = Undeclared { access: access.clone(), ..undeclared.clone() };
+                let mesh = meshes::empty().pod("pay-1", "pay", &doors, undeclared);
+                let (catalog, _) = lowerer().lower(&mesh);
+                let config = inlined(&catalog, &"pay-1".parse().unwrap(), &"shop".parse().unwrap());
+                assert_eq!(config.static_resources.as_ref().unwrap().listeners.len(), 2);
+                check(&envoy, "config.pb", &config.encode_to_vec());
+            }
         }
     }
 }

@@ -1,12 +1,15 @@
 //! Meshes by hand: destinations and doors with the defaults of a mesh without policies.
 
 use airlane_core::{
-    id::{ClusterName, Identity, InstanceId, ServiceId, ServicePort, WorkloadRevision},
+    id::{ClusterName, Identity, InstanceId, ObjectId, ObjectKind, ServiceId, ServicePort, WorkloadRevision},
     mesh::{
-        Calls, Cluster, Destination, Door, Endpoint, Inbound, Limits, Mesh, Outliers, Proxy, Repeatable,
-        Retries, Route, ShortName, Transport, Undeclared,
+        Access, Calls, Cluster, Destination, Door, Endpoint, Inbound, Limits, Mesh, Outliers, Proxy,
+        Repeatable, Retries, Route, ShortName, Transport, Undeclared,
     },
-    policy::{LoadBalancing, Millis, MtlsMode, RetryOn},
+    policy::{
+        AccessMode, AccessRule, AccessSpec, Asked, Caller, LoadBalancing, Millis, MtlsMode, PathPattern,
+        RetryOn,
+    },
     world::{Interception, Protocol},
 };
 use std::{
@@ -235,4 +238,40 @@ pub fn free_port() -> u16 {
             return port;
         }
     }
+}
+
+/// A policy that is enforced and one that only tells, with every kind of rule.
+pub fn access() -> Vec<Access> {
+    let name = |text: &str| text.parse().unwrap();
+    let rules = vec![
+        AccessRule {
+            name: name("callers"),
+            from: vec![
+                Caller { namespace: "shop".parse().unwrap(), service_account: Some(name("front")) },
+                Caller { namespace: "bank".parse().unwrap(), service_account: None },
+            ],
+            to: vec![],
+        },
+        AccessRule {
+            name: name("requests"),
+            from: vec![],
+            to: vec![
+                Asked {
+                    methods: ["GET".to_owned(), "POST".to_owned()].into(),
+                    paths: [PathPattern::Exact("/pay".to_owned()), PathPattern::Prefix("/v1/".to_owned())]
+                        .into(),
+                },
+                Asked { methods: ["PUT".to_owned()].into(), paths: BTreeSet::new() },
+            ],
+        },
+    ];
+    let policy = |policy: &str, mode, rules| Access {
+        by: ObjectId { kind: ObjectKind::MeshPolicy, namespace: "shop".parse().unwrap(), name: name(policy) },
+        says: AccessSpec { admits_others: false, mode, rules },
+    };
+    vec![
+        policy("door", AccessMode::Enforce, rules.clone()),
+        policy("trial", AccessMode::Audit, rules),
+        policy("nobody", AccessMode::Audit, vec![]),
+    ]
 }

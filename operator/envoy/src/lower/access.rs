@@ -1,0 +1,349 @@
+//! Who may ask for what, in the words of Envoy's role-based filter and of a door for bytes.
+//!
+//! Requests: one policy of ours is one policy of the filter, which *denies* what none of its rules admits. So each
+//! must let a request pass, and the filter names the one that did not. All of it stands in a principal, since only
+//! there can a caller, a method and a path be joined.
+//!
+//! Bytes have neither methods nor paths, and a filter would see the caller after the application's first words; so who
+//! may send them is a matter of the handshake.
+
+use super::{
+    Lowered,
+    cluster::Application,
+    proto::{ads, exactly, matching, packed, starting_with},
+    signals::ACCESS_FILTER,
+};
+use crate::catalog::Kind;
+use airlane_core::{
+    id::{Identity, TrustDomain},
+    mesh::Access,
+    policy::{AccessMode, AccessRule, AccessSpec, Asked, Caller, PathPattern},
+};
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            rbac::v3::{
+                Permission, Policy, Principal, Rbac as Rules, permission,
+                principal::{Authenticated, Identifier, Set},
+                rbac::Action as Effect,
+            },
+            route::v3::{
+                HeaderMatcher, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
+                header_matcher::HeaderMatchSpecifier, route::Action, route_action::ClusterSpecifier,
+                route_match::PathSpecifier,
+            },
+        },
+        extensions::filters::{
+            http::rbac::v3::{Rbac, RbacPerRoute},
+            network::http_connection_manager::v3::{Rds, http_connection_manager::RouteSpecifier},
+        },
+        r#type::matcher::v3::{PathMatcher, StringMatcher, path_matcher},
+    },
+    google::protobuf::{Any, Duration},
+};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+/// Escapes and characters by which an application may read another path than the one that was compared: `/`, `\`, `.`,
+/// `%`, `;`, `#`, `?`, control characters, and overlong or impossible UTF-8. The path is in its normal form already.
+const AMBIGUOUS: &str =
+    r"(?i).*(%([01].|7f|2[35ef]|3[bf]|5c|c[01]|e0%[89]|f0%8|f[5-9a-f])|[\\;#]|//|/\.{1,2}(/|$)).*";
+
+/// Where the requests of one port go, and who may send them: an edit of a policy changes this and no listener.
+#[derive(Hash)]
+pub(super) struct Admission<'a> {
+    pub(super) port: u16,
+    pub(super) access: &'a [Access],
+    pub(super) trust_domain: &'a TrustDomain,
+}
+
+impl Admission<'_> {
+    fn of(port: u16) -> String {
+        format!("inbound|{port}")
+    }
+
+    /// How a door finds it.
+    pub(super) fn before(port: u16) -> RouteSpecifier {
+        RouteSpecifier::Rds(Rds { config_source: Some(ads()), route_config_name: Self::of(port) })
+    }
+
+    fn filter(&self) -> HashMap<String, Any> {
+        let rules = |mode: AccessMode| {
+            let says = self.access.iter().filter(|access| access.says.mode == mode);
+            let policies: HashMap<String, Policy> =
+                says.map(|access| (access.by.to_string(), self.denial(&access.says))).collect();
+            (!policies.is_empty()).then(|| Rules {
+                action: Effect::Deny as i32,
+                policies,
+                ..Default::default()
+            })
+        };
+        let rbac = Rbac {
+            rules: rules(AccessMode::Enforce),
+            shadow_rules: rules(AccessMode::Audit),
+            ..Default::default()
+        };
+        let filter = RbacPerRoute { rbac: Some(rbac) };
+        HashMap::from([(ACCESS_FILTER.to_owned(), packed(filter))])
+    }
+
+    /// Everybody whom a policy does not admit.
+    fn denial(&self, says: &AccessSpec) -> Policy {
+        let anything = Permission { rule: Some(permission::Rule::Any(true)) };
+        let admitted = says.rules.iter().map(|rule| self.admitted(rule)).collect::<Vec<_>>();
+        let denied = match () {
+            () if says.admits_others => not(anybody()),
+            () if admitted.is_empty() => anybody(),
+            () => not(any_of(admitted)),
+        };
+        Policy { permissions: vec![anything], principals: vec![denied], ..Default::default() }
+    }
+
+    fn admitted(&self, rule: &AccessRule) -> Principal {
+        let from = rule.from.iter().map(|caller| self.caller(caller)).collect::<Vec<_>>();
+        let to = rule.to.iter().map(asked).collect::<Vec<_>>();
+        let said = [from, to].into_iter().filter(|alternatives| !alternatives.is_empty()).map(any_of);
+        all_of(said.collect())
+    }
+
+    fn caller(&self, caller: &Caller) -> Principal {
+        let principal_name = Some(identities(caller, self.trust_domain));
+        let authenticated = Authenticated { principal_name };
+        principal(Identifier::Authenticated(authenticated))
+    }
+}
+
+impl Lowered for Admission<'_> {
+    const KIND: Kind = Kind::Routes;
+
+    fn name(&self) -> String {
+        Self::of(self.port)
+    }
+
+    fn clusters(&self) -> BTreeSet<Arc<str>> {
+        [Application::cluster(self.port).into()].into()
+    }
+
+    fn encode(&self) -> Any {
+        let to_application = Route {
+            r#match: Some(RouteMatch {
+                path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
+                ..Default::default()
+            }),
+            action: Some(Action::Route(RouteAction {
+                cluster_specifier: Some(ClusterSpecifier::Cluster(Application::cluster(self.port))),
+                // The caller's proxy keeps the time, by the called service's policy.
+                timeout: Some(Duration::default()),
+                idle_timeout: Some(Duration::default()),
+                ..Default::default()
+            })),
+            ..Default::default()
+        };
+        packed(RouteConfiguration {
+            name: self.name(),
+            virtual_hosts: vec![VirtualHost {
+                name: "application".to_owned(),
+                domains: vec!["*".to_owned()],
+                routes: vec![to_application],
+                typed_per_filter_config: self.filter(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        })
+    }
+}
+
+/// Who may send bytes through a door, or speak to the application past the proxy's eyes.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(super) enum Senders {
+    /// Also who has no identity.
+    Anybody,
+    /// These; nobody if empty.
+    Only(BTreeSet<Caller>),
+}
+
+impl Senders {
+    pub(super) const NOBODY: Senders = Senders::Only(BTreeSet::new());
+
+    /// Who passes every policy. One that only tells cannot tell of bytes, and counts for nothing here.
+    pub(super) fn through(access: &[Access]) -> Senders {
+        let enforced = access.iter().filter(|access| access.says.mode == AccessMode::Enforce);
+        enforced.map(|access| Senders::of(&access.says)).fold(Senders::Anybody, Senders::and)
+    }
+
+    fn of(says: &AccessSpec) -> Senders {
+        let mut whatever_they_ask = says.rules.iter().filter(|rule| rule.to.is_empty());
+        if says.admits_others || whatever_they_ask.clone().any(|rule| rule.from.is_empty()) {
+            return Senders::Anybody;
+        }
+        Senders::Only(whatever_they_ask.by_ref().flat_map(|rule| rule.from.iter().cloned()).collect())
+    }
+
+    fn and(self, other: Senders) -> Senders {
+        match (self, other) {
+            (Senders::Anybody, other) | (other, Senders::Anybody) => other,
+            (Senders::Only(these), Senders::Only(those)) => {
+                let both = these.iter().flat_map(|this| those.iter().filter_map(|that| meet(this, that)));
+                Senders::Only(both.collect())
+            }
+        }
+    }
+
+    /// What an identity must match; one of these.
+    pub(super) fn identities(&self, trust_domain: &TrustDomain) -> Vec<StringMatcher> {
+        match self {
+            Senders::Anybody => vec![starting_with(&format!("spiffe://{trust_domain}/"))],
+            // Without a matcher Envoy would believe every leaf of the mesh. This one matches none: identities have a
+            // path.
+            Senders::Only(nobody) if nobody.is_empty() => vec![exactly(&format!("spiffe://{trust_domain}"))],
+            Senders::Only(these) => these.iter().map(|caller| identities(caller, trust_domain)).collect(),
+        }
+    }
+}
+
+fn meet(this: &Caller, that: &Caller) -> Option<Caller> {
+    let same_account = match (&this.service_account, &that.service_account) {
+        (Some(this), Some(that)) => this == that,
+        _ => true,
+    };
+    (this.namespace == that.namespace && same_account).then(|| Caller {
+        namespace: this.namespace.clone(),
+        service_account: this.service_account.clone().or_else(|| that.service_account.clone()),
+    })
+}
+
+fn identities(caller: &Caller, trust_domain: &TrustDomain) -> StringMatcher {
+    let Caller { namespace, service_account } = caller;
+    match service_account {
+        Some(account) => exactly(
+            &Identity {
+                trust_domain: trust_domain.clone(),
+                namespace: namespace.clone(),
+                service_account: account.clone(),
+            }
+            .to_string(),
+        ),
+        None => starting_with(&format!("spiffe://{trust_domain}/ns/{namespace}/sa/")),
+    }
+}
+
+fn asked(asked: &Asked) -> Principal {
+    let methods = asked.methods.iter().map(|method| {
+        principal(Identifier::Header(HeaderMatcher {
+            name: ":method".to_owned(),
+            header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(exactly(method))),
+            ..Default::default()
+        }))
+    });
+    let paths = asked.paths.iter().map(|pattern| match pattern {
+        PathPattern::Exact(path) => path_of(exactly(path)),
+        PathPattern::Prefix(prefix) => path_of(starting_with(prefix)),
+    });
+    let (methods, paths): (Vec<_>, Vec<_>) = (methods.collect(), paths.collect());
+    let unambiguous = (!paths.is_empty()).then(|| not(path_of(matching(AMBIGUOUS.to_owned()))));
+    let said = [methods, paths].into_iter().filter(|alternatives| !alternatives.is_empty()).map(any_of);
+    all_of(said.chain(unambiguous).collect())
+}
+
+fn path_of(path: StringMatcher) -> Principal {
+    principal(Identifier::UrlPath(PathMatcher { rule: Some(path_matcher::Rule::Path(path)) }))
+}
+
+fn principal(identifier: Identifier) -> Principal {
+    Principal { identifier: Some(identifier) }
+}
+
+fn anybody() -> Principal {
+    principal(Identifier::Any(true))
+}
+
+fn not(of: Principal) -> Principal {
+    principal(Identifier::NotId(Box::new(of)))
+}
+
+/// The filter refuses an empty list.
+fn all_of(ids: Vec<Principal>) -> Principal {
+    if ids.is_empty() { anybody() } else { principal(Identifier::AndIds(Set { ids })) }
+}
+
+fn any_of(ids: Vec<Principal>) -> Principal {
+    principal(Identifier::OrIds(Set { ids }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use airlane_core::id::{ObjectId, ObjectKind};
+
+    fn caller(text: &str) -> Caller {
+        let (namespace, account) = text.split_once('/').expect("NAMESPACE/ACCOUNT");
+        Caller {
+            namespace: namespace.parse().expect("a name"),
+            service_account: (account != "*").then(|| account.parse().expect("a name")),
+        }
+    }
+
+    fn rule(from: &[&str], to: bool) -> AccessRule {
+        let anything = Asked { methods: ["GET".to_owned()].into(), paths: BTreeSet::new() };
+        AccessRule {
+            name: "rule".parse().expect("a name"),
+            from: from.iter().map(|text| caller(text)).collect(),
+            to: to.then_some(anything).into_iter().collect(),
+        }
+    }
+
+    fn policy(mode: AccessMode, admits_others: bool, rules: &[AccessRule]) -> Access {
+        let by = ObjectId {
+            kind: ObjectKind::MeshPolicy,
+            namespace: "shop".parse().expect("a name"),
+            name: "pay".parse().expect("a name"),
+        };
+        Access { by, says: AccessSpec { admits_others, mode, rules: rules.to_vec() } }
+    }
+
+    fn only(callers: &[&str]) -> Senders {
+        Senders::Only(callers.iter().map(|text| caller(text)).collect())
+    }
+
+    #[test]
+    fn bytes_come_from_who_passes_every_policy() {
+        let enforce = |rules: &[AccessRule]| policy(AccessMode::Enforce, false, rules);
+        for (access, expected) in [
+            (vec![], Senders::Anybody),
+            (vec![enforce(&[])], only(&[])),
+            (vec![policy(AccessMode::Enforce, true, &[])], Senders::Anybody),
+            (vec![policy(AccessMode::Audit, false, &[])], Senders::Anybody),
+            (vec![enforce(&[rule(&[], false)])], Senders::Anybody),
+            (
+                vec![enforce(&[rule(&["shop/front"], false), rule(&["bank/*"], false)])],
+                only(&["shop/front", "bank/*"]),
+            ),
+            (vec![enforce(&[rule(&["shop/front"], true)])], only(&[])),
+            (
+                vec![enforce(&[rule(&["shop/*"], false)]), enforce(&[rule(&["shop/front"], false)])],
+                only(&["shop/front"]),
+            ),
+            (
+                vec![enforce(&[rule(&["shop/cart"], false)]), enforce(&[rule(&["shop/front"], false)])],
+                only(&[]),
+            ),
+            (vec![enforce(&[rule(&["bank/*"], false)]), enforce(&[rule(&[], false)])], only(&["bank/*"])),
+        ] {
+            assert_eq!(Senders::through(&access), expected, "{access:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_is_not_everybody() {
+        let trust_domain = TrustDomain::parse("airlane.local").expect("a trust domain");
+        assert_eq!(only(&[]).identities(&trust_domain), [exactly("spiffe://airlane.local")]);
+        let two = only(&["shop/front", "bank/*"]).identities(&trust_domain);
+        let expected = [
+            starting_with("spiffe://airlane.local/ns/bank/sa/"),
+            exactly("spiffe://airlane.local/ns/shop/sa/front"),
+        ];
+        assert_eq!(two, expected);
+    }
+}
