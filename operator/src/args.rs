@@ -29,6 +29,8 @@ pub(crate) enum Command {
         #[arg(long, value_name = "DIR")]
         write: Option<PathBuf>,
     },
+    /// Print manifests with the mesh in their pods, as the webhook would put it there.
+    Inject(Inject),
     /// Is this host ready, is the mesh healthy, are these files right?
     Check {
         /// Files or directories with resources to check, without a running mesh.
@@ -123,6 +125,18 @@ pub(crate) struct Operator {
     /// Where sidecars join, get their configuration and report.
     #[arg(long, default_value = "0.0.0.0:15010", value_name = "ADDR:PORT")]
     pub(crate) listen: SocketAddr,
+    /// Where the API server asks, by TLS: injection and validation.
+    #[arg(long, default_value = "0.0.0.0:9443", value_name = "ADDR:PORT")]
+    pub(crate) webhook: SocketAddr,
+    /// The image of the containers that pods get: agent, proxy, redirection.
+    #[arg(long, env = "AIRLANE_PROXY_IMAGE", default_value = PROXY_IMAGE, value_name = "IMAGE")]
+    pub(crate) proxy_image: String,
+    /// When that image is pulled [default: what the cluster does by itself]
+    #[arg(long, env = "AIRLANE_PROXY_PULL", value_parser = ["Always", "IfNotPresent", "Never"], value_name = "POLICY")]
+    pub(crate) proxy_pull: Option<String>,
+    /// Where pods find the operator [default: the service `airlane` in its namespace, port 15010]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) address: Option<String>,
     /// Where the kubelet asks, in plain HTTP: /healthz and /readyz.
     #[arg(long, default_value = "0.0.0.0:8080", value_name = "ADDR:PORT")]
     pub(crate) health: SocketAddr,
@@ -132,6 +146,31 @@ pub(crate) struct Operator {
     /// How long proxies keep a rollout's uncertified share when no operator judges it.
     #[arg(long, default_value = "10m", value_parser = duration, value_name = "DURATION")]
     pub(crate) fail_safe_after: Duration,
+}
+
+/// The image of this version.
+const PROXY_IMAGE: &str = concat!("airlane:", env!("CARGO_PKG_VERSION"));
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Inject {
+    /// A file with Kubernetes objects, or `-` for the standard input.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) filename: PathBuf,
+    /// The image of the containers that pods get [default: the one that runs in the cluster]
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) proxy_image: Option<String>,
+    /// SHA-256 of the roots by which pods know their operator, in hex [default: from the cluster]
+    #[arg(long, value_name = "HEX", value_delimiter = ',', value_parser = fingerprint)]
+    pub(crate) root_sha256: Vec<String>,
+    /// The operator's own namespace.
+    #[arg(long, default_value = "airlane-system", value_name = "NAMESPACE")]
+    pub(crate) operator_namespace: Namespace,
+    /// Where pods find the operator [default: the service `airlane` in its namespace, port 15010]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) address: Option<String>,
+    /// Whose identities are trusted.
+    #[arg(long, default_value = "airlane.local", value_parser = TrustDomain::parse, value_name = "DOMAIN")]
+    pub(crate) trust_domain: TrustDomain,
 }
 
 #[derive(Args, Debug, Clone)]
@@ -291,6 +330,15 @@ fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err(mend()),
     };
     number.checked_mul(unit_ms).filter(|ms| *ms > 0).map(Duration::from_millis).ok_or_else(mend)
+}
+
+/// 64 hexadecimal digits, in lower case.
+fn fingerprint(text: &str) -> Result<String, String> {
+    if text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err("a fingerprint is 64 hexadecimal digits".to_owned())
+    }
 }
 
 fn leaf_ttl(text: &str) -> Result<Duration, String> {

@@ -13,7 +13,7 @@ use airlane_core::{
     id::{Identity, InstanceId, Namespace, TrustDomain},
     pki::{self, BACK_DATED, Certificate, Held, LONGEST_LEAF, Refusal},
 };
-use airlane_wire::join::{OPERATOR_DNS_NAME, operator_identity};
+use airlane_wire::join::operator_identity;
 use arc_swap::ArcSwap;
 use authority::{Intermediate, Root, cert_pem, params, serial};
 pub(crate) use error::{CaError, SignError};
@@ -158,7 +158,7 @@ impl Ca {
         &self.trust_domain
     }
 
-    /// Who the operator is: the identity of [`Ca::server_leaf`].
+    /// Who the operator is: the identity of [`Ca::leaf_named`].
     pub(crate) fn operator(&self) -> &Identity {
         &self.operator
     }
@@ -239,14 +239,15 @@ impl Ca {
         })
     }
 
-    /// A new leaf, with a new key, for the operator itself.
+    /// A new leaf, with a new key, for the operator itself, under a name that clients know it by
+    /// ([`airlane_wire::join::OPERATOR_DNS_NAME`], or one with a dot, which no workload has).
     ///
     /// # Errors
     /// If it cannot be made.
-    pub(crate) fn server_leaf(&self, now: Timestamp) -> Result<ServerLeaf, SignError> {
+    pub(crate) fn leaf_named(&self, dns: &str, now: Timestamp) -> Result<ServerLeaf, SignError> {
         let mut key = KeyPair::generate()?;
         let intermediate = self.intermediate.load();
-        let leaf = self.leaf(&intermediate, &key, self.operator.to_string(), OPERATOR_DNS_NAME, now)?;
+        let leaf = self.leaf(&intermediate, &key, self.operator.to_string(), dns, now)?;
         let der = PrivatePkcs8KeyDer::from(key.serialize_der());
         key.zeroize();
         Ok(ServerLeaf {
@@ -301,7 +302,8 @@ fn whole_seconds(at: Timestamp) -> Timestamp {
     Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes in lower-case hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         // Writing to a String cannot fail.
         let _ = write!(text, "{byte:02x}");

@@ -27,6 +27,7 @@ mod signals;
 mod standing;
 mod store;
 mod tls;
+mod webhook;
 mod xds;
 
 use anyhow::Context;
@@ -84,6 +85,7 @@ async fn run(arguments: Airlane) -> anyhow::Result<()> {
         Command::Demo(demo) => demo::story::run(&demo).await,
         Command::ExampleApp(app) => Ok(demo::app::run(app).await?),
         Command::Crds { write } => crds(write.as_deref()),
+        Command::Inject(inject) => cli::inject(&inject).await,
         Command::Check { files } if files.is_empty() => cli::check_mesh(&state).await,
         Command::Check { files } => cli::check_files(&files),
         Command::Get { what, name, output } => cli::get(&state, what, name.as_deref(), output.output).await,

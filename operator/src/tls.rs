@@ -1,4 +1,4 @@
-//! Who is on the other end: TLS for the operator's gRPC port, and the peer a client certificate names.
+//! Who is on the other end: TLS for the operator's ports, and the peer a client certificate names.
 //!
 //! A client certificate is optional here, because a workload that joins has none yet; [`crate::serve`] refuses every
 //! other call without one. One that is shown must be signed by our root and valid now, else there is no connection.
@@ -11,12 +11,16 @@ use airlane_core::{
     id::{Identity, InstanceId, TrustDomain},
     pki::{self, Certificate, Held},
 };
+use airlane_wire::join::OPERATOR_DNS_NAME;
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::CryptoProvider,
-    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier},
+    server::{
+        ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier,
+        danger::ClientCertVerifier,
+    },
     sign::CertifiedKey,
     time_provider::TimeProvider,
 };
@@ -86,39 +90,64 @@ impl Peer {
     }
 }
 
-/// TLS for the operator's gRPC port: 1.3 alone, its leaf replaceable while it serves. Cheap to clone.
+/// TLS for a port of the operator: 1.3 alone, its leaf replaceable while it serves. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct ServerTls {
     ca: Arc<Ca>,
     clock: Arc<dyn Clock>,
+    /// What clients call it.
+    name: Arc<str>,
     leaf: Arc<Leaf>,
     config: Arc<ServerConfig>,
 }
 
 impl ServerTls {
-    /// TLS with a fresh leaf.
+    /// TLS with a fresh leaf, for sidecars: HTTP/2, and clients may show a certificate of ours.
     ///
     /// # Errors
     /// If there is no leaf, or the library refuses it.
     pub(crate) fn new(ca: Arc<Ca>, clock: Arc<dyn Clock>) -> Result<ServerTls, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let leaf =
-            Arc::new(Leaf(ArcSwap::from_pointee(HeldKey::of(ca.server_leaf(clock.now())?, &provider)?)));
         let mut roots = RootCertStore::empty();
         roots.add(ca.root().clone())?;
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
             .allow_unauthenticated()
             .build()?;
+        ServerTls::with(ca, clock, OPERATOR_DNS_NAME, verifier, &[b"h2"])
+    }
+
+    /// TLS with a fresh leaf, for the API server, which knows the operator by that name and shows no certificate.
+    ///
+    /// # Errors
+    /// If there is no leaf, or the library refuses it.
+    pub(crate) fn for_api_server(
+        ca: Arc<Ca>,
+        clock: Arc<dyn Clock>,
+        name: &str,
+    ) -> Result<ServerTls, TlsError> {
+        ServerTls::with(ca, clock, name, WebPkiClientVerifier::no_client_auth(), &[b"h2", b"http/1.1"])
+    }
+
+    fn with(
+        ca: Arc<Ca>,
+        clock: Arc<dyn Clock>,
+        name: &str,
+        clients: Arc<dyn ClientCertVerifier>,
+        protocols: &[&[u8]],
+    ) -> Result<ServerTls, TlsError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let leaf = HeldKey::of(ca.leaf_named(name, clock.now())?, &provider)?;
+        let leaf = Arc::new(Leaf(ArcSwap::from_pointee(leaf)));
         let time = Arc::new(ClockTime(Arc::clone(&clock)));
         let mut config = ServerConfig::builder_with_details(provider, time)
             .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(verifier)
+            .with_client_cert_verifier(clients)
             .with_cert_resolver(Arc::clone(&leaf) as Arc<dyn ResolvesServerCert>);
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         // A resumed session would bring back a client certificate without looking at it again.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
-        Ok(ServerTls { ca, clock, leaf, config: Arc::new(config) })
+        Ok(ServerTls { ca, clock, name: name.into(), leaf, config: Arc::new(config) })
     }
 
     /// Accepts connections with this configuration.
@@ -151,7 +180,7 @@ impl ServerTls {
             match renewal.certificate {
                 Certificate::Intermediate => self.ca.renew_intermediate(now).await?,
                 Certificate::Server => {
-                    let leaf = self.ca.server_leaf(now)?;
+                    let leaf = self.ca.leaf_named(&self.name, now)?;
                     self.leaf.0.store(Arc::new(HeldKey::of(leaf, self.config.crypto_provider())?));
                 }
             }

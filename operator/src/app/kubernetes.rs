@@ -5,7 +5,7 @@ use crate::{
     apply::kubernetes::{Teller, Writer},
     args::Operator,
     bundle::Bundle,
-    ca::Ca,
+    ca::{Ca, hex},
     clock::{Clock, SystemClock},
     control::{self, Picture},
     health,
@@ -18,6 +18,7 @@ use crate::{
     serve,
     signals::{Signals, access_log::FailureLog, metrics::Totaliser},
     tls::ServerTls,
+    webhook::{self, inject::Injection, server::Webhook},
     xds::Publisher,
 };
 use airlane_envoy::lower::{Lowerer, Settings};
@@ -55,6 +56,11 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
     let tls = ServerTls::new(ca.clone(), clock.clone()).context("cannot certify the operator itself")?;
     let listener = serve::listen(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
     let address = listener.local_addr()?;
+    let called = format!("airlane-webhook.{}.svc", mesh.system_namespace);
+    let webhook_tls = ServerTls::for_api_server(ca.clone(), clock.clone(), &called)
+        .context("cannot certify the webhook")?;
+    let webhook_listener =
+        serve::listen(args.webhook).with_context(|| format!("cannot listen on {}", args.webhook))?;
 
     let mut tasks = Tasks::new();
     let shutdown = tasks.shutdown();
@@ -118,6 +124,24 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
             shutdown: shutdown.clone(),
         }));
     let listed = observed.clone();
+    let (_injection, injection) = watch::channel(Arc::new(injection(args, &ca)));
+    let answers = Webhook {
+        injection,
+        namespaces: observed.namespaces.clone(),
+        system_namespace: args.namespace.clone(),
+    };
+    let (keeping, ending) = (webhook_tls.clone(), shutdown.clone());
+    tasks.spawn_sure("the webhook's certificate", async move { keeping.keep_valid(ending).await });
+    tasks.spawn_sure(
+        "the webhook",
+        webhook::server::serve(webhook_listener, webhook_tls, answers, shutdown.clone()),
+    );
+    let (registering, leads, ending) = (client.clone(), lead.clone(), shutdown.clone());
+    let (_bundle, bundle) = watch::channel(ca.bundle_pem());
+    tasks.spawn_sure("the webhook's registration", async move {
+        let register = |ending| webhook::registration::keep(registering.clone(), bundle.clone(), ending);
+        lease::while_leading(&leads, ending, register).await;
+    });
     tasks.spawn_sure("the lease", candidate.run(shutdown.clone()));
     let leading = Leading {
         lead,
@@ -200,5 +224,18 @@ impl Leading {
             };
             lease::while_leading(&self.lead, ending, judge).await;
         });
+    }
+}
+
+/// What pods get.
+fn injection(args: &Operator, ca: &Ca) -> Injection {
+    let address = || format!("{}:{}", service_name(args), args.listen.port());
+    Injection {
+        image: args.proxy_image.clone(),
+        image_pull_policy: args.proxy_pull.clone(),
+        operator: args.address.clone().unwrap_or_else(address),
+        roots: vec![hex(&ca.root_fingerprint())],
+        trust_domain: args.trust_domain.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
     }
 }

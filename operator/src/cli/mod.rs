@@ -5,6 +5,7 @@
 
 mod check;
 mod client;
+mod inject;
 mod show;
 mod table;
 mod wait;
@@ -22,6 +23,7 @@ use std::{fmt, path::Path};
 
 pub(crate) use check::{check_files, check_mesh};
 pub(crate) use client::Client;
+pub(crate) use inject::inject;
 pub(crate) use wait::wait;
 
 /// A command that means nothing, in a way that the argument parser cannot see.

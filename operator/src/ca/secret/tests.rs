@@ -88,7 +88,7 @@ async fn the_first_makes_the_root_and_everybody_has_it() {
 async fn every_replica_signs_with_a_key_of_its_own() {
     let kept = Kept::default();
     let (one, other) = (open(kept.client()).await.expect("made"), open(kept.client()).await.expect("read"));
-    let chain = |ca: &Ca| ca.server_leaf(now()).expect("a leaf").chain;
+    let chain = |ca: &Ca| ca.leaf_named("airlane", now()).expect("a leaf").chain;
     assert_ne!(chain(&one)[1], chain(&other)[1], "the intermediates");
     assert_eq!(chain(&one)[2], chain(&other)[2], "the root");
     one.renew_intermediate(now()).await.expect("renewed");

@@ -14,7 +14,7 @@ pub(crate) use object::{ANSWERED, Answered, Kept, memory};
 pub(crate) use shapes::{Canary, MeshPolicy};
 
 use super::declared::Declared;
-use crate::{apply::Statuses, members::Instances};
+use crate::{apply::Statuses, members::Instances, webhook::inject::INJECT};
 use airlane_core::id::{Namespace, ObjectId, ObjectKind};
 use futures::{
     FutureExt as _, StreamExt as _,
@@ -38,8 +38,7 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// The label by which a namespace joins the mesh, and the values of it that do.
-const INJECT: &str = "airlane.dev/inject";
+/// The values of its label by which a namespace joins the mesh.
 const JOINS: [&str; 2] = ["enabled", "outbound"];
 
 /// Events that are taken together before the mesh is looked at anew: a rolling update of many pods is one picture,
@@ -66,7 +65,6 @@ pub(crate) struct Observed {
     /// What a writer of statuses must know of each object.
     pub(crate) kept: watch::Receiver<Arc<BTreeMap<ObjectId, Kept>>>,
     /// The namespaces and their labels.
-    #[expect(dead_code, reason = "for whoever decides which pods join")]
     pub(crate) namespaces: watch::Receiver<Arc<NamespaceLabels>>,
     /// Namespaces whose pods join the mesh unless they say otherwise.
     pub(crate) joined: watch::Receiver<Arc<BTreeSet<Namespace>>>,

@@ -1,0 +1,286 @@
+//! The webhook's port: `/inject` (pods), `/validate` (our resources), `/healthz`.
+//!
+//! The API server shows no certificate, so anybody who reaches the port may ask. The answers hold nothing that whoever
+//! may create pods does not know, nothing is called on behalf of what is asked, and what a request may cost is bounded.
+
+use super::{
+    draw_secret,
+    inject::{self, INJECT, Injection, NotInjected, inject},
+    review::{self, Answer, Request as Asked},
+};
+use crate::{observe::kubernetes::NamespaceLabels, tls::ServerTls};
+use airlane_core::id::Namespace;
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, State},
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse as _, Response},
+    routing::{get, post},
+};
+use http::{HeaderMap, Request};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use k8s_openapi::api::core::v1::Pod;
+use serde::Deserialize as _;
+use std::{collections::BTreeMap, convert::Infallible, pin::pin, sync::Arc, time::Duration};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, watch},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt as _;
+
+/// An API server takes objects of up to 3 MiB and stores up to 1.5 MiB: what a review of an update can hold.
+const BODY_BYTES_MAX: usize = 5 << 20;
+/// The API server waits for 5 s, as the registration says.
+const DEADLINE: Duration = Duration::from_secs(4);
+/// How long a namespace may be in the mesh for the API server and not yet for us.
+const CATCH_UP: Duration = Duration::from_secs(2);
+/// Requests at a time: with the largest body each, 160 MiB.
+const REQUESTS_MAX: usize = 32;
+const CONNECTIONS_MAX: usize = 256;
+const STREAMS_PER_CONNECTION_MAX: u32 = 64;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(5);
+const HEADERS_BYTES_MAX: u32 = 16 * 1024;
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
+/// How long open requests may go on after the end was announced.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// Whose resources are validated.
+const GROUP: &str = "airlane.dev";
+/// Whose pods are never injected, whatever a registration says: the cluster must be able to start without us.
+const NEVER: &str = "kube-system";
+
+/// What the answers are made from.
+#[derive(Clone, Debug)]
+pub(crate) struct Webhook {
+    /// What pods get.
+    pub injection: watch::Receiver<Arc<Injection>>,
+    /// The namespaces; empty until all are known.
+    pub namespaces: watch::Receiver<Arc<NamespaceLabels>>,
+    /// The operator's own namespace, which is never injected.
+    pub system_namespace: Namespace,
+}
+
+/// A request that cannot be answered now; the registration's failure policy says what follows.
+#[derive(Debug, PartialEq, thiserror::Error)]
+enum Unanswered {
+    /// The namespace is not (yet) known to be in the mesh.
+    #[error("this replica does not know yet that namespace {0} is in the mesh; try again")]
+    Namespace(String),
+    /// The object is not what the API server says it is.
+    #[error("request.object is no Pod: {0}")]
+    Object(String),
+    /// No random numbers.
+    #[error("the system gives no random bytes")]
+    Random,
+}
+
+impl Unanswered {
+    fn status(&self) -> StatusCode {
+        match self {
+            Unanswered::Namespace(_) | Unanswered::Random => StatusCode::SERVICE_UNAVAILABLE,
+            Unanswered::Object(_) => StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
+impl Webhook {
+    /// The answers, by path.
+    fn routes(self) -> Router {
+        Router::new()
+            .route("/inject", post(answer_injection))
+            .route("/validate", post(answer_validation))
+            .route("/healthz", get(async || "ok\n"))
+            .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+            .with_state(self)
+    }
+
+    async fn injection(&self, asked: &Asked) -> Result<Answer, Unanswered> {
+        let is_pod = asked.kind.group.is_empty() && asked.kind.kind == "Pod" && asked.sub_resource.is_empty();
+        let exempt = [NEVER, self.system_namespace.as_str()].contains(&asked.namespace.as_str());
+        if !is_pod || exempt || asked.operation != "CREATE" {
+            return Ok(Answer::as_it_is());
+        }
+        let pod = Pod::deserialize(&asked.object).map_err(|error| Unanswered::Object(error.to_string()))?;
+        let labels = self.labels(&asked.namespace, &pod).await?;
+        let setup = self.injection.borrow().clone();
+        let secret = draw_secret().ok_or(Unanswered::Random)?;
+        Ok(match inject(&pod, &labels, &secret, &setup) {
+            Ok(injected) => Answer::changed(injected.patch).warning(injected.warnings),
+            Err(NotInjected::Unasked) => Answer::as_it_is(),
+            Err(NotInjected::Mistaken(mistakes)) => {
+                let mistakes: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+                Answer::refused(mistakes.join("; "))
+            }
+            Err(NotInjected::Unfit { reasons, optional: false }) => Answer::refused(reasons.join("; ")),
+            Err(NotInjected::Unfit { reasons, optional: true }) => {
+                let warnings = reasons.iter().map(|reason| format!("not in the mesh: {reason}"));
+                Answer::changed(inject::note(&pod, &reasons)).warning(warnings.collect::<Vec<_>>())
+            }
+        })
+    }
+
+    /// The labels of the pod's namespace, at least as new as those by which the API server decided to ask us.
+    async fn labels(&self, namespace: &str, pod: &Pod) -> Result<BTreeMap<String, String>, Unanswered> {
+        let unknown = || Unanswered::Namespace(namespace.to_owned());
+        let name = Namespace::parse(namespace).map_err(|_| unknown())?;
+        let pod_says = pod.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(INJECT));
+        let new_enough = |labels: &BTreeMap<String, String>| {
+            pod_says || labels.get(INJECT).is_some_and(|value| value == "enabled" || value == "outbound")
+        };
+        let mut namespaces = self.namespaces.clone();
+        let known = namespaces.wait_for(|all| all.get(&name).is_some_and(new_enough));
+        match timeout(CATCH_UP, known).await {
+            Ok(Ok(all)) => all.get(&name).cloned().ok_or_else(unknown),
+            _ => Err(unknown()),
+        }
+    }
+
+    fn validation(&self, asked: &Asked) -> Answer {
+        if asked.kind.group != GROUP || asked.object.is_null() {
+            return Answer::as_it_is();
+        }
+        let object = airlane_api::read_object(&asked.object, &self.system_namespace);
+        let problems = object.problems.iter().map(|problem| match problem.field.as_str() {
+            "" => problem.message.clone(),
+            field => format!("{field}: {}", problem.message),
+        });
+        let problems: Vec<String> = problems.collect();
+        if object.refused.is_some() {
+            Answer::refused(problems.join("; "))
+        } else {
+            Answer::as_it_is().warning(problems)
+        }
+    }
+}
+
+async fn answer_injection(State(webhook): State<Webhook>, headers: HeaderMap, body: Bytes) -> Response {
+    let asked = match asked(&headers, &body) {
+        Ok(asked) => asked,
+        Err(response) => return *response,
+    };
+    match webhook.injection(&asked).await {
+        Ok(answer) => Json(answer.to_review(&asked.uid)).into_response(),
+        Err(error) => {
+            tracing::warn!(namespace = asked.namespace, %error, "an injection was not answered");
+            (error.status(), error.to_string()).into_response()
+        }
+    }
+}
+
+async fn answer_validation(State(webhook): State<Webhook>, headers: HeaderMap, body: Bytes) -> Response {
+    match asked(&headers, &body) {
+        Ok(asked) => Json(webhook.validation(&asked).to_review(&asked.uid)).into_response(),
+        Err(response) => *response,
+    }
+}
+
+fn asked(headers: &HeaderMap, body: &[u8]) -> Result<Asked, Box<Response>> {
+    let refuse = |status: StatusCode, why: String| Err(Box::new((status, why).into_response()));
+    let said = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type = said.split(';').next().unwrap_or_default();
+    if media_type.trim() != "application/json" {
+        return refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content-type is not application/json".into());
+    }
+    review::read(body).or_else(|error| refuse(StatusCode::BAD_REQUEST, error.to_string()))
+}
+
+/// Serves until told to stop, and returns when every connection has ended, [`GOODBYE`] later at most.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    tls: ServerTls,
+    webhook: Webhook,
+    shutdown: CancellationToken,
+) {
+    let port = Port { tls, routes: webhook.routes(), requests: Arc::new(Semaphore::new(REQUESTS_MAX)) };
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let connections = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, _)) = accepted else {
+            // Most often out of file descriptors: give connections time to end.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            tracing::warn!("the webhook refused a connection: {CONNECTIONS_MAX} are open");
+            continue;
+        };
+        let (port, shutdown) = (port.clone(), shutdown.clone());
+        connections.spawn(async move {
+            port.connection(stream, &shutdown).await;
+            drop(place);
+        });
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+}
+
+/// What all connections share.
+#[derive(Clone)]
+struct Port {
+    tls: ServerTls,
+    routes: Router,
+    requests: Arc<Semaphore>,
+}
+
+impl Port {
+    async fn connection(self, stream: TcpStream, shutdown: &CancellationToken) {
+        let handshake = timeout(HANDSHAKE_TIMEOUT, self.tls.acceptor().accept(stream));
+        let stream = tokio::select! {
+            () = shutdown.cancelled() => return,
+            result = handshake => match result {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
+                Err(_) => return tracing::debug!("TLS handshake took too long"),
+            },
+        };
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS_TIMEOUT);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+            .max_header_list_size(HEADERS_BYTES_MAX)
+            .keep_alive_interval(KEEPALIVE_EVERY);
+        let service = service_fn(move |request| {
+            let port = self.clone();
+            async move { Ok::<_, Infallible>(port.call(request).await) }
+        });
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            () = shutdown.cancelled() => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        // Whoever goes on after the goodbye is cut off when the connection is dropped.
+        let _ = timeout(GOODBYE, connection).await;
+    }
+
+    async fn call(&self, request: Request<Incoming>) -> Response {
+        let answered = timeout(DEADLINE, async {
+            // Nobody closes the semaphore.
+            let _turn = self.requests.acquire().await;
+            self.routes.clone().oneshot(request).await
+        });
+        match answered.await {
+            Ok(Ok(response)) => response,
+            Ok(Err(never)) => match never {},
+            Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "too many requests, or a slow one").into_response(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

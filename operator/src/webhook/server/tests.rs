@@ -1,0 +1,274 @@
+use super::*;
+use crate::{
+    ca::Ca,
+    clock::{Clock, SystemClock},
+    serve::{listen, tests::trust_domain},
+};
+use axum::body::Body;
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use http_body_util::BodyExt as _;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::ServerName;
+use serde_json::{Value, json};
+use std::time::Instant;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_rustls::TlsConnector;
+
+struct Given {
+    webhook: Webhook,
+    namespaces: watch::Sender<Arc<NamespaceLabels>>,
+    _injection: watch::Sender<Arc<Injection>>,
+}
+
+fn namespace(name: &str) -> Namespace {
+    Namespace::parse(name).expect("a name")
+}
+
+/// A webhook that knows these namespaces, each with the value of its label.
+fn given(known: &[(&str, &str)]) -> Given {
+    let setup = Injection {
+        image: "airlane:1".into(),
+        image_pull_policy: None,
+        operator: "airlane.airlane-system.svc:15010".into(),
+        roots: vec!["ab".repeat(32)],
+        trust_domain: trust_domain(),
+        version: "1".into(),
+    };
+    let (_injection, injection) = watch::channel(Arc::new(setup));
+    let (namespaces, told) = watch::channel(labelled(known));
+    let webhook = Webhook { injection, namespaces: told, system_namespace: namespace("airlane-system") };
+    Given { webhook, namespaces, _injection }
+}
+
+fn labelled(known: &[(&str, &str)]) -> Arc<NamespaceLabels> {
+    let labels = |value: &str| BTreeMap::from([(INJECT.to_owned(), value.to_owned())]);
+    Arc::new(known.iter().map(|(name, value)| (namespace(name), labels(value))).collect())
+}
+
+fn review(namespace: &str, object: &Value) -> Value {
+    json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
+        "uid": "0f4c8e2a", "kind": { "group": "", "version": "v1", "kind": "Pod" },
+        "namespace": namespace, "operation": "CREATE", "object": object,
+    }})
+}
+
+fn pod(annotations: &Value, spec: &Value) -> Value {
+    json!({ "metadata": { "name": "pay", "annotations": annotations }, "spec": spec })
+}
+
+fn simple() -> Value {
+    pod(&json!({}), &json!({ "containers": [{ "name": "app" }] }))
+}
+
+async fn asked_of(webhook: &Webhook, path: &str, body: impl Into<Body>) -> (StatusCode, String) {
+    let request =
+        Request::post(path).header(CONTENT_TYPE, "application/json; charset=utf-8").body(body.into());
+    let response = webhook.clone().routes().oneshot(request.expect("a request")).await.expect("an answer");
+    let status = response.status();
+    let body = response.into_body().collect().await.expect("a body").to_bytes();
+    (status, String::from_utf8(body.to_vec()).expect("a text"))
+}
+
+async fn response(webhook: &Webhook, path: &str, review: &Value) -> Value {
+    let (status, body) = asked_of(webhook, path, review.to_string()).await;
+    assert_eq!(status, StatusCode::OK, "{body}");
+    let answer: Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!(answer["response"]["uid"], "0f4c8e2a");
+    answer["response"].clone()
+}
+
+/// The object with the answer's patch.
+fn patched(object: &Value, response: &Value) -> Value {
+    assert_eq!(
+        (&response["allowed"], &response["patchType"]),
+        (&json!(true), &json!("JSONPatch")),
+        "{response}"
+    );
+    let patch = BASE64_STANDARD.decode(response["patch"].as_str().expect("a patch")).expect("base64");
+    let patch: json_patch::Patch = serde_json::from_slice(&patch).expect("a patch");
+    let mut object = object.clone();
+    json_patch::patch(&mut object, &patch).expect("a patch that fits");
+    object
+}
+
+#[tokio::test]
+async fn a_pod_comes_back_injected_with_a_secret_of_its_own() {
+    let given = given(&[("shop", "enabled")]);
+    let mut secrets = Vec::new();
+    for _ in 0..2 {
+        let response = response(&given.webhook, "/inject", &review("shop", &simple())).await;
+        let pod = patched(&simple(), &response);
+        assert_eq!(pod["spec"]["initContainers"][1]["name"], "airlane-proxy");
+        let path = &pod["spec"]["containers"][0]["lifecycle"]["preStop"]["httpGet"]["path"];
+        secrets.push(path.as_str().expect("a path").to_owned());
+    }
+    assert_ne!(secrets[0], secrets[1]);
+}
+
+#[tokio::test]
+async fn what_is_not_ours_to_inject_is_as_it_is() {
+    let given = given(&[]);
+    let as_it_is = json!({ "uid": "0f4c8e2a", "allowed": true });
+    for exempt in ["kube-system", "airlane-system"] {
+        assert_eq!(
+            response(&given.webhook, "/inject", &review(exempt, &simple())).await,
+            as_it_is,
+            "{exempt}"
+        );
+    }
+    for (pointer, value) in [
+        ("/request/operation", json!("UPDATE")),
+        ("/request/kind/kind", json!("Node")),
+        ("/request/subResource", json!("ephemeralcontainers")),
+    ] {
+        let mut review = review("shop", &simple());
+        if let Some(field) = review.pointer_mut(pointer) {
+            *field = value;
+        } else {
+            review["request"]["subResource"] = value;
+        }
+        assert_eq!(response(&given.webhook, "/inject", &review).await, as_it_is, "{pointer}");
+    }
+}
+
+#[tokio::test]
+async fn mistakes_are_refused_and_pods_that_need_not_join_are_told_why() {
+    let given = given(&[("shop", "enabled")]);
+    let spec = json!({ "containers": [{ "name": "app" }] });
+    let mistaken = pod(&json!({ "airlane.dev/proxyCPU": "much" }), &spec);
+    let refused = response(&given.webhook, "/inject", &review("shop", &mistaken)).await;
+    assert_eq!(refused["allowed"], false);
+    assert_eq!(
+        refused["status"]["message"],
+        "metadata.annotations[airlane.dev/proxyCPU]: \"much\" is not an amount of CPU; write a request from 5m to 64: 250m or 1"
+    );
+
+    let agent = pod(&json!({}), &json!({ "hostNetwork": true, "containers": [{ "name": "app" }] }));
+    let told = response(&given.webhook, "/inject", &review("shop", &agent)).await;
+    let noted = patched(&agent, &told);
+    assert_eq!(noted["spec"], agent["spec"]);
+    let reason = noted["metadata"]["annotations"]["airlane.dev/notInjected"].as_str().expect("a reason");
+    assert!(reason.starts_with("spec.hostNetwork: "), "{reason}");
+    assert!(
+        told["warnings"][0].as_str().expect("a warning").starts_with("not in the mesh: spec.hostNetwork: ")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cold_cache_does_not_answer() {
+    for known in [&[][..], &[("bank", "enabled")], &[("shop", "disabled")]] {
+        let given = given(known);
+        let (status, why) = asked_of(&given.webhook, "/inject", review("shop", &simple()).to_string()).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{known:?}");
+        assert!(why.contains("does not know yet that namespace shop"), "{why}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_namespace_that_has_just_joined_is_waited_for() {
+    let Given { webhook, namespaces, _injection } = given(&[("shop", "disabled")]);
+    let asking = tokio::spawn(async move { response(&webhook, "/inject", &review("shop", &simple())).await });
+    tokio::task::yield_now().await;
+    namespaces.send_replace(labelled(&[("shop", "enabled")]));
+    let response = asking.await.expect("answered");
+    assert!(response["patch"].is_string(), "{response}");
+}
+
+#[tokio::test]
+async fn what_is_no_review_is_refused_with_a_reason() {
+    let given = given(&[("shop", "enabled")]);
+    let check = async |body: String, status: StatusCode, says: &str| {
+        let (told, why) = asked_of(&given.webhook, "/inject", body).await;
+        assert_eq!(told, status, "{why}");
+        assert!(why.contains(says), "{why}");
+    };
+    check(String::new(), StatusCode::BAD_REQUEST, "no AdmissionReview").await;
+    check("{}".into(), StatusCode::BAD_REQUEST, "apiVersion").await;
+    let no_pod = review("shop", &json!({ "spec": { "containers": 7 } })).to_string();
+    check(no_pod, StatusCode::BAD_REQUEST, "request.object is no Pod").await;
+    check("x".repeat(BODY_BYTES_MAX + 1), StatusCode::PAYLOAD_TOO_LARGE, "").await;
+
+    let plain =
+        Request::post("/inject").header(CONTENT_TYPE, "text/plain").body(Body::empty()).expect("a request");
+    let response = given.webhook.routes().oneshot(plain).await.expect("an answer");
+    assert_eq!(response.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
+}
+
+#[tokio::test]
+async fn a_pod_of_3_mb_is_injected() {
+    let given = given(&[("shop", "enabled")]);
+    let variable = json!({ "name": "A", "value": "x".repeat(3_000_000) });
+    let large = pod(&json!({}), &json!({ "containers": [{ "name": "app", "env": [variable] }] }));
+    let response = response(&given.webhook, "/inject", &review("shop", &large)).await;
+    let patch = response["patch"].as_str().expect("a patch");
+    assert!(patch.len() < 20_000, "the patch holds only what is added: {} bytes", patch.len());
+}
+
+#[tokio::test]
+async fn policies_are_validated_as_they_are_read() {
+    let given = given(&[]);
+    let validated = async |spec: Value| {
+        let mut review = review(
+            "shop",
+            &json!({
+                "apiVersion": "airlane.dev/v1alpha1", "kind": "MeshPolicy",
+                "metadata": { "name": "pay", "namespace": "shop" }, "spec": spec,
+            }),
+        );
+        review["request"]["kind"] =
+            json!({ "group": "airlane.dev", "version": "v1alpha1", "kind": "MeshPolicy" });
+        response(&given.webhook, "/validate", &review).await
+    };
+    let good = validated(json!({ "timeouts": { "request": "10s" } })).await;
+    assert_eq!(good, json!({ "uid": "0f4c8e2a", "allowed": true }));
+    let bad = validated(json!({ "timeouts": { "request": "soon" } })).await;
+    assert_eq!(bad["allowed"], false);
+    let message = bad["status"]["message"].as_str().expect("a message");
+    assert!(message.starts_with("spec.timeouts.request: \"soon\""), "{message}");
+
+    let mut deleted = review("shop", &Value::Null);
+    deleted["request"]["kind"]["group"] = json!("airlane.dev");
+    assert_eq!(response(&given.webhook, "/validate", &deleted).await["allowed"], true);
+}
+
+/// A certificate of our roots, for the name by which the API server calls; and a server that goes on after a
+/// connection that says nothing.
+#[tokio::test]
+async fn the_api_server_finds_a_certificate_for_its_name() {
+    const NAME: &str = "airlane-webhook.airlane-system.svc";
+    let state = tempfile::tempdir().expect("a directory");
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
+    let lifetime = jiff::SignedDuration::from_hours(1);
+    let ca = Arc::new(Ca::open(state.path(), trust_domain(), lifetime, clock.now()).expect("opened"));
+    let tls = ServerTls::for_api_server(ca.clone(), clock, NAME).expect("TLS");
+    let listener = listen(([127, 0, 0, 1], 0).into()).expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let shutdown = CancellationToken::new();
+    let given = given(&[]);
+    let serving = tokio::spawn(serve(listener, tls, given.webhook, shutdown.clone()));
+
+    let _silent = TcpStream::connect(address).await.expect("a connection");
+    let mut roots = RootCertStore::empty();
+    roots.add(ca.root().clone()).expect("a root");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = Arc::new(builder.expect("versions").with_root_certificates(roots).with_no_client_auth());
+    let connect = async |name: &'static str| {
+        let stream = TcpStream::connect(address).await.expect("a connection");
+        let name = ServerName::try_from(name).expect("a name");
+        TlsConnector::from(config.clone()).connect(name, stream).await
+    };
+    assert!(connect("airlane").await.is_err(), "this port has another name than the sidecars'");
+    let mut stream = connect(NAME).await.expect("a certificate of that name");
+    let request = format!("GET /healthz HTTP/1.1\r\nhost: {NAME}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("written");
+    let mut answer = String::new();
+    // Whether the end is announced by TLS does not matter.
+    let _ = stream.read_to_string(&mut answer).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+
+    let stopping = Instant::now();
+    shutdown.cancel();
+    serving.await.expect("ended");
+    assert!(stopping.elapsed() < GOODBYE);
+}
