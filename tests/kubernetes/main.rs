@@ -8,6 +8,7 @@
 //! | the definitions refuse what is wrong, take what the docs show, and show what matters | [`resources`] |
 //! | a pod's connections pass its proxy, and it leaves the mesh before it stops | [`pod`] |
 //! | the operator tells, and leads alone | [`operator`] |
+//! | pods of a labelled namespace are injected, others are not, whatever happens to the operator | [`webhook`] |
 
 #![expect(clippy::unwrap_used, reason = "a test reports by failing")]
 
@@ -16,3 +17,4 @@ mod identity;
 mod operator;
 mod pod;
 mod resources;
+mod webhook;
