@@ -9,6 +9,7 @@
 //! | a policy does what it says | [`policies`] |
 //! | HTTP/2, gRPC and bytes pass as what they are | [`protocols`] |
 //! | a door is as closed as the strictest word about it | [`mtls`] |
+//! | only who is admitted may ask for what | [`access`] |
 //! | a mistake in a file is explained, and changes nothing | [`bad_yaml`] |
 //! | the command line keeps its word | [`cli`] |
 //! | nobody gets in | [`refused`] |
