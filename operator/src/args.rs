@@ -11,8 +11,38 @@ pub(crate) struct Airlane {
     /// The state directory of the mesh on this host: keys, registrations, the socket commands talk to.
     #[arg(long, global = true, env = "AIRLANE_STATE", value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) place: Where,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// Which mesh a command is about, when it is not that of this host.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Kubernetes")]
+pub(crate) struct Where {
+    /// Ask the cluster of the kubeconfig, though a mesh runs on this host.
+    #[arg(long, global = true)]
+    pub(crate) kube: bool,
+    /// Ask the cluster of this context.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) context: Option<String>,
+    /// The namespace that Airlane is installed in.
+    #[arg(
+        long,
+        global = true,
+        env = "AIRLANE_NAMESPACE",
+        default_value = "airlane-system",
+        value_name = "NAMESPACE"
+    )]
+    pub(crate) operator_namespace: Namespace,
+}
+
+impl Where {
+    /// Whether a cluster is meant and nothing else.
+    pub(crate) fn is_cluster(&self) -> bool {
+        self.kube || self.context.is_some()
+    }
 }
 
 #[derive(Subcommand, Debug)]
@@ -33,8 +63,26 @@ pub(crate) enum Command {
     Inject(Inject),
     /// Is this host ready, is the mesh healthy, are these files right?
     Check {
+        /// Can Airlane be installed in this cluster?
+        #[arg(long, conflicts_with = "files")]
+        pre: bool,
         /// Files or directories with resources to check, without a running mesh.
         files: Vec<PathBuf>,
+    },
+    /// Install Airlane in a cluster, or bring it up to this version: with Helm, by the chart within this program.
+    Install {
+        /// Write the chart into this directory, and do nothing else.
+        #[arg(long, value_name = "DIR")]
+        write: Option<PathBuf>,
+        /// What to tell Helm: `-- --set replicas=1`.
+        #[arg(last = true, value_name = "HELM-OPTION")]
+        helm: Vec<String>,
+    },
+    /// May Airlane be taken out of the cluster? `helm uninstall` asks this.
+    Uninstall {
+        /// Say whether pods still have sidecars, and change nothing.
+        #[arg(long, required = true)]
+        check: bool,
     },
     /// List what the mesh knows.
     Get {
@@ -162,9 +210,6 @@ pub(crate) struct Inject {
     /// SHA-256 of the roots by which pods know their operator, in hex [default: from the cluster]
     #[arg(long, value_name = "HEX", value_delimiter = ',', value_parser = fingerprint)]
     pub(crate) root_sha256: Vec<String>,
-    /// The operator's own namespace.
-    #[arg(long, default_value = "airlane-system", value_name = "NAMESPACE")]
-    pub(crate) operator_namespace: Namespace,
     /// Where pods find the operator [default: the service `airlane` in its namespace, port 15010]
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) address: Option<String>,

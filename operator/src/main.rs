@@ -73,6 +73,7 @@ async fn run(arguments: Airlane) -> anyhow::Result<()> {
         Some(state) => state,
         None => default_state()?,
     };
+    let place = &arguments.place;
     match arguments.command {
         Command::Up(up) => {
             tell_on_stderr();
@@ -85,18 +86,26 @@ async fn run(arguments: Airlane) -> anyhow::Result<()> {
         Command::Demo(demo) => demo::story::run(&demo).await,
         Command::ExampleApp(app) => Ok(demo::app::run(app).await?),
         Command::Crds { write } => crds(write.as_deref()),
-        Command::Inject(inject) => cli::inject(&inject).await,
-        Command::Check { files } if files.is_empty() => cli::check_mesh(&state).await,
-        Command::Check { files } => cli::check_files(&files),
-        Command::Get { what, name, output } => cli::get(&state, what, name.as_deref(), output.output).await,
-        Command::Describe { what, name, output } => cli::describe(&state, what, &name, output.output).await,
-        Command::Wait { what, condition, timeout } => {
-            cli::wait(&state, &what, condition.as_deref(), timeout).await
+        Command::Inject(inject) => cli::inject(place, &inject).await,
+        Command::Check { pre: true, .. } => cli::check_before(place).await,
+        Command::Check { files, .. } if files.is_empty() => cli::check_mesh(place, &state).await,
+        Command::Check { files, .. } => cli::check_files(&files),
+        Command::Install { write: Some(directory), .. } => cli::write_chart(&directory),
+        Command::Install { write: None, helm } => cli::install(place, &helm).await,
+        Command::Uninstall { .. } => cli::check_uninstall(place).await,
+        Command::Get { what, name, output } => {
+            cli::get(place, &state, what, name.as_deref(), output.output).await
         }
-        Command::Canary { verb } => cli::canary_verb(&state, &verb).await,
-        Command::Proxy { verb } => cli::proxy_verb(&state, &verb).await,
-        Command::Certs { verb } => cli::certs_verb(&state, &verb).await,
-        Command::Token { verb } => cli::token_verb(&state, &verb).await,
+        Command::Describe { what, name, output } => {
+            cli::describe(place, &state, what, &name, output.output).await
+        }
+        Command::Wait { what, condition, timeout } => {
+            cli::wait(place, &state, &what, condition.as_deref(), timeout).await
+        }
+        Command::Canary { verb } => cli::canary_verb(place, &state, &verb).await,
+        Command::Proxy { verb } => cli::proxy_verb(place, &state, &verb).await,
+        Command::Certs { verb } => cli::certs_verb(place, &state, &verb).await,
+        Command::Token { verb } => cli::token_verb(place, &state, &verb).await,
     }
 }
 

@@ -1,8 +1,9 @@
 //! `airlane check`: files without a mesh, or a running mesh.
 
-use super::{client::Client, say, table::plain};
+use super::{cluster, mesh::Mesh, say, table::plain};
 use crate::{
     app::system_namespace,
+    args::Where,
     local::server::Summary,
     observe::standalone::{files_below, read_bounded},
 };
@@ -53,8 +54,12 @@ fn read_one(file: &Path, system_namespace: &Namespace) -> anyhow::Result<Parsed>
 }
 
 /// Asks the running mesh how it is.
-pub(crate) async fn check_mesh(state: &Path) -> anyhow::Result<()> {
-    let summary: Summary = Client::new(state).get("/v1/summary").await?;
+pub(crate) async fn check_mesh(place: &Where, state: &Path) -> anyhow::Result<()> {
+    let client = match Mesh::find(place, state).await? {
+        Mesh::Host(client) => client,
+        Mesh::Cluster(cluster) => return cluster::check::installed(&cluster).await,
+    };
+    let summary: Summary = client.get("/v1/summary").await?;
     say(&format!(
         "{} services; {} of {} proxies connected, {} run everything published\n",
         summary.services, summary.connected, summary.proxies, summary.current

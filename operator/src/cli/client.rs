@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
     /// Nobody listens.
-    #[error("no mesh answers at {}: start one with `airlane up DIR`, or name its state directory with --state", socket.display())]
+    #[error("no mesh answers at {}: start one with `airlane up DIR`, name its state directory with --state, or set KUBECONFIG for that of a cluster", socket.display())]
     Absent {
         /// Where we looked.
         socket: PathBuf,
@@ -40,6 +40,11 @@ impl Client {
     /// The operator whose state directory this is.
     pub(crate) fn new(state: &Path) -> Self {
         Client { socket: state.join("airlane.sock") }
+    }
+
+    /// Whether anybody listens.
+    pub(crate) async fn answers(&self) -> bool {
+        UnixStream::connect(&self.socket).await.is_ok()
     }
 
     /// Asks for a view.

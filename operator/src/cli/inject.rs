@@ -1,6 +1,6 @@
 //! `airlane inject`: manifests with the mesh in their pods, by the webhook's own hand.
 
-use super::say;
+use super::{cluster::Cluster, say};
 use crate::{
     args,
     ca::hex,
@@ -27,10 +27,10 @@ const OPERATOR: &str = "airlane";
 const ROOTS: (&str, &str) = ("airlane-root", "root.pem");
 
 /// Prints a file with the mesh in its pods. What it does not change it prints as it was.
-pub(crate) async fn inject(args: &args::Inject) -> anyhow::Result<()> {
+pub(crate) async fn inject(place: &args::Where, args: &args::Inject) -> anyhow::Result<()> {
     let name = args.filename.display().to_string();
     let text = read(&args.filename).with_context(|| format!("cannot read {name}"))?;
-    let setup = setup(args).await?;
+    let setup = setup(place, args).await?;
     let secret = draw_secret().context("the system gives no random bytes")?;
     let done = injected(&text, &setup, &secret).with_context(|| name.clone())?;
     say(&done.text);
@@ -56,14 +56,15 @@ fn read(path: &Path) -> std::io::Result<String> {
 }
 
 /// What pods get: as the flags say, and what they do not say from the cluster.
-async fn setup(args: &args::Inject) -> anyhow::Result<Injection> {
-    let namespace = args.operator_namespace.as_str();
+async fn setup(place: &args::Where, args: &args::Inject) -> anyhow::Result<Injection> {
+    let namespace = place.operator_namespace.as_str();
     let (image, roots) = match (&args.proxy_image, &args.root_sha256[..]) {
         (Some(image), [_, ..]) => (image.clone(), args.root_sha256.clone()),
         (image, roots) => {
-            let client = Client::try_default()
+            let cluster = Cluster::connect(place)
                 .await
                 .context("there is no cluster to ask: give --proxy-image and --root-sha256")?;
+            let client = cluster.client;
             let image = match image {
                 Some(image) => image.clone(),
                 None => installed_image(&client, namespace).await?,

@@ -5,25 +5,32 @@
 
 mod check;
 mod client;
+mod cluster;
 mod inject;
+mod install;
+mod mesh;
 mod show;
 mod table;
 mod wait;
 
 use crate::{
-    args::{CanaryVerb, CertsVerb, Describable, Listing, Output, ProxyVerb, TokenVerb},
+    args::{CanaryVerb, CertsVerb, Describable, Listing, Output, ProxyVerb, TokenVerb, Where},
     local::{
         server::{CertificateView, ResourceView, RotateRequest, StoredTokenView, TokenRequest, TokenView},
         view::{CanaryView, EffectiveView, EndpointView, PolicyView, ProxyView, ServiceView},
     },
 };
+use airlane_core::rollout::Asked;
 use anyhow::{Context, bail};
+use mesh::Mesh;
 use serde::Serialize;
 use std::{fmt, path::Path};
 
 pub(crate) use check::{check_files, check_mesh};
 pub(crate) use client::Client;
+pub(crate) use cluster::check::{before as check_before, uninstall as check_uninstall};
 pub(crate) use inject::inject;
+pub(crate) use install::{install, write_chart};
 pub(crate) use wait::wait;
 
 /// A command that means nothing, in a way that the argument parser cannot see.
@@ -102,36 +109,37 @@ fn listing(kind: &str) -> &'static str {
 
 /// `airlane get`.
 pub(crate) async fn get(
+    place: &Where,
     state: &Path,
     what: Listing,
     name: Option<&str>,
     output: Output,
 ) -> anyhow::Result<()> {
-    let client = Client::new(state);
+    let mesh = Mesh::find(place, state).await?;
     let wanted = name.map(Wanted::parse);
     let keep =
         |namespace: &str, name: &str| wanted.as_ref().is_none_or(|wanted| wanted.matches(namespace, name));
     match what {
         Listing::Services => {
-            let mut rows: Vec<ServiceView> = client.get("/v1/services").await?;
+            let mut rows: Vec<ServiceView> = mesh.host("services")?.get("/v1/services").await?;
             rows.retain(|row| keep(&row.namespace, &row.name));
             some(&rows, "service", name)?;
             show(output, &rows, || show::services(&rows))
         }
         Listing::Endpoints => {
-            let mut rows: Vec<EndpointView> = client.get("/v1/endpoints").await?;
+            let mut rows: Vec<EndpointView> = mesh.host("endpoints")?.get("/v1/endpoints").await?;
             rows.retain(|row| keep(&row.namespace, &row.service) || keep(&row.namespace, &row.instance));
             some(&rows, "endpoint", name)?;
             show(output, &rows, || show::endpoints(&rows))
         }
         Listing::Proxies => {
-            let mut rows: Vec<ProxyView> = client.get("/v1/proxies").await?;
+            let mut rows: Vec<ProxyView> = mesh.host("proxies")?.get("/v1/proxies").await?;
             rows.retain(|row| keep(&row.namespace, &row.instance));
             some(&rows, "proxy", name)?;
             show(output, &rows, || show::proxies(&rows))
         }
         Listing::Policies => {
-            let mut rows: Vec<PolicyView> = client.get("/v1/policies").await?;
+            let mut rows: Vec<PolicyView> = mesh.policies().await?;
             rows.retain(|row| keep(&row.namespace, &row.name));
             some(&rows, "policy", name)?;
             show(output, &rows, || show::policies(&rows))
@@ -139,11 +147,11 @@ pub(crate) async fn get(
         Listing::Effective => {
             let which = || Misspelt("which service? `airlane get effective NAMESPACE/NAME`".to_owned());
             let wanted = wanted.ok_or_else(which)?;
-            let rows = effective(&client, &wanted).await?;
+            let rows = effective(mesh.host("values in force")?, &wanted).await?;
             show(output, &rows, || show::effective(&rows))
         }
         Listing::Canaries => {
-            let mut rows: Vec<CanaryView> = client.get("/v1/canaries").await?;
+            let mut rows: Vec<CanaryView> = mesh.canaries().await?;
             rows.retain(|row| keep(&row.namespace, &row.name));
             some(&rows, "canary", name)?;
             show(output, &rows, || show::canaries(&rows))
@@ -172,31 +180,33 @@ async fn service(client: &Client, wanted: &Wanted) -> anyhow::Result<ServiceView
     wanted.only("service", rows, |row| format!("{}/{}", row.namespace, row.name))
 }
 
-async fn canary(client: &Client, name: &str) -> anyhow::Result<CanaryView> {
+async fn canary(mesh: &Mesh, name: &str) -> anyhow::Result<CanaryView> {
     let wanted = Wanted::parse(name);
-    let mut rows: Vec<CanaryView> = client.get("/v1/canaries").await?;
+    let mut rows: Vec<CanaryView> = mesh.canaries().await?;
     rows.retain(|row| wanted.matches(&row.namespace, &row.name));
     wanted.only("canary", rows, |row| format!("{}/{}", row.namespace, row.name))
 }
 
-async fn policy(client: &Client, name: &str) -> anyhow::Result<PolicyView> {
+async fn policy(mesh: &Mesh, name: &str) -> anyhow::Result<PolicyView> {
     let wanted = Wanted::parse(name);
-    let mut rows: Vec<PolicyView> = client.get("/v1/policies").await?;
+    let mut rows: Vec<PolicyView> = mesh.policies().await?;
     rows.retain(|row| wanted.matches(&row.namespace, &row.name));
     wanted.only("policy", rows, |row| format!("{}/{}", row.namespace, row.name))
 }
 
 /// `airlane describe`.
 pub(crate) async fn describe(
+    place: &Where,
     state: &Path,
     what: Describable,
     name: &str,
     output: Output,
 ) -> anyhow::Result<()> {
-    let client = Client::new(state);
+    let mesh = Mesh::find(place, state).await?;
     match what {
         Describable::Service => {
-            let service = service(&client, &Wanted::parse(name)).await?;
+            let client = mesh.host("services")?;
+            let service = service(client, &Wanted::parse(name)).await?;
             let endpoints: Vec<EndpointView> = client.get("/v1/endpoints").await?;
             let endpoints: Vec<EndpointView> = endpoints
                 .into_iter()
@@ -209,16 +219,16 @@ pub(crate) async fn describe(
             show(output, &whole, || show::service(&service, &endpoints, &values))
         }
         Describable::Policy => {
-            let policy = policy(&client, name).await?;
+            let policy = policy(&mesh, name).await?;
             show(output, &policy, || show::policy(&policy))
         }
         Describable::Canary => {
-            let canary = canary(&client, name).await?;
+            let canary = canary(&mesh, name).await?;
             show(output, &canary, || show::canary(&canary))
         }
         Describable::Proxy => {
             let wanted = Wanted::parse(name);
-            let mut rows: Vec<ProxyView> = client.get("/v1/proxies").await?;
+            let mut rows: Vec<ProxyView> = mesh.host("proxies")?.get("/v1/proxies").await?;
             rows.retain(|row| wanted.matches(&row.namespace, &row.instance));
             let proxy = wanted.only("proxy", rows, |row| row.instance.clone())?;
             show(output, &proxy, || show::proxy(&proxy))
@@ -227,36 +237,39 @@ pub(crate) async fn describe(
 }
 
 /// `airlane canary`.
-pub(crate) async fn canary_verb(state: &Path, verb: &CanaryVerb) -> anyhow::Result<()> {
-    let client = Client::new(state);
-    let (name, verb, done) = match verb {
+pub(crate) async fn canary_verb(place: &Where, state: &Path, verb: &CanaryVerb) -> anyhow::Result<()> {
+    let mesh = Mesh::find(place, state).await?;
+    let (name, asked, done) = match verb {
         CanaryVerb::Status { name, output } => {
-            let canary = canary(&client, name).await?;
+            let canary = canary(&mesh, name).await?;
             return show(output.output, &canary, || show::canary(&canary));
         }
-        CanaryVerb::Pause { name } => (name, "pause", "will pause"),
-        CanaryVerb::Resume { name } => (name, "resume", "will go on"),
-        CanaryVerb::Promote { name } => (name, "promote", "will be promoted"),
-        CanaryVerb::Abort { name } => (name, "abort", "will be taken back"),
-        CanaryVerb::Retry { name } => (name, "retry", "will be tried again"),
+        CanaryVerb::Pause { name } => (name, Asked::Pause, "will pause"),
+        CanaryVerb::Resume { name } => (name, Asked::Resume, "will go on"),
+        CanaryVerb::Promote { name } => (name, Asked::Promote, "will be promoted"),
+        CanaryVerb::Abort { name } => (name, Asked::Abort, "will be taken back"),
+        CanaryVerb::Retry { name } => (name, Asked::Retry, "will be tried again"),
     };
-    let canary = canary(&client, name).await?;
-    client.post::<()>(&format!("/v1/canaries/{}/{}/{verb}", canary.namespace, canary.name), &()).await?;
+    let canary = canary(&mesh, name).await?;
+    mesh.ask(&canary, asked).await?;
     say(&format!("canary {}/{} {done}\n", canary.namespace, canary.name));
     Ok(())
 }
 
 /// `airlane proxy`.
-pub(crate) async fn proxy_verb(state: &Path, verb: &ProxyVerb) -> anyhow::Result<()> {
+pub(crate) async fn proxy_verb(place: &Where, state: &Path, verb: &ProxyVerb) -> anyhow::Result<()> {
     let ProxyVerb::Config { name, output } = verb;
     let name = Wanted::parse(name).name;
-    let rows: Vec<ResourceView> = Client::new(state).get(&format!("/v1/proxies/{name}/config")).await?;
+    let mesh = Mesh::find(place, state).await?;
+    let rows: Vec<ResourceView> =
+        mesh.host("the configuration of proxies")?.get(&format!("/v1/proxies/{name}/config")).await?;
     show(output.output, &rows, || show::resources(&rows))
 }
 
 /// `airlane certs`.
-pub(crate) async fn certs_verb(state: &Path, verb: &CertsVerb) -> anyhow::Result<()> {
-    let client = Client::new(state);
+pub(crate) async fn certs_verb(place: &Where, state: &Path, verb: &CertsVerb) -> anyhow::Result<()> {
+    let mesh = Mesh::find(place, state).await?;
+    let client = mesh.host("certificates")?;
     match verb {
         CertsVerb::List { output } => {
             let rows: Vec<CertificateView> = client.get("/v1/certificates").await?;
@@ -272,8 +285,9 @@ pub(crate) async fn certs_verb(state: &Path, verb: &CertsVerb) -> anyhow::Result
 }
 
 /// `airlane token`.
-pub(crate) async fn token_verb(state: &Path, verb: &TokenVerb) -> anyhow::Result<()> {
-    let client = Client::new(state);
+pub(crate) async fn token_verb(place: &Where, state: &Path, verb: &TokenVerb) -> anyhow::Result<()> {
+    let mesh = Mesh::find(place, state).await?;
+    let client = mesh.host("join tokens")?;
     let (service, namespace, ttl) = match verb {
         TokenVerb::Create { service, namespace, ttl } => (service, namespace, ttl),
         TokenVerb::List { output } => {

@@ -1,7 +1,7 @@
 //! `airlane wait`: until something is so, or never can be.
 
-use super::{Misspelt, Wanted, canary, client::Client, policy, service};
-use crate::local::view::ProxyView;
+use super::{Mesh, Misspelt, Wanted, canary, policy, service};
+use crate::{args::Where, local::view::ProxyView};
 use airlane_core::rollout::Phase;
 use anyhow::bail;
 use std::{
@@ -14,16 +14,17 @@ const POLL: Duration = Duration::from_millis(100);
 
 /// Waits until `condition` holds of `what`.
 pub(crate) async fn wait(
+    place: &Where,
     state: &Path,
     what: &str,
     condition: Option<&str>,
     timeout: Duration,
 ) -> anyhow::Result<()> {
     let goal = Goal::parse(what, condition)?;
-    let client = Client::new(state);
+    let mesh = Mesh::find(place, state).await?;
     let deadline = Instant::now() + timeout;
     loop {
-        let why = match goal.reached(&client).await {
+        let why = match goal.reached(&mesh).await {
             Ok(Standing::Reached) => return Ok(()),
             Ok(Standing::Never(why)) => bail!("waiting for {what} is in vain: {why}"),
             Ok(Standing::NotYet(why)) => why,
@@ -97,10 +98,10 @@ impl Goal {
         }
     }
 
-    async fn reached(&self, client: &Client) -> anyhow::Result<Standing> {
+    async fn reached(&self, mesh: &Mesh) -> anyhow::Result<Standing> {
         match self {
             Goal::Mesh => {
-                let proxies: Vec<ProxyView> = client.get("/v1/proxies").await?;
+                let proxies: Vec<ProxyView> = mesh.host("proxies")?.get("/v1/proxies").await?;
                 let behind: Vec<&str> = proxies
                     .iter()
                     .filter(|proxy| !proxy.current)
@@ -111,18 +112,18 @@ impl Goal {
                 Ok(Standing::unless(behind))
             }
             Goal::Service(wanted) => {
-                let service = service(client, wanted).await?;
+                let service = service(mesh.host("services")?, wanted).await?;
                 Ok(Standing::unless((service.ready == 0).then(|| "no instance is ready".to_owned())))
             }
             Goal::Policy(name) => {
-                let programmed = policy(client, name).await?.programmed;
+                let programmed = policy(mesh, name).await?.programmed;
                 let behind = (programmed.acknowledged < programmed.targeted).then(|| {
                     format!("{} of {} proxies acknowledged it", programmed.acknowledged, programmed.targeted)
                 });
                 Ok(Standing::unless(behind))
             }
             Goal::Canary(name, wanted) => {
-                let canary = canary(client, name).await?;
+                let canary = canary(mesh, name).await?;
                 let why = format!("it is {:?}: {}", canary.phase, canary.because);
                 Ok(match (*wanted, canary.phase) {
                     (wanted, phase) if wanted == phase => Standing::Reached,

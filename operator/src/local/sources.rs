@@ -2,7 +2,7 @@
 
 use super::view::{
     CanaryView, EffectiveView, EndpointView, ErrorView, PolicyView, PortView, Programmed, ProxyView,
-    ServiceView,
+    ServiceView, target,
 };
 use crate::{
     control::Picture,
@@ -15,7 +15,7 @@ use airlane_core::{
     compile::effective,
     id::{InstanceId, ObjectId, ServiceId},
     mesh::{Destination, FULL_SHARE},
-    policy::{MtlsMode, Target},
+    policy::MtlsMode,
     problem::Problem,
     rollout::{Asked, Canary, Phase, Progress, Refusal, carry_out},
     world::Health,
@@ -348,16 +348,5 @@ impl Sources<'_> {
                     .map(|error| ErrorView { file: file.display().to_string(), text: error.to_string() })
             })
             .collect()
-    }
-}
-
-fn target(target: &Target) -> String {
-    match target {
-        Target::Mesh => "mesh".to_owned(),
-        Target::Namespace(namespace) => format!("namespace {namespace}"),
-        Target::Service { service, port: None } => format!("service {service}"),
-        Target::Service { service, port: Some(port) } => format!("service {service}:{port}"),
-        Target::Workload { namespace, name } => format!("workload {namespace}/{name}"),
-        Target::ServiceAccount { namespace, name } => format!("account {namespace}/{name}"),
     }
 }

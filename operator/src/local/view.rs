@@ -1,6 +1,7 @@
 //! What the command line shows, as values.
 
 use airlane_core::{
+    policy::Target,
     problem::Problem,
     rollout::{Phase, Progress},
 };
@@ -140,4 +141,16 @@ pub(crate) struct CanaryView {
 pub(crate) struct ErrorView {
     pub(crate) file: String,
     pub(crate) text: String,
+}
+
+/// What a policy is about, for people.
+pub(crate) fn target(target: &Target) -> String {
+    match target {
+        Target::Mesh => "mesh".to_owned(),
+        Target::Namespace(namespace) => format!("namespace {namespace}"),
+        Target::Service { service, port: None } => format!("service {service}"),
+        Target::Service { service, port: Some(port) } => format!("service {service}:{port}"),
+        Target::Workload { namespace, name } => format!("workload {namespace}/{name}"),
+        Target::ServiceAccount { namespace, name } => format!("account {namespace}/{name}"),
+    }
 }

@@ -1,0 +1,243 @@
+//! What a cluster's API server knows of the mesh: policies and canaries, and what the operator said of them.
+
+pub(crate) mod check;
+
+use crate::{
+    args::Where,
+    local::view::{CanaryView, PolicyView, Programmed, target},
+};
+use airlane_api::{
+    Value as Meaning, read_object,
+    status::{CanaryStatus, FieldProblem, MeshPolicyStatus},
+};
+use airlane_core::{
+    id::{Namespace, ObjectId},
+    mesh::FULL_SHARE,
+    problem::{Problem, Reason},
+    rollout::{Asked, Phase},
+};
+use anyhow::Context;
+use kube::{
+    Api, Client, Config,
+    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
+    config::KubeConfigOptions,
+    core::GroupVersionKind,
+};
+use serde::Deserialize as _;
+use serde_json::{Value, json};
+
+/// Objects asked for at a time.
+const PAGE: u32 = 500;
+
+/// A cluster, as whoever the kubeconfig says.
+pub(crate) struct Cluster {
+    /// Its API server.
+    pub(crate) client: Client,
+    /// Where the operator is.
+    pub(crate) system: Namespace,
+}
+
+impl Cluster {
+    /// The cluster of that context, else of the current one, else the one this runs in.
+    pub(crate) async fn connect(place: &Where) -> anyhow::Result<Cluster> {
+        let config = match &place.context {
+            Some(context) => {
+                let options = KubeConfigOptions { context: Some(context.clone()), ..Default::default() };
+                Config::from_kubeconfig(&options)
+                    .await
+                    .with_context(|| format!("context {context} of the kubeconfig"))?
+            }
+            None => Config::infer()
+                .await
+                .context("no cluster is known: set KUBECONFIG, or choose one with --context")?,
+        };
+        let client = Client::try_from(config).context("the kubeconfig cannot be used")?;
+        Ok(Cluster { client, system: place.operator_namespace.clone() })
+    }
+
+    pub(crate) async fn policies(&self) -> anyhow::Result<Vec<PolicyView>> {
+        let objects = self.list("MeshPolicy", "meshpolicies").await?;
+        Ok(objects.iter().map(|object| policy_view(object, &self.system)).collect())
+    }
+
+    pub(crate) async fn canaries(&self) -> anyhow::Result<Vec<CanaryView>> {
+        let objects = self.list("Canary", "canaries").await?;
+        Ok(objects.iter().map(|object| canary_view(object, &self.system)).collect())
+    }
+
+    /// Writes a verb into the object, where the operator finds it: that is also who may say one.
+    pub(crate) async fn ask(&self, canary: &CanaryView, asked: Asked) -> anyhow::Result<()> {
+        let patch = verb(asked, &canary.canary);
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), &canary.namespace, &resource("Canary", "canaries"));
+        api.patch(&canary.name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .map(drop)
+            .with_context(|| format!("cannot write Canary {}/{}", canary.namespace, canary.name))
+    }
+
+    async fn list(&self, kind: &str, plural: &str) -> anyhow::Result<Vec<Value>> {
+        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource(kind, plural));
+        let mut objects = Vec::new();
+        let mut page = ListParams::default().limit(PAGE);
+        loop {
+            let list = api.list(&page).await.with_context(|| {
+                format!("cannot list {plural}: is Airlane installed in this cluster, and may you see them?")
+            })?;
+            for object in list.items {
+                objects.push(serde_json::to_value(object)?);
+            }
+            match list.metadata.continue_.filter(|next| !next.is_empty()) {
+                Some(next) => page = page.continue_token(&next),
+                None => return Ok(objects),
+            }
+        }
+    }
+}
+
+fn resource(kind: &str, plural: &str) -> ApiResource {
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("airlane.dev", "v1alpha1", kind), plural)
+}
+
+/// A verb as it is written into a canary. Those that end something name the version they are about, so that none acts
+/// on the next release.
+fn verb(asked: Asked, canary: &str) -> Value {
+    let about =
+        |verb: &str| json!({ "metadata": { "annotations": { format!("airlane.dev/{verb}"): canary } } });
+    match asked {
+        Asked::Pause => json!({ "spec": { "suspend": true } }),
+        Asked::Resume => json!({ "spec": { "suspend": null } }),
+        Asked::Promote => about("promote"),
+        Asked::Abort => about("abort"),
+        Asked::Retry => about("retry"),
+    }
+}
+
+fn policy_view(object: &Value, system: &Namespace) -> PolicyView {
+    let read = read_object(object, system);
+    let status = MeshPolicyStatus::deserialize(&object["status"]).unwrap_or_default();
+    let proxies = status.proxies.unwrap_or_default();
+    let generation = object["metadata"]["generation"].as_i64().unwrap_or_default();
+    PolicyView {
+        namespace: read.id.namespace.to_string(),
+        name: read.id.name.to_string(),
+        target: match &read.value {
+            Some(Meaning::Policy(policy)) => target(&policy.target),
+            _ => String::new(),
+        },
+        file: String::new(),
+        generation,
+        accepted: read.value.is_some(),
+        // What was said of an earlier generation is not said of this one.
+        programmed: if status.observed_generation == Some(generation) {
+            Programmed { acknowledged: proxies.acknowledged as usize, targeted: proxies.targeted as usize }
+        } else {
+            Programmed { acknowledged: 0, targeted: (proxies.targeted as usize).max(1) }
+        },
+        problems: problems(&read.id, read.problems, &status.problems),
+        outdated: false,
+    }
+}
+
+fn canary_view(object: &Value, system: &Namespace) -> CanaryView {
+    let read = read_object(object, system);
+    let status = CanaryStatus::deserialize(&object["status"]).unwrap_or_default();
+    let progress = status.progress().ok().flatten();
+    let plan = match &read.value {
+        Some(Meaning::Canary(canary)) => Some(&canary.plan),
+        _ => None,
+    };
+    let steps = plan.map_or(0, |plan| plan.steps.len());
+    CanaryView {
+        namespace: read.id.namespace.to_string(),
+        name: read.id.name.to_string(),
+        service: plan.map_or_else(String::new, |plan| plan.service.to_string()),
+        stable: plan.map_or_else(String::new, |plan| plan.stable.to_string()),
+        canary: plan.map_or_else(String::new, |plan| plan.canary.to_string()),
+        phase: progress.as_ref().map_or(Phase::Idle, |progress| progress.phase),
+        step: match &progress {
+            Some(progress) => format!("{}/{steps}", progress.step + 1),
+            None => format!("-/{steps}"),
+        },
+        share_percent: progress
+            .as_ref()
+            .map_or(0.0, |progress| 100.0 * f64::from(progress.share) / f64::from(FULL_SHARE)),
+        because: status.because.clone().unwrap_or_default(),
+        needs: status.needs.clone(),
+        progress,
+        problems: problems(&read.id, read.problems, &status.problems),
+        outdated: false,
+    }
+}
+
+/// What is wrong with an object: what its reader finds here and now, and what the operator said.
+fn problems(id: &ObjectId, read: Vec<Problem>, said: &[FieldProblem]) -> Vec<Problem> {
+    let mut problems = read;
+    for FieldProblem { field, reason, message } in said {
+        let known = problems.iter().any(|problem| problem.field == *field && problem.message == *message);
+        if !known {
+            let reason = Reason::deserialize(Value::String(reason.clone())).unwrap_or(Reason::Invalid);
+            let (field, message) = (field.clone(), message.clone());
+            problems.push(Problem { subject: id.clone(), field, reason, message });
+        }
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn system() -> Namespace {
+        Namespace::parse("airlane-system").expect("a name")
+    }
+
+    fn policy(generation: i64) -> Value {
+        json!({
+            "apiVersion": "airlane.dev/v1alpha1", "kind": "MeshPolicy",
+            "metadata": { "name": "quick", "namespace": "shop", "generation": generation, "uid": "u" },
+            "spec": { "targetRef": { "kind": "Service", "name": "pay" }, "timeouts": { "request": "10s" } },
+            "status": {
+                "observedGeneration": 1,
+                "problems": [{ "field": "spec.targetRef", "reason": "Invalid", "message": "no such service" }],
+                "proxies": { "targeted": 3, "acknowledged": 3, "rejected": 0, "outdated": 0 },
+            },
+        })
+    }
+
+    #[test]
+    fn a_policy_is_shown_as_its_status_tells_it() {
+        let view = policy_view(&policy(1), &system());
+        assert_eq!((&*view.target, view.accepted), ("service shop/pay", true));
+        assert_eq!(view.programmed, Programmed { acknowledged: 3, targeted: 3 });
+        assert_eq!(view.problems.len(), 1, "{:?}", view.problems);
+    }
+
+    #[test]
+    fn a_policy_that_was_edited_is_not_programmed_yet() {
+        assert_eq!(
+            policy_view(&policy(2), &system()).programmed,
+            Programmed { acknowledged: 0, targeted: 3 }
+        );
+        let mut new = policy(1);
+        new["status"] = Value::Null;
+        assert_eq!(policy_view(&new, &system()).programmed, Programmed { acknowledged: 0, targeted: 1 });
+    }
+
+    #[test]
+    fn a_canary_without_a_status_is_idle() {
+        let canary = json!({
+            "apiVersion": "airlane.dev/v1alpha1", "kind": "Canary",
+            "metadata": { "name": "pay", "namespace": "shop", "generation": 1 },
+            "spec": { "service": "pay", "stable": { "version": "v1" }, "canary": { "version": "v2" } },
+        });
+        let view = canary_view(&canary, &system());
+        assert_eq!((&*view.canary, view.phase, view.share_percent), ("v2", Phase::Idle, 0.0));
+    }
+
+    #[test]
+    fn a_verb_is_about_a_version() {
+        assert_eq!(verb(Asked::Abort, "v2")["metadata"]["annotations"]["airlane.dev/abort"], "v2");
+        assert_eq!(verb(Asked::Pause, "v2"), json!({ "spec": { "suspend": true } }));
+    }
+}
