@@ -9,9 +9,11 @@
 //! | a pod's connections pass its proxy, and it leaves the mesh before it stops | [`pod`] |
 //! | the operator tells, and leads alone | [`operator`] |
 //! | pods of a labelled namespace are injected, others are not, whatever happens to the operator | [`webhook`] |
+//! | it is installed, upgraded and uninstalled by its chart; nobody writes more than their roles are for | [`chart`] |
 
 #![expect(clippy::unwrap_used, reason = "a test reports by failing")]
 
+mod chart;
 mod cluster;
 mod identity;
 mod operator;
