@@ -193,6 +193,9 @@ async fn it_is_installed_upgraded_and_uninstalled() {
     let deployment: Value = serde_json::from_str(&deployment).unwrap();
     assert_eq!(deployment["status"]["readyReplicas"], 2);
 
+    until("all is well", SOON, async || it.airlane("check").await).await;
+    it.helm(&["test", "--timeout=100s"]).await.unwrap();
+
     // What the leader writes into the registration, an upgrade leaves there.
     let authority =
         it.kubectl(&["get", "configmap", "kube-root-ca.crt", "-o", r"jsonpath={.data.ca\.crt}"]).await;
@@ -275,10 +278,19 @@ async fn commands_find_the_cluster() {
     // What cannot be said is not left out in silence.
     refused(it.airlane("get services").await, "cannot be shown yet");
     refused(it.airlane("--context elsewhere get policies").await, "elsewhere");
-    let checked = it.airlane("check").await;
-    let said = checked.unwrap_or_else(|said| said);
-    assert!(said.contains("ok    2 of 2 replicas of the operator serve"), "{said}");
-    assert!(said.contains("ok    2 policies and canaries, nothing wrong"), "{said}");
+    let wrong = POLICY
+        .replace("name: strict}", "name: lost}")
+        .replace("spec: {", "spec: {targetRef: {kind: Service, name: nowhere}, ");
+    shop.apply(&wrong).await.unwrap();
+    until("check names the policy that is about nothing", SOON, async || match it.airlane("check").await {
+        Err(said)
+            if said.contains("ok    2 of 2 replicas of the operator serve") && said.contains("/lost") =>
+        {
+            Ok(())
+        }
+        said => Err(format!("{said:?}")),
+    })
+    .await;
     it.airlane("uninstall --check").await.unwrap();
 }
 
