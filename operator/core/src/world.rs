@@ -120,6 +120,21 @@ pub enum Interception {
     /// The kernel redirects what leaves and enters the network namespace they share, so that callers name the
     /// application's own ports: every [`InstancePort::mesh`] is its `app`.
     Transparent,
+    /// The kernel redirects what leaves alone: its calls are ours, and what enters reaches the application as it came. So
+    /// does a door to the outside, whose callers are strangers to the mesh.
+    Outbound,
+}
+
+impl Interception {
+    /// Whether callers reach the proxy, which can prove who it is, and not the application.
+    pub fn keeps_a_door(self) -> bool {
+        matches!(self, Interception::Environment | Interception::Transparent)
+    }
+
+    /// Whether calls reach the proxy without the application's knowing.
+    pub fn redirects_calls(self) -> bool {
+        matches!(self, Interception::Transparent | Interception::Outbound)
+    }
 }
 
 /// A port of the application and the proxy's port before it.

@@ -17,7 +17,7 @@ mod settings;
 mod template;
 mod unfit;
 
-use crate::observe::kubernetes::pod::{BY_ENVIRONMENT, INTERCEPTION, MESHED};
+use crate::observe::kubernetes::pod::{BY_ENVIRONMENT, INTERCEPTION, MESHED, OUTBOUND};
 use airlane_core::id::TrustDomain;
 use airlane_wire::pod::Asks;
 use edits::Edits;
@@ -166,7 +166,7 @@ pub(crate) fn inject(
             edits.add(["spec", "terminationGracePeriodSeconds"], json!(grace));
         }
         if mode == Mode::Outbound {
-            edits.label(INJECT, "outbound");
+            edits.label(INJECT, OUTBOUND);
         }
         edits.label(MESHED, "true");
         edits.annotate(INJECTED, &setup.version);
@@ -202,7 +202,7 @@ fn asked(
     };
     match (value.as_str(), by) {
         ("enabled", by) => Ok((Mode::Both, by)),
-        ("outbound", by) => Ok((Mode::Outbound, by)),
+        (OUTBOUND, by) => Ok((Mode::Outbound, by)),
         ("disabled", _) | (_, By::Namespace) => Err(NotInjected::Unasked),
         (other, By::Pod) => Err(NotInjected::Mistaken(vec![Mistake {
             field: format!("metadata.labels[{INJECT}]"),

@@ -44,8 +44,8 @@ impl Memo {
             destinations: destinations.map(|each| (each.port.clone(), Arc::clone(each))).collect(),
             workloads: self.doors.to_map(),
             proxies: self.proxies.to_map(),
-            caller_namespaces: namespaces_of_callers(world, Interception::Environment),
-            transparent_namespaces: namespaces_of_callers(world, Interception::Transparent),
+            caller_namespaces: namespaces_of_callers(world, false),
+            transparent_namespaces: namespaces_of_callers(world, true),
             ambiguous: index.names.ambiguous(),
             shares: decided().flat_map(|decided| decided.shares.iter().cloned()).collect(),
         };
@@ -128,7 +128,7 @@ fn keep<T: PartialEq>(before: Option<&Arc<T>>, made: T) -> Arc<T> {
 }
 
 fn proxy(trust_domain: &TrustDomain, instance: &Instance) -> Proxy {
-    let inbound = instance.ports.iter().filter(|port| port.mesh != 0);
+    let inbound = instance.ports.iter().filter(|port| port.mesh != 0 && instance.interception.keeps_a_door());
     let inbound: BTreeSet<(u16, u16)> = inbound.map(|port| (port.mesh, port.app)).collect();
     Proxy {
         id: instance.id.clone(),
@@ -147,10 +147,12 @@ fn proxy(trust_domain: &TrustDomain, instance: &Instance) -> Proxy {
     }
 }
 
-/// Namespaces with at least one proxy that makes calls, which reach it in this way.
-fn namespaces_of_callers(world: &World, interception: Interception) -> BTreeSet<Namespace> {
-    let calls =
-        |instance: &&Arc<Instance>| instance.outbound_port != 0 && instance.interception == interception;
+/// Namespaces with at least one proxy that makes calls, which are redirected to it or not.
+fn namespaces_of_callers(world: &World, redirected: bool) -> BTreeSet<Namespace> {
+    let calls = |instance: &&Arc<Instance>| {
+        let how = instance.interception;
+        how != Interception::None && instance.outbound_port != 0 && how.redirects_calls() == redirected
+    };
     let callers = world.instances.values().filter(calls);
     let namespaces: BTreeSet<&Namespace> = callers.map(|instance| &instance.workload.namespace).collect();
     namespaces.into_iter().cloned().collect()

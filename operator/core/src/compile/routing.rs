@@ -11,7 +11,7 @@ use crate::{
     mesh::{Cluster, Destination, Endpoint, Inbound, Route, ShortName, Transport},
     policy::{Http2, MtlsMode},
     problem::{Problem, Reason},
-    world::{Health, Instance, InstancePort, Interception, Port, Protocol, Service},
+    world::{Health, Instance, InstancePort, Port, Protocol, Service},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -169,8 +169,7 @@ impl<'a> OnePort<'a> {
 
     fn accepts_mtls(&self, instance: &Instance, door: &Inbound) -> bool {
         let door = instance.behind(self.port).and_then(|port| door.ports.get(&port.app));
-        instance.interception != Interception::None
-            && door.is_some_and(|door| door.mtls != MtlsMode::Disabled)
+        instance.interception.keeps_a_door() && door.is_some_and(|door| door.mtls != MtlsMode::Disabled)
     }
 
     /// The endpoints of the cluster: those of the one it names of the revision, or of all.
@@ -278,9 +277,9 @@ mod tests {
                 Edit, canary, instance, mode, policy, progress, service, service_id, to_service, world_of,
             },
         },
-        id::InstanceId,
         mesh::Mesh,
         rollout::Phase,
+        world::Interception,
     };
 
     fn destination(mesh: &Mesh, port: u16) -> &Destination {
@@ -323,16 +322,18 @@ mod tests {
     }
 
     #[test]
-    fn who_has_no_proxy_is_called_in_plaintext_and_has_no_listeners() {
+    fn who_keeps_no_door_is_called_in_plaintext() {
         let declared = Edit::from(service("shop/pay", &[(80, 8080, Protocol::Http)]));
         let bare = with(instance("shop/pay", "v1", 2), |it| it.interception = Interception::None);
-        let mesh = compile(&world_of([declared, instance("shop/pay", "v1", 1).into(), bare])).mesh;
+        let outbound = with(instance("shop/pay", "v1", 3), |it| it.interception = Interception::Outbound);
+        let mesh = compile(&world_of([declared, instance("shop/pay", "v1", 1).into(), bare, outbound])).mesh;
         let cluster = &destination(&mesh, 80).clusters[0];
         assert_eq!(cluster.transport, Transport::Mixed);
         let mtls: Vec<bool> = cluster.endpoints.iter().map(|endpoint| endpoint.mtls).collect();
-        assert_eq!(mtls, [true, false]);
-        let proxies: Vec<&str> = mesh.proxies.keys().map(InstanceId::as_str).collect();
-        assert_eq!(proxies, ["shop-pay-1"]);
+        assert_eq!(mtls, [true, false, false]);
+        let doors = mesh.proxies.iter().map(|(id, proxy)| (id.as_str(), proxy.inbound.len()));
+        assert_eq!(doors.collect::<Vec<_>>(), [("shop-pay-1", 1), ("shop-pay-3", 0)]);
+        assert_eq!(mesh.transparent_namespaces.len(), 1, "its calls are redirected");
     }
 
     #[test]

@@ -245,8 +245,12 @@ fn any_instance() -> impl Strategy<Value = Instance> {
     let one = (select(&SERVICES[..]), select(&REVISIONS[..]), 0u8..4, health, ports);
     let also =
         (option::weighted(0.2, select(&SERVICES[..])), option::weighted(0.2, select(&["cart", "other"][..])));
-    let interceptions =
-        select(vec![Interception::Environment, Interception::Transparent, Interception::None]);
+    let interceptions = select(vec![
+        Interception::Environment,
+        Interception::Transparent,
+        Interception::Outbound,
+        Interception::None,
+    ]);
     (one, also, prop::bool::weighted(0.7), interceptions).prop_map(
         |((of, version, number, health, ports), (second, account), calls, interception)| {
             let mut instance = instance(of, version, number);

@@ -33,7 +33,7 @@ use airlane_core::{
     id::{InstanceId, Name, Namespace, ObjectId, ServiceId, ServicePort},
     mesh::{Destination, Door, Mesh, Proxy, Undeclared},
     policy::MtlsMode,
-    world::{Interception, Protocol},
+    world::Protocol,
 };
 use envoy_types::pb::google::protobuf::Any;
 use std::{
@@ -380,7 +380,7 @@ impl Work<'_> {
     fn proxy(&mut self, id: &InstanceId, proxy: Option<&Arc<Proxy>>, mesh: &Mesh) {
         let mut made = Made::default();
         match proxy {
-            Some(proxy) if proxy.interception == Interception::Transparent => {
+            Some(proxy) if proxy.interception.redirects_calls() => {
                 self.behind_the_kernel(&mut made, proxy, mesh);
             }
             Some(proxy) => self.beside_the_application(&mut made, proxy, mesh),
@@ -414,8 +414,17 @@ impl Work<'_> {
         }
     }
 
-    /// A proxy to which the kernel redirects what enters and leaves.
+    /// A proxy to which the kernel redirects what leaves, and mostly what enters as well.
     fn behind_the_kernel(&mut self, made: &mut Made, proxy: &Proxy, mesh: &Mesh) {
+        if proxy.interception.keeps_a_door() {
+            self.entrance(made, proxy, mesh);
+        }
+        if let Some(port) = proxy.outbound_port {
+            self.add(made, Scope::Proxy(proxy.id.clone()), &redirected::Exit { port }, &Arc::default());
+        }
+    }
+
+    fn entrance(&mut self, made: &mut Made, proxy: &Proxy, mesh: &Mesh) {
         let scope = || Scope::Proxy(proxy.id.clone());
         let Some(inbound) = mesh.workloads.get(&proxy.workload) else { return };
         let shaped_by = Arc::new(inbound.shaped_by.clone());
@@ -430,9 +439,6 @@ impl Work<'_> {
         self.add(made, scope(), &entrance, &shaped_by);
         for (port, door) in &inbound.ports {
             self.admission(made, proxy, *port, door, mesh);
-        }
-        if let Some(port) = proxy.outbound_port {
-            self.add(made, scope(), &redirected::Exit { port }, &Arc::default());
         }
     }
 

@@ -39,7 +39,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// The values of its label by which a namespace joins the mesh.
-const JOINS: [&str; 2] = ["enabled", "outbound"];
+const JOINS: [&str; 2] = ["enabled", pod::OUTBOUND];
 
 /// Events that are taken together before the mesh is looked at anew: a rolling update of many pods is one picture,
 /// and no stream of events keeps the picture from being told.

@@ -1,6 +1,7 @@
 //! A pod as the mesh sees it: which copy of what, where, and whether it may be called.
 
 use super::shapes::{Pod, PodCondition};
+use crate::webhook::inject::INJECT;
 use airlane_core::{
     id::{BadName, InstanceId, Name, Namespace, Revision, WorkloadRevision},
     world::{Health, Interception},
@@ -13,6 +14,8 @@ use std::{fmt::Write as _, net::IpAddr, str::FromStr};
 pub(crate) const MESHED: &str = "airlane.dev/meshed";
 /// The annotation that says how the application's traffic reaches that proxy.
 pub(crate) const INTERCEPTION: &str = "airlane.dev/interception";
+/// The value of [`INJECT`] for pods whose calls are ours and whose callers are not.
+pub(crate) const OUTBOUND: &str = "outbound";
 /// The value of [`INTERCEPTION`] for applications that are told where the proxy is.
 pub(crate) const BY_ENVIRONMENT: &str = "Env";
 
@@ -121,8 +124,10 @@ fn interception_of(pod: &Pod) -> Interception {
         return Interception::None;
     }
     let asked = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(INTERCEPTION));
+    let calls_alone = labels.and_then(|labels| labels.get(INJECT)).is_some_and(|value| value == OUTBOUND);
     match asked.map(String::as_str) {
         Some(BY_ENVIRONMENT) => Interception::Environment,
+        _ if calls_alone => Interception::Outbound,
         _ => Interception::Transparent,
     }
 }
@@ -249,6 +254,10 @@ mod tests {
         check(
             |pod| pod["metadata"]["annotations"] = json!({ "airlane.dev/interception": "Env" }),
             "shop/pay@7c9f6d payer Environment Healthy",
+        );
+        check(
+            |pod| pod["metadata"]["labels"]["airlane.dev/inject"] = json!("outbound"),
+            "shop/pay@7c9f6d payer Outbound Healthy",
         );
         check(|pod| pod["spec"]["hostNetwork"] = json!(true), "shop/pay@7c9f6d payer None Healthy");
         check(

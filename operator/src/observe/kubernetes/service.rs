@@ -223,7 +223,7 @@ pub(super) fn instances<'a>(
             let ports: Vec<InstancePort> = ports.into_iter().collect();
             let (outbound_port, ports) = match copy.interception {
                 Interception::None => (0, ports),
-                Interception::Transparent => (OUTBOUND_PORT, ports),
+                Interception::Transparent | Interception::Outbound => (OUTBOUND_PORT, ports),
                 Interception::Environment => (OUTBOUND_PORT, doors(ports)),
             };
             let Copy { id, workload, service_account, address, interception, health } = copy.clone();
