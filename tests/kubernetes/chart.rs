@@ -54,7 +54,7 @@ impl Installed {
         let mut helm = self.cluster.command("helm");
         helm.args([verb, "airlane", "--namespace", SYSTEM]);
         if ["install", "upgrade"].contains(verb) {
-            helm.args([&chart(), "--set", &image]);
+            helm.args([&chart(), "--set", &image, "--set", "replicas=2"]);
         }
         helm.args(more);
         run(helm).await
@@ -165,7 +165,7 @@ async fn the_chart_is_sound() {
     };
     for values in [
         &[][..],
-        &["--set", "replicas=1,networkPolicy.enabled=false,admissionPolicies.enabled=false"],
+        &["--set", "replicas=2,networkPolicy.enabled=false,admissionPolicies.enabled=false"],
         &[
             "--set",
             "imagePullPolicy=Never,imagePullSecrets={a},nodeSelector.a=b,tolerations[0].operator=Exists",
