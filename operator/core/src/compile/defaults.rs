@@ -49,9 +49,9 @@ pub(super) const BACKOFF_GROWTH: u64 = 10;
 /// three times as much.
 pub(super) const BUDGET_PERCENT: u32 = 20;
 
-/// Retries always allowed at once (Envoy's own default): a quiet service has no active requests to take a
-/// share of.
-pub(super) const BUDGET_MIN_CONCURRENT: u32 = 3;
+/// Retries always allowed at once: a quiet service has no active requests to take a share of. With Envoy's own 3, an
+/// endpoint that dies in a moment when its host is slow takes along the fourth request that was on its way to it.
+pub(super) const BUDGET_MIN_CONCURRENT: u32 = 10;
 
 /// Not watched: a 500 is an application's answer, and most often the same on every endpoint.
 pub(super) const CONSECUTIVE_5XX: u32 = 0;
