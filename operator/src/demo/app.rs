@@ -2,7 +2,7 @@
 //! handed, and misbehaves as much as it is told to.
 //!
 //! `GET` or `POST` on any path answers `{service, version, hops}`, where `hops` are the answers of the services it
-//! called. `/healthz` says whether it is alive. `/behaviour`, on loopback only, shows and changes how it behaves.
+//! called, and `caller`, if its proxy says who called. `/healthz` says whether it is alive. `/behaviour`, on loopback only, shows and changes how it behaves.
 
 use super::caller::{CallError, Caller};
 use axum::{
@@ -217,7 +217,18 @@ async fn answer(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
         }
     }
     let AppArgs { name, version, .. } = &app.args;
-    Json(json!({"service": name, "version": version, "hops": hops})).into_response()
+    let mut body = json!({"service": name, "version": version, "hops": hops});
+    if let Some(caller) = proven_caller(&headers) {
+        body["caller"] = json!(caller);
+    }
+    Json(body).into_response()
+}
+
+/// Who called, as the certificate says that the caller showed to this service's proxy, which removes what callers
+/// write here themselves.
+fn proven_caller(headers: &HeaderMap) -> Option<&str> {
+    let elements = headers.get("x-forwarded-client-cert")?.to_str().ok()?.split(';');
+    elements.filter_map(|element| element.strip_prefix("URI=")).next()
 }
 
 async fn show_behaviour(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
@@ -331,6 +342,19 @@ mod tests {
     async fn it_answers_who_it_is() {
         let (status, body) = check(&app(&[]), "POST", "payments", "/pay", "").await;
         assert_eq!((status, body), (200, json!({"service": "payments", "version": "v2", "hops": []})));
+    }
+
+    #[test]
+    fn it_names_who_called() {
+        let check = |header: &str, expected: Option<&str>| {
+            let headers =
+                HeaderMap::from_iter([("x-forwarded-client-cert".parse().unwrap(), header.parse().unwrap())]);
+            assert_eq!(proven_caller(&headers), expected, "{header}");
+        };
+        let front = "spiffe://airlane.local/ns/shop/sa/front";
+        check(&format!("By=spiffe://airlane.local/ns/shop/sa/payments;Hash=00ff;URI={front}"), Some(front));
+        check("Hash=00ff", None);
+        assert_eq!(proven_caller(&HeaderMap::new()), None);
     }
 
     #[tokio::test]
