@@ -63,8 +63,8 @@ pub struct CanaryStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 20))]
     pub history: Vec<HistoryEntry>,
-    /// What the operator remembers: not for people, not to be edited.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// What the operator remembers: not for people, not to be edited. Nothing before its first step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "opaque")]
     pub memory: Option<serde_json::Value>,
 }

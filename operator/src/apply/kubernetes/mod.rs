@@ -179,7 +179,9 @@ impl Writer {
     /// Says of each condition when its status changed last.
     fn date(&self, status: &mut Value, before: &Value) {
         let now = self.0.clock.now().to_string();
-        for condition in status["conditions"].as_array_mut().into_iter().flatten() {
+        // Not by index, which would put a null where nothing is.
+        let conditions = status.get_mut("conditions").and_then(Value::as_array_mut);
+        for condition in conditions.into_iter().flatten() {
             let same = |before: &&Value| {
                 before["type"] == condition["type"] && before["status"] == condition["status"]
             };
