@@ -337,14 +337,7 @@ impl Writer {
         let answered = answered.filter(|answered| kept.asked == Some(answered.verb));
         let base = Base::of(&kept);
         let status = self.status_of(&canary, answered, &base)?;
-        // Compared as if it were the same write.
-        let unmarked = |mut status: Value| {
-            if let Some(memory) = status.get_mut("memory").and_then(Value::as_object_mut) {
-                memory.remove(MARK);
-            }
-            status
-        };
-        if unmarked(status.clone()) == unmarked(kept.status.clone()) {
+        if said_beside_memory(&status) == said_beside_memory(&kept.status) {
             return Ok(());
         }
         let base = self.write_canary(&canary.id, base, &status).await?;
@@ -354,6 +347,16 @@ impl Writer {
         };
         Ok(())
     }
+}
+
+/// A status without its memory, but for what was answered. The rest of the memory is what it was read from, though the API
+/// server may write its numbers in another way: 1.0 as 1.
+fn said_beside_memory(status: &Value) -> (Value, Value) {
+    let mut said = status.clone();
+    if let Some(said) = said.as_object_mut() {
+        said.remove("memory");
+    }
+    (said, status["memory"][ANSWERED].clone())
 }
 
 /// What people are told of a step, if it is a transition.

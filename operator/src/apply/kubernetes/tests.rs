@@ -224,6 +224,47 @@ async fn a_verb_is_answered_once() {
     assert_eq!(*answered, json!({ "verb": "Abort", "canary": "v2" }));
 }
 
+/// As Go writes JSON: a number without a fraction is an integer.
+fn as_the_server_writes(value: &mut Value) {
+    match value {
+        Value::Number(number) => {
+            let whole = number.as_f64().filter(|f| number.is_f64() && f.fract() == 0.0);
+            if let Some(whole) = whole {
+                #[expect(clippy::cast_possible_truncation, reason = "it is whole, and small")]
+                let whole = whole as i64;
+                *value = json!(whole);
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(as_the_server_writes),
+        Value::Object(fields) => fields.values_mut().for_each(as_the_server_writes),
+        _ => {}
+    }
+}
+
+#[tokio::test]
+async fn what_is_told_already_is_not_written_again() {
+    let server = begun().await;
+    server.edit(|object| as_the_server_writes(&mut object["status"]));
+    let before = server.object();
+    server.writer("after").amend(&canary()).await.expect("nothing to write");
+    assert_eq!(server.object(), before);
+    let edited = Canary { generation: 2, ..canary() };
+    server.writer("after").amend(&edited).await.expect("written");
+    let after = server.object();
+    assert_eq!(after["status"]["observedGeneration"], 2);
+    assert_eq!(memory(&after["status"]).expect("a memory"), Some(first()));
+}
+
+#[test]
+fn sums_come_back_to_the_last_bit() {
+    for n in 2..1_000 {
+        let mut sums = first();
+        sums.judge.ln_wealth = -f64::from(n).ln();
+        let text = serde_json::to_string(&sums).expect("JSON");
+        assert_eq!(serde_json::from_str::<Progress>(&text).expect("the same"), sums, "{text}");
+    }
+}
+
 #[tokio::test]
 async fn a_condition_says_since_when_it_is_so() {
     let server = begun().await;
