@@ -33,13 +33,15 @@ pub struct Bootstrap {
 
 /// Statistics that are kept at all, and sent each second: of calls by cluster, of doors by kind of caller, and of the
 /// stream to the operator. Whole names, so that `cluster.X.external.*` and its like stay out. Requests active at a
-/// door are what the agent waits for before it stops the application.
-const KEPT: [&str; 4] = [
+/// door are what the agent waits for before it stops the application. A counter that did not move is not sent, and only
+/// counters say of which time a report is: so one that every report moves is among them.
+const KEPT: [&str; 5] = [
     // A cluster's name starts with its port.
     r"cluster\.[0-9]+\|[^.]+\.(upstream_rq_(total|completed|[1-5]xx|timeout|per_try_timeout|rx_reset|pending_overflow|pending_failure_eject|retry|retry_success|retry_overflow|retry_limit_exceeded|active|time)|retry\.upstream_rq_5xx|upstream_cx_(total|connect_fail|connect_timeout|overflow|active)|outlier_detection\.ejections_active|circuit_breakers\.default\.(cx_open|rq_open|rq_pending_open|rq_retry_open|remaining_(cx|rq|pending|retries)))",
     r"cluster\.[0-9]+\|[^.]+\.endpoint\..*",
     r"(http|tcp)\.inbound\|[^.]+\.downstream_(rq_(total|active|completed|[1-5]xx)|cx_(total|active))",
     r"control_plane\.connected_state",
+    r"cluster\.operator\.upstream_rq_total",
 ];
 
 /// Envoy's bootstrap, as JSON.
