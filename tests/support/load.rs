@@ -13,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use std::{
     collections::BTreeMap,
     fmt,
+    net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
@@ -47,7 +48,7 @@ pub struct Load {
 }
 
 struct Shared {
-    proxy: u16,
+    proxy: SocketAddr,
     url: Uri,
     host: header::HeaderValue,
     stop: AtomicBool,
@@ -88,6 +89,15 @@ impl Load {
     /// # Panics
     /// When `url` is not an `http://` URL.
     pub fn start_with(proxy: u16, url: &str, per_second: f64, arrivals: Arrivals) -> Self {
+        Self::start_at(SocketAddr::from((Ipv4Addr::LOCALHOST, proxy)), url, per_second, arrivals)
+    }
+
+    /// As [`Load::start_with`], through whoever listens at `proxy`: a server itself, too, as servers take what is sent to
+    /// proxies (RFC 9112, 3.2.2).
+    ///
+    /// # Panics
+    /// When `url` is not an `http://` URL.
+    pub fn start_at(proxy: SocketAddr, url: &str, per_second: f64, arrivals: Arrivals) -> Self {
         let url: Uri = url.parse().unwrap();
         let host = url.authority().expect("the URL of a load has a host").as_str().parse().unwrap();
         let shared = Arc::new(Shared {
@@ -232,8 +242,8 @@ impl Shared {
     }
 
     async fn connect(&self) -> Result<Connection, String> {
-        let told = |error: std::io::Error| format!("no connection to 127.0.0.1:{}: {error}", self.proxy);
-        let stream = TcpStream::connect(("127.0.0.1", self.proxy)).await.map_err(told)?;
+        let told = |error: std::io::Error| format!("no connection to {}: {error}", self.proxy);
+        let stream = TcpStream::connect(self.proxy).await.map_err(told)?;
         stream.set_nodelay(true).map_err(told)?;
         let (sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
