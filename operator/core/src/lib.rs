@@ -9,6 +9,7 @@
 
 pub mod compile;
 pub mod id;
+pub mod interception;
 pub mod mesh;
 pub mod pki;
 pub mod policy;

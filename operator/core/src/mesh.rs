@@ -8,9 +8,9 @@ use crate::{
         ClusterDomain, ClusterName, Identity, InstanceId, Name, Namespace, ObjectId, ServiceId, ServicePort,
         TrustDomain, WorkloadRevision,
     },
+    interception::Interception,
     policy::{AccessSpec, LoadBalancing, Millis, MtlsMode, RetryOn},
     protocol::Protocol,
-    world::Interception,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},

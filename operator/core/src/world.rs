@@ -15,7 +15,7 @@ use std::{
     sync::Arc,
 };
 
-pub use crate::protocol::Protocol;
+pub use crate::{interception::Interception, protocol::Protocol};
 
 /// All inputs of [`crate::compile::compile`]. Values are shared, so that a new world with one change is cheap and
 /// what did not change is recognised by its pointer.
@@ -107,33 +107,6 @@ impl Instance {
     /// The instance's revision.
     pub fn revision(&self) -> &Revision {
         &self.workload.revision
-    }
-}
-
-/// How an application's traffic reaches the proxy beside it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
-pub enum Interception {
-    /// There is no proxy: it is called in plaintext, at the application's own ports, and its calls are not ours.
-    None,
-    /// The application is told where the proxy is (`HTTP_PROXY`), and callers are told the proxy's ports.
-    Environment,
-    /// The kernel redirects what leaves and enters the network namespace they share, so that callers name the
-    /// application's own ports: every [`InstancePort::mesh`] is its `app`.
-    Transparent,
-    /// The kernel redirects what leaves alone: its calls are ours, and what enters reaches the application as it came. So
-    /// does a door to the outside, whose callers are strangers to the mesh.
-    Outbound,
-}
-
-impl Interception {
-    /// Whether callers reach the proxy, which can prove who it is, and not the application.
-    pub fn keeps_a_door(self) -> bool {
-        matches!(self, Interception::Environment | Interception::Transparent)
-    }
-
-    /// Whether calls reach the proxy without the application's knowing.
-    pub fn redirects_calls(self) -> bool {
-        matches!(self, Interception::Transparent | Interception::Outbound)
     }
 }
 
