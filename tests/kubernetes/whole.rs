@@ -4,7 +4,7 @@
 use airlane_tests::{
     kube::{AIRLANE_IMAGE, Cluster, Namespace, PODS_SOON, TOOLS_IMAGE},
     load::{Arrivals, Load, Report},
-    until::{SOON, until},
+    until::{SOON, throughout, until},
 };
 use serde_json::{Value, json};
 use std::{net::SocketAddr, path::Path, time::Duration};
@@ -134,6 +134,20 @@ fn deployment(app: &str, version: &str, replicas: u32, more: &[&str]) -> String 
         },
     })
     .to_string()
+}
+
+/// A server that dies at once when it is told to end, whatever it is doing, and has no hook that would keep it.
+fn abrupt(app: &str) -> String {
+    let mut deployment: Value = serde_json::from_str(&deployment(app, "abrupt", 2, &[])).unwrap();
+    let container = &mut deployment["spec"]["template"]["spec"]["containers"][0];
+    let serve = "mkdir /www; echo '{}' >/www/pay; httpd -f -p 8080 -h /www & trap 'exit 0' TERM; wait";
+    container["image"] = json!(TOOLS_IMAGE);
+    container["args"] = Value::Null;
+    container["command"] = json!(["sh", "-c", serve]);
+    for probe in ["startupProbe", "readinessProbe"] {
+        container[probe]["httpGet"]["path"] = json!("/pay");
+    }
+    deployment.to_string()
 }
 
 /// A pod that is not in the mesh, to call from.
@@ -320,6 +334,16 @@ async fn a_bad_release_is_taken_back_and_a_good_one_promoted() {
         let status = release(&shop, "v2", &["--fail", "20%"]).await;
         assert_eq!(status["phase"], "RolledBack", "{status}");
         assert_eq!(status["weight"], "0%", "{status}");
+        let version = async || {
+            let canary = shop.get("canary.airlane.dev/payments").await?;
+            Ok::<_, String>(canary["metadata"]["resourceVersion"].clone())
+        };
+        let told = version().await.unwrap();
+        throughout("nothing is written without news", Duration::from_secs(3), async || {
+            let now = version().await?;
+            if now == told { Ok(()) } else { Err(now.to_string()) }
+        })
+        .await;
     })
     .await;
     eprintln!("{report}");
@@ -338,6 +362,11 @@ async fn a_bad_release_is_taken_back_and_a_good_one_promoted() {
     eprintln!("{report}");
     report.assert_nothing_failed(1_000);
     assert_eq!(front_calls_payments(&shop).await["hops"][0]["version"], "v3");
+    let log = ["logs", "--namespace", SYSTEM, "deployment/airlane", "--tail=-1"];
+    let log = whole.cluster.kubectl(&log).await.unwrap();
+    for trouble in ["a status was not written", "another operator wrote in between"] {
+        assert!(!log.contains(trouble), "{log}");
+    }
 }
 
 #[tokio::test]
@@ -350,14 +379,14 @@ async fn restarts_under_load_lose_no_request() {
         shop.rolled_out(workload).await;
     }
     front_calls_payments(&shop).await;
-    let restart = async || {
-        shop.kubectl(&["rollout", "restart", "deployment/payments-v1"]).await.unwrap();
-        shop.rolled_out("deployment/payments-v1").await;
+    let restart = async |deployment: &str| {
+        shop.kubectl(&["rollout", "restart", deployment]).await.unwrap();
+        shop.rolled_out(deployment).await;
     };
 
     let report = under_load(&shop, 200.0, async |mut sent| {
         for _ in 0..3 {
-            restart().await;
+            restart("deployment/payments-v1").await;
         }
         at_least(&mut sent, 5_000).await;
     })
@@ -376,10 +405,24 @@ async fn restarts_under_load_lose_no_request() {
         })
         .await;
         // It knows who runs, and lets in who starts.
-        restart().await;
+        restart("deployment/payments-v1").await;
         at_least(&mut sent, 2_000).await;
     })
     .await;
     eprintln!("{report}");
     report.assert_nothing_failed(2_000);
+
+    let report = under_load(&shop, 100.0, async |mut sent| {
+        shop.apply(&abrupt("payments")).await.unwrap();
+        shop.rolled_out("deployment/payments-abrupt").await;
+        shop.kubectl(&["delete", "deployment", "payments-v1"]).await.unwrap();
+        for _ in 0..2 {
+            restart("deployment/payments-abrupt").await;
+        }
+        let now = *sent.borrow();
+        at_least(&mut sent, now + 200).await;
+    })
+    .await;
+    eprintln!("{report}");
+    report.assert_nothing_failed(1_000);
 }
