@@ -36,11 +36,12 @@ impl Setting {
     /// A replica on node 1, whose leader election is in this namespace. `number` makes its ports its own.
     async fn operator(&self, system: &Namespace<'_>, number: u16) -> Process {
         let name = format!("operator-{number}");
-        let (port, health) = (15_100 + number, 15_200 + number);
+        let (port, health, webhook) = (15_100 + number, 15_200 + number, 15_300 + number);
         let mut command = self.cluster.command(binary::airlane());
         command
             .args(["operator", "--namespace", system.name(), "--pod-name", &name])
             .args(["--listen", &format!("127.0.0.1:{port}"), "--health", &format!("127.0.0.1:{health}")])
+            .args(["--webhook", &format!("127.0.0.1:{webhook}")])
             .arg("--state")
             .arg(self.dir.path().join(&name));
         let process = Process::start(&name, command, self.dir.path());
