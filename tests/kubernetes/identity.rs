@@ -75,6 +75,7 @@ impl<'a> Setting<'a> {
             .args(["operator", "--namespace", self.system.name()])
             .args(["--listen", &format!("127.0.0.1:{port}")])
             .args(["--health", &format!("127.0.0.1:{}", port + 100)])
+            .args(["--webhook", &format!("127.0.0.1:{}", port + 200)])
             .env("POD_NAME", &name)
             .arg("--state")
             .arg(self.dir.path().join(&name));
