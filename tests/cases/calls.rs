@@ -53,8 +53,10 @@ async fn a_chain_of_calls_needs_no_code() {
     let front = mesh.workload(App::new("front").calls("http://orders/order")).await;
     until("front answers with what orders and ledger said", SOON, async || {
         let answer = client::send("GET", &format!("http://127.0.0.1:{}/", front.app_port()), "").await?;
-        let hops = json!([{"service": "orders", "version": "v1",
-            "hops": [{"service": "ledger", "version": "v1", "hops": []}]}]);
+        let caller = |name: &str| format!("spiffe://airlane.local/ns/default/sa/{name}");
+        let ledger = json!({"service": "ledger", "version": "v1", "caller": caller("orders"), "hops": []});
+        let hops =
+            json!([{"service": "orders", "version": "v1", "caller": caller("front"), "hops": [ledger]}]);
         if answer.json()["hops"] == hops { Ok(()) } else { Err(answer.to_string()) }
     })
     .await;
