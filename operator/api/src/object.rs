@@ -278,7 +278,7 @@ impl Unread {
         let target =
             |id: &ObjectId| meaning::policy::target(&id.namespace, target_ref.as_ref(), system_namespace);
         let says = |section: &str| spec.is_some_and(|spec| spec.get(section).is_some());
-        Unread { target: about.map(target), mtls: says("mtls"), access: says("access") }
+        Unread { target: about.and_then(target), mtls: says("mtls"), access: says("access") }
     }
 }
 

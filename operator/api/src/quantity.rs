@@ -5,7 +5,7 @@
 
 use crate::text;
 use airlane_core::{
-    id::{Name, Namespace, Revision},
+    id::{Name, Namespace, Revision, ServiceAccount},
     mesh::FULL_SHARE,
     policy::{Millis, PathPattern, RetryMethods},
 };
@@ -65,7 +65,7 @@ impl Shape {
     }
 }
 
-const SHAPES: [&Shape; 7] = [&DURATION, &SHARE, &RATIO, &LABEL, &RETRY_METHOD, &METHOD, &PATH];
+const SHAPES: [&Shape; 8] = [&DURATION, &SHARE, &RATIO, &LABEL, &SUBDOMAIN, &RETRY_METHOD, &METHOD, &PATH];
 
 const DURATION: Shape = Shape {
     pattern: "^[1-9][0-9]{0,7}(ms|s|m|h)$",
@@ -97,6 +97,14 @@ const LABEL: Shape = Shape {
     description: "A DNS label: at most 63 lower-case letters, digits and '-'.",
     wanted: "write a name",
     check: |text| text.parse::<NameText>().map(drop),
+};
+
+const SUBDOMAIN: Shape = Shape {
+    pattern: r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
+    length_max: 253,
+    description: "A DNS subdomain: at most 253 lower-case letters, digits, '-' and '.'.",
+    wanted: "write a name",
+    check: |text| text.parse::<AccountText>().map(drop),
 };
 
 const RETRY_METHOD: Shape = Shape {
@@ -392,19 +400,18 @@ impl fmt::Display for PathText {
     }
 }
 
-/// The types of core that are DNS labels, as texts with the shape of one.
-macro_rules! label {
-    ($(#[$doc:meta])* $type:ident, $core:ty) => {
+/// The names of core, as texts with their shape.
+macro_rules! name {
+    ($(#[$doc:meta])* $type:ident, $core:ty, $shape:ident, $mend:literal) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
         pub struct $type(pub $core);
-        written_as!($type, LABEL);
+        written_as!($type, $shape);
 
         impl FromStr for $type {
             type Err = Misshapen;
             fn from_str(text: &str) -> Result<Self, Misshapen> {
-                const MEND: &str = "use at most 63 lower-case letters, digits and '-', starting and ending with a letter or digit";
-                text.parse().map($type).map_err(|_| Misshapen::new(text, "is not a valid name", MEND))
+                text.parse().map($type).map_err(|_| Misshapen::new(text, "is not a valid name", $mend))
             }
         }
 
@@ -416,8 +423,17 @@ macro_rules! label {
     };
 }
 
+macro_rules! label {
+    ($(#[$doc:meta])* $type:ident, $core:ty) => {
+        name!(
+            $(#[$doc])* $type, $core, LABEL,
+            "use at most 63 lower-case letters, digits and '-', starting and ending with a letter or digit"
+        );
+    };
+}
+
 label!(
-    /// The name of a service, a workload, an account or an object.
+    /// The name of a service, a workload or an object.
     NameText,
     Name
 );
@@ -430,6 +446,13 @@ label!(
     /// A version of a workload.
     RevisionText,
     Revision
+);
+name!(
+    /// The name of a service account, or of something else that a policy is about.
+    AccountText,
+    ServiceAccount,
+    SUBDOMAIN,
+    "use at most 253 lower-case letters, digits, '-' and '.', each part starting and ending with a letter or digit"
 );
 
 #[cfg(test)]

@@ -36,19 +36,49 @@ fn dns_labels(s: &str) -> Result<Arc<str>, BadName> {
     Ok(s.into())
 }
 
+/// A name that is no DNS subdomain, as Kubernetes names most of its objects: lower-case letters, digits, `-` and `.`, at
+/// most 253 characters, each part between dots starting and ending with a letter or digit.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{name:?} is not a valid name: use at most 253 lower-case letters, digits, '-' and '.', each part starting and ending with a letter or digit"
+)]
+pub struct BadSubdomain {
+    /// What was given, cut to 80 characters.
+    pub name: String,
+}
+
+/// Unlike in DNS itself only the whole is bounded (Kubernetes, `IsDNS1123Subdomain`).
+fn dns_subdomain(s: &str) -> Result<Arc<str>, BadSubdomain> {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let is_part = |part: &str| {
+        !part.is_empty() && part.bytes().all(inner) && !part.starts_with('-') && !part.ends_with('-')
+    };
+    if s.len() <= 253 && s.split('.').all(is_part) {
+        Ok(s.into())
+    } else {
+        Err(BadSubdomain { name: s.chars().take(80).collect() })
+    }
+}
+
 macro_rules! label {
     ($(#[$doc:meta])* $name:ident) => {
+        checked!($(#[$doc])* $name, dns_label, BadName, "a DNS label");
+    };
+}
+
+macro_rules! checked {
+    ($(#[$doc:meta])* $name:ident, $check:ident, $error:ident, $what:literal) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// The name if it is a DNS label.
+            #[doc = concat!("The name if it is ", $what, ".")]
             ///
             /// # Errors
-            /// [`BadName`] if it is not.
-            pub fn parse(s: &str) -> Result<Self, BadName> {
-                dns_label(s).map(Self)
+            #[doc = concat!("[`", stringify!($error), "`] if it is not.")]
+            pub fn parse(s: &str) -> Result<Self, $error> {
+                $check(s).map(Self)
             }
             /// The name as text.
             pub fn as_str(&self) -> &str {
@@ -66,8 +96,8 @@ macro_rules! label {
             }
         }
         impl FromStr for $name {
-            type Err = BadName;
-            fn from_str(s: &str) -> Result<Self, BadName> {
+            type Err = $error;
+            fn from_str(s: &str) -> Result<Self, $error> {
                 Self::parse(s)
             }
         }
@@ -90,9 +120,23 @@ label!(
     Namespace
 );
 label!(
-    /// The name of a service, a workload, a service account or an object inside its namespace.
+    /// The name of a service, a workload or an object inside its namespace.
     Name
 );
+checked!(
+    /// The name of a service account in its namespace.
+    ServiceAccount,
+    dns_subdomain,
+    BadSubdomain,
+    "a DNS subdomain"
+);
+
+impl From<Name> for ServiceAccount {
+    fn from(name: Name) -> Self {
+        Self(name.0)
+    }
+}
+
 label!(
     /// A version of a workload (`v2`, a pod template hash).
     Revision
@@ -225,7 +269,7 @@ pub struct Identity {
     /// Its namespace.
     pub namespace: Namespace,
     /// Its account.
-    pub service_account: Name,
+    pub service_account: ServiceAccount,
 }
 
 impl fmt::Display for Identity {
@@ -244,7 +288,7 @@ impl FromStr for Identity {
         Ok(Identity {
             trust_domain: TrustDomain::parse(trust_domain).map_err(|_| NotOurs)?,
             namespace: Namespace::parse(namespace).map_err(|_| NotOurs)?,
-            service_account: Name::parse(account).map_err(|_| NotOurs)?,
+            service_account: ServiceAccount::parse(account).map_err(|_| NotOurs)?,
         })
     }
 }
@@ -354,6 +398,18 @@ mod tests {
         for bad in ["", "-a", "a-", "A", "a.b", "a/b", "..", "a\0", "ä", &"x".repeat(64)] {
             assert!(Name::parse(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn service_accounts_may_have_dots() {
+        for good in ["pay", "pay.v2", "a.b.c", &"x".repeat(253)] {
+            assert!(ServiceAccount::parse(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "a.", ".a", "a..b", "a.-b", "a-.b", "A", "a/b", "a\0", &"x".repeat(254)] {
+            assert!(ServiceAccount::parse(bad).is_err(), "{bad:?}");
+        }
+        let identity = "spiffe://airlane.local/ns/shop/sa/pay.v2";
+        assert_eq!(identity.parse::<Identity>().expect("canonical").to_string(), identity);
     }
 
     #[test]

@@ -309,4 +309,6 @@ pub struct Proxy {
     pub outbound_port: Option<u16>,
     /// How the application's traffic reaches it.
     pub interception: Interception,
+    /// Whether it listens on IPv6 where it listens on every address.
+    pub ipv6: bool,
 }

@@ -3,7 +3,7 @@
 //! *Calls* belong to the service called; *the door* belongs to the workload. [`crate::compile`] merges policies of
 //! the mesh, the namespace and the service into the resolved values of [`crate::mesh`].
 
-use crate::id::{Name, Namespace, ObjectId, ServiceId};
+use crate::id::{Name, Namespace, ObjectId, ServiceAccount, ServiceId};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, fmt};
 
@@ -67,7 +67,7 @@ pub enum Target {
         /// Its namespace.
         namespace: Namespace,
         /// Its name.
-        name: Name,
+        name: ServiceAccount,
     },
 }
 
@@ -306,7 +306,7 @@ pub struct Caller {
     /// Their namespace.
     pub namespace: Namespace,
     /// Their service account; `None`: any.
-    pub service_account: Option<Name>,
+    pub service_account: Option<ServiceAccount>,
 }
 
 /// Requests, by method and path; bytes of a port that is not HTTP have neither, and are never meant.

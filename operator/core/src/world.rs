@@ -2,7 +2,7 @@
 
 use crate::{
     id::{
-        ClusterDomain, InstanceId, Name, Namespace, ObjectId, Revision, ServiceId, TrustDomain,
+        ClusterDomain, InstanceId, Namespace, ObjectId, Revision, ServiceAccount, ServiceId, TrustDomain,
         WorkloadRevision,
     },
     policy::Policy,
@@ -80,11 +80,13 @@ pub struct Instance {
     /// The workload and revision it is a copy of.
     pub workload: WorkloadRevision,
     /// Who it is on the wire.
-    pub service_account: Name,
+    pub service_account: ServiceAccount,
     /// The services whose endpoints it is.
     pub services: BTreeSet<ServiceId>,
     /// Where its proxy is reached.
     pub address: IpAddr,
+    /// Whether it has an IPv6 address, this one or another: without one there may be no IPv6 where it runs.
+    pub ipv6: bool,
     /// The application's ports and the proxy's before them.
     pub ports: Vec<InstancePort>,
     /// The proxy's port for outbound calls; 0 if it makes none.

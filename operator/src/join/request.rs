@@ -128,13 +128,13 @@ pub(super) fn read(request: &JoinRequest, trust_domain: &TrustDomain) -> Result<
     };
     let newcomer = Newcomer {
         workload: WorkloadRevision { namespace: namespace.clone(), workload: service.clone(), revision },
-        service_account: service.clone(),
+        service_account: service.clone().into(),
         services: [ServiceId { namespace: namespace.clone(), name: service.clone() }].into(),
         address: address(&request.address)?,
         ports: ports(&request.ports)?,
         outbound_port,
     };
-    let identity = Identity { trust_domain: trust_domain.clone(), namespace, service_account: service };
+    let identity = Identity { trust_domain: trust_domain.clone(), namespace, service_account: service.into() };
     Ok(Wish { identity, newcomer, had })
 }
 

@@ -10,7 +10,7 @@ use crate::{
     registry::{Registry, Turned},
     store::Store,
 };
-use airlane_core::id::{Identity, TrustDomain};
+use airlane_core::id::{TrustDomain, WorkloadRevision};
 use airlane_wire::message::JoinRequest;
 use std::sync::Arc;
 use tonic::Status;
@@ -35,8 +35,8 @@ impl Doorkeeper for JoinTokens {
     async fn let_in(&self, request: &JoinRequest) -> Result<LetIn, Refused> {
         let wish = request::read(request, &self.trust_domain)
             .map_err(|error| Refused::Other(Status::invalid_argument(error.to_string())))?;
-        let Identity { namespace, service_account, .. } = &wish.identity;
-        token::check(&self.store, &request.token, namespace, service_account, self.clock.now())
+        let WorkloadRevision { namespace, workload, .. } = &wish.newcomer.workload;
+        token::check(&self.store, &request.token, namespace, workload, self.clock.now())
             .await
             .map_err(|error| Refused::Other(internal("a join token", &error)))?
             .map_err(Refused::from)?;

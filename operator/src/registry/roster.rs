@@ -2,7 +2,7 @@
 
 use crate::members::{App, Beat, Instances, Said};
 use airlane_core::{
-    id::{Identity, InstanceId, Name, ServiceId, WorkloadRevision},
+    id::{Identity, InstanceId, ServiceAccount, ServiceId, WorkloadRevision},
     world::{Health, Instance, InstancePort, Interception},
 };
 use jiff::Timestamp;
@@ -90,7 +90,7 @@ pub(crate) struct Newcomer {
     /// What it is a copy of.
     pub workload: WorkloadRevision,
     /// Who it is on the wire.
-    pub service_account: Name,
+    pub service_account: ServiceAccount,
     /// Whose endpoint it is.
     pub services: BTreeSet<ServiceId>,
     /// Where its proxy is reached.
@@ -110,6 +110,7 @@ impl Newcomer {
             service_account,
             services,
             address,
+            ipv6: address.is_ipv6(),
             ports,
             outbound_port,
             interception: Interception::Environment,

@@ -48,9 +48,10 @@ fn picture(canary: &Canary, healths: [Health; 2]) -> Picture {
         let instance = Instance {
             id: id.clone(),
             workload,
-            service_account: pay.clone(),
+            service_account: pay.clone().into(),
             services: BTreeSet::from([service()]),
             address: [127, 0, 0, 1].into(),
+            ipv6: false,
             ports: vec![InstancePort { service: 80, app: 8_080, mesh: port, protocol: Protocol::Http }],
             outbound_port: 15_001,
             interception: Interception::Environment,

@@ -3,13 +3,13 @@
 use super::{StoreError, StoredToken, reading};
 use crate::{members::App, registry::Registration};
 use airlane_core::{
-    id::{BadName, ObjectId, ObjectKind, Revision, WorkloadRevision},
+    id::{BadName, BadSubdomain, ObjectId, ObjectKind, Revision, WorkloadRevision},
     world::{Health, Instance, Interception},
 };
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use sqlx::{Row as _, sqlite::SqliteRow};
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 /// What is wrong with a row.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +17,9 @@ pub(crate) enum BadRow {
     /// A name is none.
     #[error("a name is not valid")]
     Name(#[from] BadName),
+    /// An account's name is none.
+    #[error("the name of an account is not valid")]
+    Account(#[from] BadSubdomain),
     /// Some JSON is none.
     #[error("a value is not valid")]
     Json(#[from] serde_json::Error),
@@ -92,12 +95,14 @@ pub(super) fn registration_of(row: &SqliteRow) -> Result<Registration, StoreErro
         workload: columns.name("workload")?,
         revision: columns.name::<Revision>("revision")?,
     };
+    let address: IpAddr = columns.damaged(columns.get::<&str>("address")?.parse())?;
     let instance = Instance {
         id: columns.name("instance")?,
         workload,
-        service_account: columns.name("service_account")?,
+        service_account: columns.damaged(columns.get::<&str>("service_account")?.parse())?,
         services: columns.json("services")?,
-        address: columns.damaged(columns.get::<&str>("address")?.parse())?,
+        address,
+        ipv6: address.is_ipv6(),
         ports: columns.json("ports")?,
         outbound_port: columns.damaged(columns.get::<i64>("outbound_port")?.try_into())?,
         // Who registers here has no network of its own to redirect.

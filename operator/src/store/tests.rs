@@ -35,9 +35,10 @@ fn registration(id: &str) -> Registration {
             workload: name.clone(),
             revision: Revision::parse("v1").expect("a revision"),
         },
-        service_account: name.clone(),
+        service_account: name.clone().into(),
         services: [ServiceId { namespace, name }].into(),
         address: "::1".parse().expect("an address"),
+        ipv6: true,
         ports: vec![
             InstancePort { service: 80, app: 8080, mesh: 65535, protocol: Protocol::Grpc },
             InstancePort { service: 1, app: 1, mesh: 9001, protocol: Protocol::Tcp },

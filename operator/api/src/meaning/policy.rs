@@ -29,7 +29,12 @@ pub(crate) fn policy(
         id: id.clone(),
         generation: 0,
         age_rank: 0,
-        target: target(&id.namespace, spec.target_ref.as_ref(), system_namespace),
+        target: target(&id.namespace, spec.target_ref.as_ref(), system_namespace).unwrap_or_else(|| {
+            let message = "only the name of a ServiceAccount may have dots";
+            let mend = "for another workload target its ServiceAccount";
+            remarks.refuse(FieldPath::of("spec.targetRef.name"), message, mend);
+            Target::Namespace(id.namespace.clone())
+        }),
         calls: calls(spec, remarks),
         mtls: spec.mtls.as_ref().map(|mtls| MtlsSpec {
             mode: mtls.mode.map(Into::into),
@@ -40,27 +45,27 @@ pub(crate) fn policy(
     }
 }
 
-/// What a policy of this namespace with this `targetRef` is about.
+/// What a policy of this namespace with this `targetRef` is about; `None` if nothing of that kind can have the name.
 pub(crate) fn target(
     namespace: &Namespace,
     target: Option<&shape::TargetRef>,
     system_namespace: &Namespace,
-) -> Target {
+) -> Option<Target> {
+    let namespace = namespace.clone();
     let Some(shape::TargetRef { kind, name, port }) = target else {
-        return if namespace == system_namespace {
-            Target::Mesh
-        } else {
-            Target::Namespace(namespace.clone())
-        };
+        let whole_mesh = namespace == *system_namespace;
+        return Some(if whole_mesh { Target::Mesh } else { Target::Namespace(namespace) });
     };
-    let (namespace, name): (Namespace, Name) = (namespace.clone(), name.0.clone());
-    match kind {
-        shape::TargetKind::Service => Target::Service { service: ServiceId { namespace, name }, port: *port },
-        shape::TargetKind::ServiceAccount => Target::ServiceAccount { namespace, name },
-        shape::TargetKind::Deployment | shape::TargetKind::StatefulSet | shape::TargetKind::DaemonSet => {
-            Target::Workload { namespace, name }
+    let label = || Name::parse(name.0.as_str()).ok();
+    Some(match kind {
+        shape::TargetKind::Service => {
+            Target::Service { service: ServiceId { namespace, name: label()? }, port: *port }
         }
-    }
+        shape::TargetKind::ServiceAccount => Target::ServiceAccount { namespace, name: name.0.clone() },
+        shape::TargetKind::Deployment | shape::TargetKind::StatefulSet | shape::TargetKind::DaemonSet => {
+            Target::Workload { namespace, name: label()? }
+        }
+    })
 }
 
 fn access(namespace: &Namespace, section: &shape::Access, remarks: &mut Remarks) -> AccessSpec {

@@ -2,7 +2,7 @@
 
 use super::outside::Credential;
 use crate::{
-    quantity::{MethodText, NameText, NamespaceText, PathText},
+    quantity::{AccountText, MethodText, NameText, NamespaceText, PathText},
     schema::NotYet,
     text::{HeaderName, UrlText},
 };
@@ -79,7 +79,7 @@ pub struct AccessRule {
 pub struct AccessFrom {
     /// Their service account; without it: any of the namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub service_account: Option<NameText>,
+    pub service_account: Option<AccountText>,
     /// Their namespace; without it: the policy's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<NamespaceText>,

@@ -19,7 +19,7 @@ pub use {
     },
 };
 
-use crate::{quantity::NameText, schema::NotYet, status::MeshPolicyStatus};
+use crate::{quantity::AccountText, schema::NotYet, status::MeshPolicyStatus};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -123,11 +123,14 @@ pub struct MeshPolicySpec {
 #[x_kube(validation = Rule::new("!has(self.port) || self.kind == 'Service'")
     .message(Message::Expression("'a ' + self.kind + ' has no ports to choose from; remove it, or target the Service'".into()))
     .field_path(".port"))]
+#[x_kube(validation = Rule::new("self.kind == 'ServiceAccount' || !self.name.contains('.')")
+    .message("only the name of a ServiceAccount may have dots here; for another workload target its ServiceAccount")
+    .field_path(".name"))]
 pub struct TargetRef {
     /// The kind of thing.
     pub kind: TargetKind,
     /// Its name, in the policy's namespace.
-    pub name: NameText,
+    pub name: AccountText,
     /// One port of a Service; without it: all of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]

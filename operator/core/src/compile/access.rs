@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn every_policy_about_a_door_counts() {
         let workload = Target::Workload { namespace: namespace("shop"), name: name("pay") };
-        let account = Target::ServiceAccount { namespace: namespace("shop"), name: name("pay") };
+        let account = Target::ServiceAccount { namespace: namespace("shop"), name: name("pay").into() };
         let shop = Target::Namespace(namespace("shop"));
         check(&[], [&[], &[]]);
         check(&[Target::Mesh, shop, workload, account], [&["0", "1", "2", "3"], &["0", "1", "2", "3"]]);

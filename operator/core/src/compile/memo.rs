@@ -144,6 +144,7 @@ fn proxy(trust_domain: &TrustDomain, instance: &Instance) -> Proxy {
             .collect(),
         outbound_port: (instance.outbound_port != 0).then_some(instance.outbound_port),
         interception: instance.interception,
+        ipv6: instance.ipv6,
     }
 }
 

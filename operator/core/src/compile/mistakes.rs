@@ -326,7 +326,7 @@ mod tests {
     #[test]
     fn a_target_that_is_not_there() {
         let workload = Target::Workload { namespace: namespace("shop"), name: name("gone") };
-        let account = Target::ServiceAccount { namespace: namespace("bank"), name: name("pay") };
+        let account = Target::ServiceAccount { namespace: namespace("bank"), name: name("pay").into() };
         check(
             [
                 timeout("shop/a", to_service("shop/gone", None)),

@@ -20,7 +20,7 @@
 
 use super::defaults;
 use crate::{
-    id::{Identity, Name, ObjectId, TrustDomain, WorkloadRevision},
+    id::{Identity, ObjectId, ServiceAccount, TrustDomain, WorkloadRevision},
     mesh::{Door, Inbound, Undeclared},
     policy::{MtlsMode, MtlsSpec, Policy, Target},
     world::{Instance, Interception, Service},
@@ -156,7 +156,7 @@ pub(super) struct Inputs {
 /// decide, so that the answer at least does not depend on who came first.
 pub(super) fn door(inputs: &Inputs) -> Inbound {
     let Inputs { trust_domain, workload, instances, words } = inputs;
-    let account: Option<&Name> = instances.iter().map(|instance| &instance.service_account).min();
+    let account: Option<&ServiceAccount> = instances.iter().map(|instance| &instance.service_account).min();
     let mut ports = BTreeMap::new();
     let mut shaped_by = BTreeSet::new();
     for port in instances.iter().flat_map(|instance| &instance.ports) {
@@ -179,7 +179,7 @@ pub(super) fn door(inputs: &Inputs) -> Inbound {
         identity: Identity {
             trust_domain: trust_domain.clone(),
             namespace: workload.namespace.clone(),
-            service_account: account.unwrap_or(&workload.workload).clone(),
+            service_account: account.cloned().unwrap_or_else(|| workload.workload.clone().into()),
         },
         ports,
         undeclared,
@@ -216,7 +216,7 @@ mod tests {
     }
 
     fn account() -> Target {
-        Target::ServiceAccount { namespace: namespace("shop"), name: name("pay") }
+        Target::ServiceAccount { namespace: namespace("shop"), name: name("pay").into() }
     }
 
     fn ports(mode: Option<MtlsMode>, ports: &[(u16, MtlsMode)]) -> Option<MtlsSpec> {

@@ -2,7 +2,7 @@
 
 use super::mtls::{self, Words};
 use crate::{
-    id::{Name, Namespace},
+    id::{Name, Namespace, ServiceAccount},
     policy::{CallsSpec, Policy, Target},
     world::{Service, World},
 };
@@ -79,22 +79,21 @@ impl<'w> Policies<'w> {
         &self,
         namespace: &Namespace,
         workload: Option<&Name>,
-        accounts: impl IntoIterator<Item = &'a Name>,
+        accounts: impl IntoIterator<Item = &'a ServiceAccount>,
         services: impl IntoIterator<Item = &'a Arc<Service>>,
     ) -> Words {
         let of = |target| self.about_door(&target).iter().copied().cloned().collect::<Vec<_>>();
-        let named = |name: &Name| (namespace.clone(), name.clone());
         Words {
             mesh: of(Target::Mesh),
             namespace: of(Target::Namespace(namespace.clone())),
             workload: workload.map_or_else(Vec::new, |name| {
-                let (namespace, name) = named(name);
+                let (namespace, name) = (namespace.clone(), name.clone());
                 of(Target::Workload { namespace, name })
             }),
             accounts: accounts
                 .into_iter()
                 .flat_map(|name| {
-                    let (namespace, name) = named(name);
+                    let (namespace, name) = (namespace.clone(), name.clone());
                     of(Target::ServiceAccount { namespace, name })
                 })
                 .collect(),

@@ -7,7 +7,9 @@
 
 use super::{calls, mtls::Words, policies::Ladder, split::Governing};
 use crate::{
-    id::{ClusterName, Identity, ObjectId, ObjectKind, Revision, ServicePort, TrustDomain},
+    id::{
+        ClusterName, Identity, Namespace, ObjectId, ObjectKind, Revision, ServiceAccount, ServicePort, TrustDomain,
+    },
     mesh::{Cluster, Destination, Endpoint, Inbound, Route, ShortName, Transport},
     policy::{Http2, MtlsMode},
     problem::{Problem, Reason},
@@ -203,12 +205,12 @@ impl<'a> OnePort<'a> {
     /// is the same before the first instance and after the last where accounts are named like services.
     fn identities(&self) -> BTreeSet<Identity> {
         let Inputs { trust_domain, service, instances, .. } = self.inputs;
-        let identity = |namespace: &_, account: &_| Identity {
+        let identity = |namespace: &Namespace, account: &ServiceAccount| Identity {
             trust_domain: trust_domain.clone(),
-            namespace: Clone::clone(namespace),
-            service_account: Clone::clone(account),
+            namespace: namespace.clone(),
+            service_account: account.clone(),
         };
-        let own = identity(&service.id.namespace, &service.id.name);
+        let own = identity(&service.id.namespace, &service.id.name.clone().into());
         let of_instances = instances
             .iter()
             .map(|(instance, _)| identity(&instance.workload.namespace, &instance.service_account));
@@ -418,7 +420,7 @@ mod tests {
     #[test]
     fn the_identities_are_those_of_every_instance_and_the_service() {
         let other = with(instance("shop/pay", "v1", 1), |instance| {
-            instance.service_account = crate::compile::worlds::name("robot");
+            instance.service_account = crate::compile::worlds::name("robot").into();
             instance.health = Health::Draining;
         });
         check([other], |destination, _| {

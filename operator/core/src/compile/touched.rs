@@ -1,7 +1,7 @@
 //! What a change of the world can reach.
 
 use crate::{
-    id::{InstanceId, Name, Namespace, ServiceId, WorkloadRevision},
+    id::{InstanceId, Name, Namespace, ServiceAccount, ServiceId, WorkloadRevision},
     policy::Target,
     world::{Service, World},
 };
@@ -97,7 +97,7 @@ struct Subjects {
     namespaces: BTreeSet<Namespace>,
     services: BTreeSet<ServiceId>,
     workloads: BTreeSet<(Namespace, Name)>,
-    accounts: BTreeSet<(Namespace, Name)>,
+    accounts: BTreeSet<(Namespace, ServiceAccount)>,
 }
 
 impl Subjects {
@@ -120,13 +120,10 @@ impl Subjects {
         }
         for instance in world.instances.values() {
             let WorkloadRevision { namespace, workload, .. } = &instance.workload;
-            let named = |names: &BTreeSet<(Namespace, Name)>, name: &Name| {
-                names.iter().any(|(space, of)| space == namespace && of == name)
-            };
             if self.namespaces.contains(namespace)
                 || instance.services.iter().any(|service| self.services.contains(service))
-                || named(&self.workloads, workload)
-                || named(&self.accounts, &instance.service_account)
+                || self.workloads.iter().any(|(space, name)| space == namespace && name == workload)
+                || self.accounts.iter().any(|(space, name)| space == namespace && *name == instance.service_account)
             {
                 touched.workloads.insert(instance.workload.clone());
             }

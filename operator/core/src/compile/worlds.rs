@@ -63,9 +63,10 @@ pub(crate) fn instance(service: &str, version: &str, number: u8) -> Instance {
             workload: service.name.clone(),
             revision: revision(version),
         },
-        service_account: service.name.clone(),
+        service_account: service.name.clone().into(),
         services: BTreeSet::from([service]),
         address: IpAddr::V4(Ipv4Addr::new(127, 0, 0, number)),
+        ipv6: false,
         ports: vec![InstancePort {
             service: 80,
             app: 8080,
@@ -258,7 +259,7 @@ fn any_instance() -> impl Strategy<Value = Instance> {
             instance.health = health;
             instance.services.extend(second.map(service_id));
             if let Some(account) = account {
-                instance.service_account = name(account);
+                instance.service_account = name(account).into();
             }
             instance.outbound_port *= u16::from(calls);
             instance.ports.extend(ports.into_iter().map(|(app, mesh, protocol)| InstancePort {
@@ -283,7 +284,7 @@ fn any_target() -> impl Strategy<Value = Target> {
             Target::Workload { namespace, name }
         }),
         1 => (select(&["shop", "bank"][..]), select(&["pay", "other"][..])).prop_map(|(space, account)| {
-            Target::ServiceAccount { namespace: namespace(space), name: name(account) }
+            Target::ServiceAccount { namespace: namespace(space), name: name(account).into() }
         }),
     ]
 }

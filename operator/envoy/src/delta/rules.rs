@@ -1,7 +1,7 @@
 //! Each rule of the conversation on its own.
 
 use super::*;
-use airlane_core::id::{InstanceId, Name, Namespace, TrustDomain};
+use airlane_core::id::{InstanceId, Namespace, ServiceAccount, TrustDomain};
 use envoy_types::pb::{google::protobuf::Any, google::rpc::Status};
 use std::collections::{BTreeSet, HashMap};
 
@@ -147,7 +147,7 @@ fn identity(account: &str) -> airlane_core::id::Identity {
     airlane_core::id::Identity {
         trust_domain: TrustDomain::parse("airlane.local").expect("a domain"),
         namespace: namespace(),
-        service_account: Name::parse(account).expect("a name"),
+        service_account: ServiceAccount::parse(account).expect("a name"),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a TokenReview's answer says of a token's bearer, and whether the pod that was observed is that bearer.
 
 use airlane_core::{
-    id::{Identity, InstanceId, Name, Namespace, TrustDomain},
+    id::{Identity, InstanceId, Namespace, ServiceAccount, TrustDomain},
     world::{Instance, Interception},
 };
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
@@ -26,7 +26,7 @@ const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Bearer {
     pub namespace: Namespace,
-    pub service_account: Name,
+    pub service_account: ServiceAccount,
     /// The pod's name, for people.
     pub pod: String,
     /// The pod itself: its name and UID.
@@ -62,7 +62,7 @@ pub(super) enum NotLetIn {
     NoAccount,
     /// Its account cannot be named in an identity.
     #[error(
-        "service account {account:?} has no identity, which takes a name of at most 63 lower-case letters, digits and '-'; run the pod as another one"
+        "service account {account:?} has no identity, which takes a name of at most 253 lower-case letters, digits, '-' and '.'; run the pod as another one"
     )]
     Account {
         /// The account's name, cut.
@@ -98,7 +98,7 @@ pub(super) enum NotLetIn {
         /// The pod's name.
         pod: String,
         /// The token's account.
-        account: Name,
+        account: ServiceAccount,
     },
 }
 
@@ -131,7 +131,7 @@ pub(super) fn bearer(status: &TokenReviewStatus, token: &str, now: Timestamp) ->
     let (namespace, account) =
         account.and_then(|account| account.split_once(':')).ok_or(NotLetIn::NoAccount)?;
     let namespace = Namespace::parse(namespace).map_err(|_| NotLetIn::NoAccount)?;
-    let service_account = Name::parse(account)
+    let service_account = ServiceAccount::parse(account)
         .map_err(|_| NotLetIn::Account { account: account.chars().take(80).collect() })?;
     let (pod, uid) = (only(user, POD_NAME)?, only(user, POD_UID)?);
     let instance = InstanceId::of_copy(pod, uid)

@@ -52,6 +52,7 @@ fn pay(health: Health) -> Instance {
         service_account,
         services: [].into(),
         address: [10, 0, 0, 1].into(),
+        ipv6: false,
         ports: vec![],
         outbound_port: 15001,
         interception: Interception::Transparent,

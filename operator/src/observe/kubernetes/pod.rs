@@ -3,7 +3,7 @@
 use super::shapes::{Pod, PodCondition};
 use crate::webhook::inject::INJECT;
 use airlane_core::{
-    id::{BadName, InstanceId, Name, Namespace, Revision, WorkloadRevision},
+    id::{BadName, InstanceId, Namespace, Revision, ServiceAccount, WorkloadRevision},
     world::{Health, Interception},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -29,8 +29,9 @@ const LABEL_MAX: usize = 63;
 pub(super) struct Copy {
     pub(super) id: InstanceId,
     pub(super) workload: WorkloadRevision,
-    pub(super) service_account: Name,
+    pub(super) service_account: ServiceAccount,
     pub(super) address: IpAddr,
+    pub(super) ipv6: bool,
     pub(super) interception: Interception,
     pub(super) health: Health,
 }
@@ -50,8 +51,9 @@ pub(super) fn copy_of(pod: &Pod) -> Option<Copy> {
     Some(Copy {
         id: InstanceId::of_copy(name, uid).ok()?,
         workload: workload_of(metadata)?,
-        service_account: label(account.unwrap_or("default"))?,
+        service_account: ServiceAccount::parse(account.unwrap_or("default")).ok()?,
         address,
+        ipv6: status.pod_ips.iter().filter_map(|it| it.ip.parse().ok()).chain([address]).any(|ip: IpAddr| ip.is_ipv6()),
         interception: interception_of(pod),
         health: health_of(metadata.deletion_timestamp.is_some(), &status.conditions),
     })
@@ -160,6 +162,7 @@ fn health_of(deleted: bool, conditions: &[PodCondition]) -> Health {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use airlane_core::id::Name;
     use serde_json::{Value, json};
 
     fn pod(change: impl FnOnce(&mut Value)) -> Pod {
@@ -247,6 +250,24 @@ mod tests {
         check(|pod| pod["status"]["phase"] = json!("Failed"), "-");
         check(|pod| pod["status"]["phase"] = json!("Succeeded"), "-");
         check(|pod| pod["status"]["podIP"] = json!(null), "-");
+    }
+
+    #[test]
+    fn an_account_keeps_its_dots() {
+        check(
+            |pod| pod["spec"]["serviceAccountName"] = json!("payer.v2"),
+            "shop/pay@7c9f6d payer.v2 Transparent Healthy",
+        );
+    }
+
+    #[test]
+    fn a_pod_has_ipv6_if_any_of_its_addresses_is() {
+        let ipv6 = |addresses: Value| {
+            copy_of(&pod(|pod| pod["status"]["podIPs"] = addresses)).expect("a copy").ipv6
+        };
+        assert!(!ipv6(json!([])));
+        assert!(!ipv6(json!([{ "ip": "10.244.1.7" }])));
+        assert!(ipv6(json!([{ "ip": "10.244.1.7" }, { "ip": "fd00::7" }])));
     }
 
     #[test]

@@ -226,13 +226,14 @@ pub(super) fn instances<'a>(
                 Interception::Transparent | Interception::Outbound => (OUTBOUND_PORT, ports),
                 Interception::Environment => (OUTBOUND_PORT, doors(ports)),
             };
-            let Copy { id, workload, service_account, address, interception, health } = copy.clone();
+            let Copy { id, workload, service_account, address, ipv6, interception, health } = copy.clone();
             let instance = Instance {
                 id: id.clone(),
                 workload,
                 service_account,
                 services,
                 address,
+                ipv6,
                 ports,
                 outbound_port,
                 interception,
@@ -315,8 +316,9 @@ mod tests {
                 workload: label(name),
                 revision: Revision::parse("v1").expect("a name"),
             },
-            service_account: label("default"),
+            service_account: label("default").into(),
             address: [10, 244, 0, 1].into(),
+            ipv6: false,
             interception,
             health: Health::Healthy,
         };

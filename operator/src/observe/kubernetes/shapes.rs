@@ -37,7 +37,14 @@ pub(super) struct PodStatus {
     pub(super) phase: Option<String>,
     #[serde(rename = "podIP")]
     pub(super) pod_ip: Option<String>,
+    #[serde(rename = "podIPs")]
+    pub(super) pod_ips: Vec<PodAddress>,
     pub(super) conditions: Vec<PodCondition>,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+pub(super) struct PodAddress {
+    pub(super) ip: String,
 }
 
 #[derive(Deserialize, Clone, Debug)]

@@ -26,7 +26,7 @@ fn newcomer(namespace: &str, service: &str, mesh_port: u16) -> Newcomer {
             workload: name.clone(),
             revision: Revision::parse("v1").expect("a revision"),
         },
-        service_account: name.clone(),
+        service_account: name.clone().into(),
         services: [ServiceId { namespace, name }].into(),
         address: [127, 0, 0, 1].into(),
         ports: vec![InstancePort { service: 80, app: 8080, mesh: mesh_port, protocol: Protocol::Http }],

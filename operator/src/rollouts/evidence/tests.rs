@@ -57,10 +57,11 @@ fn instance() -> Instance {
     };
     Instance {
         id: caller(),
-        service_account: workload.workload.clone(),
+        service_account: workload.workload.clone().into(),
         workload,
         services: BTreeSet::new(),
         address: [127, 0, 0, 1].into(),
+        ipv6: false,
         ports: Vec::new(),
         outbound_port: 15001,
         interception: Interception::Environment,

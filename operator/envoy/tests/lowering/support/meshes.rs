@@ -157,6 +157,7 @@ impl Build for Mesh {
             inbound: BTreeMap::new(),
             outbound_port: Some(port),
             interception: Interception::Environment,
+            ipv6: false,
         };
         self.proxies.insert(id, Arc::new(proxy));
         self
@@ -179,6 +180,7 @@ impl Build for Mesh {
             inbound: [(SocketAddr::from(([127, 0, 0, 1], mesh_port)), app_port)].into(),
             outbound_port: None,
             interception: Interception::Environment,
+            ipv6: false,
         };
         self.workloads.insert(workload, Arc::new(inbound));
         self.proxies.insert(id, Arc::new(proxy));
@@ -204,6 +206,7 @@ impl Build for Mesh {
             inbound: BTreeMap::new(),
             outbound_port: Some(15_001),
             interception: Interception::Transparent,
+            ipv6: true,
         };
         self.workloads.insert(workload, Arc::new(inbound));
         self.proxies.insert(id, Arc::new(proxy));
@@ -247,7 +250,7 @@ pub fn access() -> Vec<Access> {
         AccessRule {
             name: name("callers"),
             from: vec![
-                Caller { namespace: "shop".parse().unwrap(), service_account: Some(name("front")) },
+                Caller { namespace: "shop".parse().unwrap(), service_account: Some(name("front").into()) },
                 Caller { namespace: "bank".parse().unwrap(), service_account: None },
             ],
             to: vec![],
