@@ -133,6 +133,9 @@ pub(crate) enum Command {
         #[command(subcommand)]
         verb: TokenVerb,
     },
+    /// Carry bytes between the standard streams and the operator's socket on this host.
+    #[command(hide = true)]
+    Socket,
     /// The example service of the demo.
     #[command(hide = true)]
     ExampleApp(crate::demo::app::AppArgs),

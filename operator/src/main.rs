@@ -106,6 +106,7 @@ async fn run(arguments: Airlane) -> anyhow::Result<()> {
         Command::Proxy { verb } => cli::proxy_verb(place, &state, &verb).await,
         Command::Certs { verb } => cli::certs_verb(place, &state, &verb).await,
         Command::Token { verb } => cli::token_verb(place, &state, &verb).await,
+        Command::Socket => cli::carry(&state),
     }
 }
 

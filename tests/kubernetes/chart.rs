@@ -67,6 +67,17 @@ impl Installed {
         run(airlane).await
     }
 
+    /// The same, by somebody else.
+    async fn airlane_as(&self, user: &str, line: &str) -> Result<String, String> {
+        let kubeconfig = std::fs::read_to_string(self.cluster.kubeconfig()).unwrap();
+        let (before, after) = kubeconfig.split_once("user: {").unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), format!("{before}user: {{as: {user}, {after}")).unwrap();
+        let mut airlane = self.cluster.command(binary::airlane());
+        airlane.env("KUBECONFIG", file.path()).args(["--state", "/nowhere"]).args(line.split(' '));
+        run(airlane).await
+    }
+
     async fn kubectl(&self, arguments: &[&str]) -> Result<String, String> {
         self.cluster.kubectl(arguments).await
     }
@@ -275,8 +286,25 @@ async fn commands_find_the_cluster() {
     assert_eq!(canary["spec"]["suspend"], Value::Null);
     assert_eq!(canary["metadata"]["annotations"]["airlane.dev/abort"], "v2");
 
-    // What cannot be said is not left out in silence.
-    refused(it.airlane("get services").await, "cannot be shown yet");
+    // What only the operator knows, its replicas tell whoever may exec into them, and nobody else.
+    let services = it.airlane("get services airlane-system/airlane -o json").await.unwrap();
+    let services: Value = serde_json::from_str(&services).unwrap();
+    // The operator itself is not in the mesh.
+    assert_eq!((&services[0]["ready"], &services[0]["mtls"]), (&json!(2), &json!("OFF")), "{services}");
+    it.airlane("wait mesh --timeout 20s").await.unwrap();
+    let certificates = it.airlane("certs list").await.unwrap();
+    assert_eq!(certificates.matches("authority (airlane-").count(), 2, "{certificates}");
+    refused(it.airlane("get effective nothing").await, "no service nothing");
+    refused(it.airlane("token list").await, "there are no join tokens in a cluster");
+    refused(
+        it.airlane("--operator-namespace default get proxies").await,
+        "no operator runs in namespace default",
+    );
+    refused(it.airlane_as(EDITOR, "get services").await, "cannot list the operator's pods");
+    let bind = ["create", "rolebinding", "viewer", "--clusterrole=view", "--namespace", SYSTEM];
+    it.kubectl(&[&bind[..], &[&format!("--user={EDITOR}")]].concat()).await.unwrap();
+    refused(it.airlane_as(EDITOR, "get services").await, "pods/exec");
+
     refused(it.airlane("--context elsewhere get policies").await, "elsewhere");
     let wrong = POLICY
         .replace("name: strict}", "name: lost}")

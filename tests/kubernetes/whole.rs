@@ -2,6 +2,7 @@
 //! says so, and the calls between them.
 
 use airlane_tests::{
+    binary,
     kube::{AIRLANE_IMAGE, Cluster, Namespace, PODS_SOON, TOOLS_IMAGE},
     load::{Arrivals, Load, Report},
     until::{SOON, throughout, until},
@@ -55,6 +56,20 @@ impl Whole {
         let output = output.map_err(|error| error.to_string())?;
         let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if output.status.success() { Ok(()) } else { Err(said(&output.stderr) + &said(&output.stdout)) }
+    }
+
+    /// A command of ours, against the cluster.
+    async fn airlane(&self, line: &str) -> Result<String, String> {
+        let mut airlane = self.cluster.command(binary::airlane());
+        airlane.args(["--state", "/nowhere"]).args(line.split(' '));
+        let output =
+            tokio::process::Command::from(airlane).output().await.map_err(|error| error.to_string())?;
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() {
+            Ok(said(&output.stdout))
+        } else {
+            Err(format!("{line}: {}", said(&output.stderr)))
+        }
     }
 
     /// A namespace in the mesh, with the services `front`, which calls the other for every request, and `payments`.
@@ -249,6 +264,53 @@ async fn injected_pods_call_each_other_by_mtls_and_strict_refuses_all_others() {
     let table = shop.kubectl(&["get", "meshpolicies"]).await.unwrap();
     assert!(table.lines().nth(1).unwrap().contains("True"), "{table}");
     nothing_restarted(&shop).await;
+    the_command_line_shows_it(&whole, &shop).await;
+}
+
+/// What the operator knows of front and payments, as people see it.
+async fn the_command_line_shows_it(whole: &Whole, shop: &Namespace<'_>) {
+    whole.airlane("wait mesh").await.unwrap();
+    let payments = format!("{}/payments", shop.name());
+    whole.airlane(&format!("wait service/{payments}")).await.unwrap();
+    let json = async |line: &str| -> Value {
+        serde_json::from_str(&whole.airlane(&format!("{line} -o json")).await.unwrap()).unwrap()
+    };
+    let services = json(&format!("get services {payments}")).await;
+    assert_eq!((&services[0]["ready"], &services[0]["mtls"]), (&json!(1), &json!("ON")), "{services}");
+    let endpoints = json(&format!("get endpoints {payments}")).await;
+    assert_eq!(endpoints[0]["health"], "Healthy", "{endpoints}");
+    let proxies = json("get proxies").await;
+    let ours: Vec<&Value> =
+        proxies.as_array().unwrap().iter().filter(|proxy| proxy["namespace"] == shop.name()).collect();
+    assert_eq!(ours.len(), 2, "{proxies}");
+    assert!(ours.iter().all(|proxy| proxy["connected"] == true && proxy["current"] == true), "{proxies}");
+    let effective = whole.airlane(&format!("get effective {payments}")).await.unwrap();
+    let mode = effective.lines().find(|line| line.starts_with("spec.mtls.mode")).unwrap_or_default();
+    assert!(mode.contains("Strict") && mode.contains("payments"), "{effective}");
+    let described = whole.airlane(&format!("describe service {payments}")).await.unwrap();
+    assert!(described.contains("Strict"), "{described}");
+    let proxy = ours[0]["instance"].as_str().unwrap();
+    let published = whole.airlane(&format!("proxy config {}/{proxy}", shop.name())).await.unwrap();
+    assert!(published.contains("payments"), "{published}");
+
+    let identity = format!("spiffe://airlane.local/ns/{}/sa/payments", shop.name());
+    let until_when = async || {
+        let certificates = json("certs list").await;
+        let ours = certificates.as_array().unwrap().iter().find(|row| row["subject"] == identity.as_str());
+        ours.map(|row| row["notAfter"].as_str().unwrap().to_owned()).ok_or_else(|| certificates.to_string())
+    };
+    let before = until("the certificate is told", SOON, until_when).await;
+    let asked = whole.airlane("certs rotate").await.unwrap();
+    assert!(asked.starts_with("2 sidecars"), "{asked}");
+    until("there is a new certificate", SOON, async || match until_when().await? {
+        end if end > before => Ok(()),
+        same => Err(same),
+    })
+    .await;
+    // That every workload here has an account of its own is seen, too.
+    let check = whole.airlane("check").await.unwrap();
+    assert!(check.contains("ok    all 2 proxies are connected"), "{check}");
+    assert!(check.contains("ok    no two workloads of a namespace share the account"), "{check}");
 }
 
 /// Does `work` while front is asked so often each second, from node 1, and asks payments each time; gives what became of

@@ -11,6 +11,7 @@ use crate::{
     health,
     join::{Parts, PodTokens, Wire},
     lease::{self, Candidate, Lead},
+    local::server::{self, Local},
     observe::{kubernetes, world::MeshSettings},
     pods::Pods,
     readiness,
@@ -59,6 +60,9 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
     let called = format!("airlane-webhook.{}.svc", mesh.system_namespace);
     let webhook_tls = ServerTls::for_api_server(ca.clone(), clock.clone(), &called)
         .context("cannot certify the webhook")?;
+    let socket = state.join("airlane.sock");
+    let commands =
+        server::listen(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
     let webhook_listener =
         serve::listen(args.webhook).with_context(|| format!("cannot listen on {}", args.webhook))?;
 
@@ -123,6 +127,15 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
             clock: clock.clone(),
             shutdown: shutdown.clone(),
         }));
+    let answers = server::router(Local {
+        picture: picture.clone(),
+        signals: signals.clone(),
+        publisher: publisher.clone(),
+        members: pods.clone(),
+        tls: tls.clone(),
+    });
+    let ending = shutdown.clone();
+    tasks.spawn("the command socket", async move { Ok(server::serve(commands, answers, ending).await?) });
     let listed = observed.clone();
     let (_injection, injection) = watch::channel(Arc::new(injection(args, &ca)));
     let answers = Webhook {

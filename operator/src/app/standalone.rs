@@ -8,7 +8,10 @@ use crate::{
     clock::{Clock, SystemClock},
     control,
     join::{self, JoinTokens, OperatorAt, Parts, Wire},
-    local::server::{self, Local},
+    local::{
+        host::{self, Host},
+        server::{self, Local},
+    },
     observe::{standalone::Directory, world::MeshSettings},
     readiness,
     registry::{Heartbeats, Registry},
@@ -118,14 +121,12 @@ pub(crate) async fn up(args: &Up, state: &Path) -> anyhow::Result<()> {
         signals: signals.clone(),
         publisher: publisher.clone(),
         members: registry.clone(),
-        recorder,
-        store: store.clone(),
         tls: tls.clone(),
-        operator_at: at,
-        clock: clock.clone(),
     };
+    let answers =
+        host::router(Host { local, recorder, store: store.clone(), operator_at: at, clock: clock.clone() });
     let ending = shutdown.clone();
-    tasks.spawn("the command socket", async move { Ok(server::serve(commands, local, ending).await?) });
+    tasks.spawn("the command socket", async move { Ok(server::serve(commands, answers, ending).await?) });
     let leaving = readiness::Leaving { picture, publisher: publisher.clone() };
     let joining = Wire::new(Parts {
         ca: ca.clone(),

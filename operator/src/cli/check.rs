@@ -57,7 +57,7 @@ fn read_one(file: &Path, system_namespace: &Namespace) -> anyhow::Result<Parsed>
 pub(crate) async fn check_mesh(place: &Where, state: &Path) -> anyhow::Result<()> {
     let client = match Mesh::find(place, state).await? {
         Mesh::Host(client) => client,
-        Mesh::Cluster(cluster) => return cluster::check::installed(&cluster).await,
+        Mesh::Cluster(mesh) => return cluster::check::installed(&mesh.cluster).await,
     };
     let summary: Summary = client.get("/v1/summary").await?;
     say(&format!(

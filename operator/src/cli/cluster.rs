@@ -1,6 +1,8 @@
 //! What a cluster's API server knows of the mesh: policies and canaries, and what the operator said of them.
 
 pub(crate) mod check;
+pub(super) mod exec;
+pub(super) mod replicas;
 
 use crate::{
     args::Where,
@@ -33,6 +35,8 @@ const PAGE: u32 = 500;
 pub(crate) struct Cluster {
     /// Its API server.
     pub(crate) client: Client,
+    /// The kubeconfig's context; the current one if not said.
+    pub(crate) context: Option<String>,
     /// Where the operator is.
     pub(crate) system: Namespace,
 }
@@ -52,7 +56,7 @@ impl Cluster {
                 .context("no cluster is known: set KUBECONFIG, or choose one with --context")?,
         };
         let client = Client::try_from(config).context("the kubeconfig cannot be used")?;
-        Ok(Cluster { client, system: place.operator_namespace.clone() })
+        Ok(Cluster { client, context: place.context.clone(), system: place.operator_namespace.clone() })
     }
 
     pub(crate) async fn policies(&self) -> anyhow::Result<Vec<PolicyView>> {

@@ -1,60 +1,137 @@
 //! Where the mesh is that a command is about: on this host, behind the socket of its operator, or in a Kubernetes cluster.
 
-use super::{client::Client, cluster::Cluster};
+use super::{
+    client::Client,
+    cluster::{Cluster, replicas::Replicas},
+};
 use crate::{
     args::Where,
-    local::view::{CanaryView, PolicyView},
+    local::{
+        server::{CertificateView, ResourceView, RotateRequest},
+        view::{CanaryView, EffectiveView, EndpointView, PolicyView, ProxyView, ServiceView},
+    },
 };
 use airlane_core::rollout::Asked;
 use anyhow::bail;
+use serde::de::DeserializeOwned;
 use std::path::Path;
+use tokio::sync::OnceCell;
 
 /// A mesh that can be asked.
 pub(crate) enum Mesh {
     /// The one of this host.
     Host(Client),
-    /// The one of a cluster. What its API server does not know cannot be asked for.
-    Cluster(Cluster),
+    /// The one of a cluster.
+    Cluster(InCluster),
+}
+
+/// The mesh of a cluster: its API server knows policies and canaries, its operator the rest.
+pub(crate) struct InCluster {
+    pub(crate) cluster: Cluster,
+    replicas: OnceCell<Replicas>,
+}
+
+impl InCluster {
+    /// The operator's replicas, looked up when they are needed first.
+    async fn replicas(&self) -> anyhow::Result<&Replicas> {
+        self.replicas.get_or_try_init(|| Replicas::find(&self.cluster)).await
+    }
 }
 
 impl Mesh {
     /// The cluster if that is said; else the mesh of this host if one answers; else the cluster of the kubeconfig, if
     /// there is one.
     pub(crate) async fn find(place: &Where, state: &Path) -> anyhow::Result<Mesh> {
+        let of = |cluster| Mesh::Cluster(InCluster { cluster, replicas: OnceCell::new() });
         let host = Client::new(state);
         if place.is_cluster() {
-            return Ok(Mesh::Cluster(Cluster::connect(place).await?));
+            return Ok(of(Cluster::connect(place).await?));
         }
         if !host.answers().await
             && let Ok(cluster) = Cluster::connect(place).await
         {
-            return Ok(Mesh::Cluster(cluster));
+            return Ok(of(cluster));
         }
         Ok(Mesh::Host(host))
     }
 
-    /// The mesh of this host, for `what` only its operator knows.
+    /// The same mesh, for somebody who looks at it again: where its operator is may have changed.
+    pub(crate) fn look_again(&mut self) {
+        if let Mesh::Cluster(mesh) = self {
+            mesh.replicas = OnceCell::new();
+        }
+    }
+
+    /// The mesh of this host, for `what` there is only there.
     pub(crate) fn host(&self, what: &str) -> anyhow::Result<&Client> {
         match self {
             Mesh::Host(client) => Ok(client),
             Mesh::Cluster(_) => bail!(
-                "{what} of a cluster cannot be shown yet: `airlane get policies` and `airlane get canaries` can, and \
-                 `airlane check` says how the mesh is; for the mesh of this host name its state directory with --state"
+                "there are no {what} in a cluster: pods join with the tokens of their service accounts; for the mesh of \
+                 this host name its state directory with --state"
             ),
         }
+    }
+
+    /// A view that every replica of an operator has, and the leader at its best.
+    async fn view<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        Ok(match self {
+            Mesh::Host(client) => client.get(path).await?,
+            Mesh::Cluster(mesh) => mesh.replicas().await?.leader(path).await?,
+        })
+    }
+
+    pub(crate) async fn services(&self) -> anyhow::Result<Vec<ServiceView>> {
+        self.view("/v1/services").await
+    }
+
+    pub(crate) async fn endpoints(&self) -> anyhow::Result<Vec<EndpointView>> {
+        self.view("/v1/endpoints").await
+    }
+
+    /// The values in force for a service.
+    pub(crate) async fn effective(&self, service: &ServiceView) -> anyhow::Result<Vec<EffectiveView>> {
+        self.view(&format!("/v1/effective/{}/{}", service.namespace, service.name)).await
+    }
+
+    pub(crate) async fn proxies(&self) -> anyhow::Result<Vec<ProxyView>> {
+        Ok(match self {
+            Mesh::Host(client) => client.get("/v1/proxies").await?,
+            Mesh::Cluster(mesh) => mesh.replicas().await?.proxies().await?,
+        })
+    }
+
+    /// What is published to a proxy.
+    pub(crate) async fn published_to(&self, proxy: &ProxyView) -> anyhow::Result<Vec<ResourceView>> {
+        self.view(&format!("/v1/proxies/{}/config", proxy.instance)).await
+    }
+
+    pub(crate) async fn certificates(&self) -> anyhow::Result<Vec<CertificateView>> {
+        Ok(match self {
+            Mesh::Host(client) => client.get("/v1/certificates").await?,
+            Mesh::Cluster(mesh) => mesh.replicas().await?.certificates().await?,
+        })
+    }
+
+    /// Asks sidecars for new certificates; how many there are.
+    pub(crate) async fn rotate(&self, request: &RotateRequest) -> anyhow::Result<usize> {
+        Ok(match self {
+            Mesh::Host(client) => client.post("/v1/certificates/rotate", request).await?,
+            Mesh::Cluster(mesh) => mesh.replicas().await?.rotate(request).await?,
+        })
     }
 
     pub(crate) async fn policies(&self) -> anyhow::Result<Vec<PolicyView>> {
         match self {
             Mesh::Host(client) => Ok(client.get("/v1/policies").await?),
-            Mesh::Cluster(cluster) => cluster.policies().await,
+            Mesh::Cluster(mesh) => mesh.cluster.policies().await,
         }
     }
 
     pub(crate) async fn canaries(&self) -> anyhow::Result<Vec<CanaryView>> {
         match self {
             Mesh::Host(client) => Ok(client.get("/v1/canaries").await?),
-            Mesh::Cluster(cluster) => cluster.canaries().await,
+            Mesh::Cluster(mesh) => mesh.cluster.canaries().await,
         }
     }
 
@@ -72,7 +149,7 @@ impl Mesh {
                 let path = format!("/v1/canaries/{}/{}/{verb}", canary.namespace, canary.name);
                 Ok(client.post::<()>(&path, &()).await?)
             }
-            Mesh::Cluster(cluster) => cluster.ask(canary, asked).await,
+            Mesh::Cluster(mesh) => mesh.cluster.ask(canary, asked).await,
         }
     }
 }

@@ -10,14 +10,16 @@ mod inject;
 mod install;
 mod mesh;
 mod show;
+mod socket;
 mod table;
 mod wait;
 
 use crate::{
     args::{CanaryVerb, CertsVerb, Describable, Listing, Output, ProxyVerb, TokenVerb, Where},
     local::{
-        server::{CertificateView, ResourceView, RotateRequest, StoredTokenView, TokenRequest, TokenView},
-        view::{CanaryView, EffectiveView, EndpointView, PolicyView, ProxyView, ServiceView},
+        host::{StoredTokenView, TokenRequest, TokenView},
+        server::RotateRequest,
+        view::{CanaryView, PolicyView, ProxyView, ServiceView},
     },
 };
 use airlane_core::rollout::Asked;
@@ -31,6 +33,7 @@ pub(crate) use client::Client;
 pub(crate) use cluster::check::{before as check_before, uninstall as check_uninstall};
 pub(crate) use inject::inject;
 pub(crate) use install::{install, write_chart};
+pub(crate) use socket::carry;
 pub(crate) use wait::wait;
 
 /// A command that means nothing, in a way that the argument parser cannot see.
@@ -121,19 +124,19 @@ pub(crate) async fn get(
         |namespace: &str, name: &str| wanted.as_ref().is_none_or(|wanted| wanted.matches(namespace, name));
     match what {
         Listing::Services => {
-            let mut rows: Vec<ServiceView> = mesh.host("services")?.get("/v1/services").await?;
+            let mut rows = mesh.services().await?;
             rows.retain(|row| keep(&row.namespace, &row.name));
             some(&rows, "service", name)?;
             show(output, &rows, || show::services(&rows))
         }
         Listing::Endpoints => {
-            let mut rows: Vec<EndpointView> = mesh.host("endpoints")?.get("/v1/endpoints").await?;
+            let mut rows = mesh.endpoints().await?;
             rows.retain(|row| keep(&row.namespace, &row.service) || keep(&row.namespace, &row.instance));
             some(&rows, "endpoint", name)?;
             show(output, &rows, || show::endpoints(&rows))
         }
         Listing::Proxies => {
-            let mut rows: Vec<ProxyView> = mesh.host("proxies")?.get("/v1/proxies").await?;
+            let mut rows = mesh.proxies().await?;
             rows.retain(|row| keep(&row.namespace, &row.instance));
             some(&rows, "proxy", name)?;
             show(output, &rows, || show::proxies(&rows))
@@ -147,7 +150,7 @@ pub(crate) async fn get(
         Listing::Effective => {
             let which = || Misspelt("which service? `airlane get effective NAMESPACE/NAME`".to_owned());
             let wanted = wanted.ok_or_else(which)?;
-            let rows = effective(mesh.host("values in force")?, &wanted).await?;
+            let rows = mesh.effective(&service(&mesh, &wanted).await?).await?;
             show(output, &rows, || show::effective(&rows))
         }
         Listing::Canaries => {
@@ -169,15 +172,17 @@ fn some<T>(rows: &[T], kind: &str, name: Option<&str>) -> anyhow::Result<()> {
     }
 }
 
-async fn effective(client: &Client, wanted: &Wanted) -> anyhow::Result<Vec<EffectiveView>> {
-    let service = service(client, wanted).await?;
-    Ok(client.get(&format!("/v1/effective/{}/{}", service.namespace, service.name)).await?)
-}
-
-async fn service(client: &Client, wanted: &Wanted) -> anyhow::Result<ServiceView> {
-    let mut rows: Vec<ServiceView> = client.get("/v1/services").await?;
+async fn service(mesh: &Mesh, wanted: &Wanted) -> anyhow::Result<ServiceView> {
+    let mut rows = mesh.services().await?;
     rows.retain(|row| wanted.matches(&row.namespace, &row.name));
     wanted.only("service", rows, |row| format!("{}/{}", row.namespace, row.name))
+}
+
+async fn proxy(mesh: &Mesh, name: &str) -> anyhow::Result<ProxyView> {
+    let wanted = Wanted::parse(name);
+    let mut rows = mesh.proxies().await?;
+    rows.retain(|row| wanted.matches(&row.namespace, &row.instance));
+    wanted.only("proxy", rows, |row| format!("{}/{}", row.namespace, row.instance))
 }
 
 async fn canary(mesh: &Mesh, name: &str) -> anyhow::Result<CanaryView> {
@@ -205,15 +210,10 @@ pub(crate) async fn describe(
     let mesh = Mesh::find(place, state).await?;
     match what {
         Describable::Service => {
-            let client = mesh.host("services")?;
-            let service = service(client, &Wanted::parse(name)).await?;
-            let endpoints: Vec<EndpointView> = client.get("/v1/endpoints").await?;
-            let endpoints: Vec<EndpointView> = endpoints
-                .into_iter()
-                .filter(|row| row.namespace == service.namespace && row.service == service.name)
-                .collect();
-            let path = format!("/v1/effective/{}/{}", service.namespace, service.name);
-            let values: Vec<EffectiveView> = client.get(&path).await?;
+            let service = service(&mesh, &Wanted::parse(name)).await?;
+            let mut endpoints = mesh.endpoints().await?;
+            endpoints.retain(|row| row.namespace == service.namespace && row.service == service.name);
+            let values = mesh.effective(&service).await?;
             let whole =
                 serde_json::json!({ "service": service, "endpoints": endpoints, "effective": values });
             show(output, &whole, || show::service(&service, &endpoints, &values))
@@ -227,10 +227,7 @@ pub(crate) async fn describe(
             show(output, &canary, || show::canary(&canary))
         }
         Describable::Proxy => {
-            let wanted = Wanted::parse(name);
-            let mut rows: Vec<ProxyView> = mesh.host("proxies")?.get("/v1/proxies").await?;
-            rows.retain(|row| wanted.matches(&row.namespace, &row.instance));
-            let proxy = wanted.only("proxy", rows, |row| row.instance.clone())?;
+            let proxy = proxy(&mesh, name).await?;
             show(output, &proxy, || show::proxy(&proxy))
         }
     }
@@ -259,25 +256,22 @@ pub(crate) async fn canary_verb(place: &Where, state: &Path, verb: &CanaryVerb) 
 /// `airlane proxy`.
 pub(crate) async fn proxy_verb(place: &Where, state: &Path, verb: &ProxyVerb) -> anyhow::Result<()> {
     let ProxyVerb::Config { name, output } = verb;
-    let name = Wanted::parse(name).name;
     let mesh = Mesh::find(place, state).await?;
-    let rows: Vec<ResourceView> =
-        mesh.host("the configuration of proxies")?.get(&format!("/v1/proxies/{name}/config")).await?;
+    let rows = mesh.published_to(&proxy(&mesh, name).await?).await?;
     show(output.output, &rows, || show::resources(&rows))
 }
 
 /// `airlane certs`.
 pub(crate) async fn certs_verb(place: &Where, state: &Path, verb: &CertsVerb) -> anyhow::Result<()> {
     let mesh = Mesh::find(place, state).await?;
-    let client = mesh.host("certificates")?;
     match verb {
         CertsVerb::List { output } => {
-            let rows: Vec<CertificateView> = client.get("/v1/certificates").await?;
+            let rows = mesh.certificates().await?;
             show(output.output, &rows, || show::certificates(&rows))
         }
         CertsVerb::Rotate { instance } => {
             let instance = instance.as_deref().map(str::parse).transpose().context("the instance")?;
-            let asked: usize = client.post("/v1/certificates/rotate", &RotateRequest { instance }).await?;
+            let asked = mesh.rotate(&RotateRequest { instance }).await?;
             say(&format!("{asked} sidecars will renew with their next heartbeat\n"));
             Ok(())
         }

@@ -2,7 +2,8 @@
 
 use super::table::{plain, table};
 use crate::local::{
-    server::{CertificateView, ResourceView, StoredTokenView},
+    host::StoredTokenView,
+    server::{CertificateView, ResourceView},
     view::{CanaryView, EffectiveView, EndpointView, PolicyView, ProxyView, ServiceView},
 };
 use airlane_core::problem::Problem;

@@ -1,7 +1,7 @@
 //! `airlane wait`: until something is so, or never can be.
 
-use super::{Mesh, Misspelt, Wanted, canary, policy, service};
-use crate::{args::Where, local::view::ProxyView};
+use super::{Mesh, Misspelt, Wanted, canary, client::ClientError, policy, service};
+use crate::args::Where;
 use airlane_core::rollout::Phase;
 use anyhow::bail;
 use std::{
@@ -21,7 +21,7 @@ pub(crate) async fn wait(
     timeout: Duration,
 ) -> anyhow::Result<()> {
     let goal = Goal::parse(what, condition)?;
-    let mesh = Mesh::find(place, state).await?;
+    let mut mesh = Mesh::find(place, state).await?;
     let deadline = Instant::now() + timeout;
     loop {
         let why = match goal.reached(&mesh).await {
@@ -29,7 +29,12 @@ pub(crate) async fn wait(
             Ok(Standing::Never(why)) => bail!("waiting for {what} is in vain: {why}"),
             Ok(Standing::NotYet(why)) => why,
             // It may come into being, as the mesh itself may.
-            Err(error) => error.to_string(),
+            Err(error) => {
+                if error.downcast_ref().is_some_and(ClientError::is_of_the_way) {
+                    mesh.look_again();
+                }
+                format!("{error:#}")
+            }
         };
         if Instant::now() >= deadline {
             bail!("waited {timeout:?} for {what}: {why}");
@@ -101,7 +106,7 @@ impl Goal {
     async fn reached(&self, mesh: &Mesh) -> anyhow::Result<Standing> {
         match self {
             Goal::Mesh => {
-                let proxies: Vec<ProxyView> = mesh.host("proxies")?.get("/v1/proxies").await?;
+                let proxies = mesh.proxies().await?;
                 let behind: Vec<&str> = proxies
                     .iter()
                     .filter(|proxy| !proxy.current)
@@ -112,7 +117,7 @@ impl Goal {
                 Ok(Standing::unless(behind))
             }
             Goal::Service(wanted) => {
-                let service = service(mesh.host("services")?, wanted).await?;
+                let service = service(mesh, wanted).await?;
                 Ok(Standing::unless((service.ready == 0).then(|| "no instance is ready".to_owned())))
             }
             Goal::Policy(name) => {

@@ -1,5 +1,6 @@
-//! The socket on this host that the command line talks to: HTTP and JSON over a unix socket only its owner opens.
+//! The socket of this host that the command line talks to: HTTP and JSON over a unix socket only its owner opens.
 
+pub(crate) mod host;
 pub(crate) mod server;
 mod sources;
 pub(crate) mod view;

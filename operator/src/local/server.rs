@@ -1,30 +1,24 @@
-//! Serves the views, and takes verbs, on `STATE/airlane.sock`.
+//! Serves the views on `STATE/airlane.sock`, and takes the verbs that every mesh has.
 
 use super::sources::Sources;
 use crate::{
-    apply::standalone::Recorder,
-    clock::Clock,
     control::Picture,
-    join::{self, OperatorAt},
     members::{Member, Members},
     signals::Signals,
-    store::{Store, StoredToken},
     tls::ServerTls,
     xds::Publisher,
 };
 use airlane_core::{
-    id::{InstanceId, Name, Namespace, ObjectId, ObjectKind, ServiceId},
+    id::{InstanceId, ServiceId},
     pki::Certificate,
-    rollout::Asked,
 };
 use axum::{
     Json, Router,
     extract::{Path, State},
-    http::StatusCode,
+    http::{StatusCode, Uri},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 use std::{os::unix::fs::PermissionsExt, path::Path as FilePath, sync::Arc};
 use tokio::{net::UnixListener, sync::watch};
@@ -41,16 +35,8 @@ pub(crate) struct Local {
     pub(crate) publisher: Publisher,
     /// What sidecars said of themselves.
     pub(crate) members: Arc<dyn Members>,
-    /// Where verbs are remembered.
-    pub(crate) recorder: Recorder,
-    /// Where tokens are kept.
-    pub(crate) store: Store,
     /// The operator's own certificates.
     pub(crate) tls: ServerTls,
-    /// Where sidecars join.
-    pub(crate) operator_at: OperatorAt,
-    /// The time.
-    pub(crate) clock: Arc<dyn Clock>,
 }
 
 /// A refusal, as the command line shows it.
@@ -60,7 +46,8 @@ pub(crate) struct Refusal {
     pub(crate) error: String,
 }
 
-struct Refused(StatusCode, String);
+/// Why there is no answer.
+pub(super) struct Refused(pub(super) StatusCode, pub(super) String);
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
@@ -68,21 +55,19 @@ impl IntoResponse for Refused {
     }
 }
 
-fn failed(what: &str, error: &(dyn std::error::Error + 'static)) -> Refused {
-    tracing::error!(error, "cannot {what}");
-    Refused(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot {what}: {error}"))
-}
-
-fn not_found(what: impl Into<String>) -> Refused {
+/// There is no such thing.
+pub(super) fn not_found(what: impl Into<String>) -> Refused {
     Refused(StatusCode::NOT_FOUND, what.into())
 }
 
-/// Listens at `socket`, which nobody but its owner can open. What a dead operator left there is removed; a living one
-/// holds the state directory's database, which was opened before.
+/// Listens at `socket`, which nobody but its owner can open. What a dead operator left there is removed.
 ///
 /// # Errors
-/// If the socket cannot be made.
+/// If the socket cannot be made, or another operator answers there.
 pub(crate) fn listen(socket: &FilePath) -> std::io::Result<UnixListener> {
+    if std::os::unix::net::UnixStream::connect(socket).is_ok() {
+        return Err(std::io::Error::new(std::io::ErrorKind::AddrInUse, "another operator listens there"));
+    }
     match std::fs::remove_file(socket) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -96,13 +81,14 @@ pub(crate) fn listen(socket: &FilePath) -> std::io::Result<UnixListener> {
 /// Serves until shutdown.
 pub(crate) async fn serve(
     listener: UnixListener,
-    local: Local,
+    router: Router,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
-    axum::serve(listener, router(local)).with_graceful_shutdown(shutdown.cancelled_owned()).await
+    axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
 }
 
-fn router(local: Local) -> Router {
+/// What every mesh answers to.
+pub(crate) fn router(local: Local) -> Router {
     Router::new()
         .route("/v1/summary", get(summary))
         .route("/v1/services", get(|state: State<Local>| view(state, |sources| sources.services())))
@@ -113,15 +99,14 @@ fn router(local: Local) -> Router {
         .route("/v1/errors", get(|state: State<Local>| view(state, |sources| sources.errors())))
         .route("/v1/effective/{namespace}/{name}", get(effective))
         .route("/v1/proxies/{instance}/config", get(proxy_config))
-        .route("/v1/canaries/{namespace}/{name}/{verb}", post(verb))
         .route("/v1/certificates", get(certificates))
         .route("/v1/certificates/rotate", post(rotate))
-        .route("/v1/tokens", get(tokens).post(create_token))
-        .route("/v1/tokens/{id}/revoke", post(revoke_token))
         .with_state(local)
+        .fallback(async |uri: Uri| not_found(format!("this mesh has nothing at {}", uri.path())))
 }
 
-async fn with_sources<T>(local: &Local, f: impl FnOnce(&Sources<'_>) -> T) -> Result<T, Refused> {
+/// What `f` makes of the mesh as it is now.
+pub(super) async fn with_sources<T>(local: &Local, f: impl FnOnce(&Sources<'_>) -> T) -> Result<T, Refused> {
     let Some(picture) = local.picture.borrow().clone() else {
         return Err(Refused(StatusCode::SERVICE_UNAVAILABLE, "the mesh is starting".to_owned()));
     };
@@ -182,7 +167,8 @@ async fn summary(State(local): State<Local>) -> Result<Json<Summary>, Refused> {
     Ok(Json(summary))
 }
 
-fn parse<T: std::str::FromStr<Err = airlane_core::id::BadName>>(text: &str) -> Result<T, Refused> {
+/// A part of a path that is a name.
+pub(super) fn parse<T: std::str::FromStr<Err = airlane_core::id::BadName>>(text: &str) -> Result<T, Refused> {
     text.parse()
         .map_err(|error: airlane_core::id::BadName| Refused(StatusCode::BAD_REQUEST, error.to_string()))
 }
@@ -231,34 +217,6 @@ async fn proxy_config(
     Ok(Json(rows.collect()))
 }
 
-async fn verb(
-    State(local): State<Local>,
-    Path((namespace, name, verb)): Path<(String, String, String)>,
-) -> Result<Json<()>, Refused> {
-    let asked = match verb.as_str() {
-        "pause" => Asked::Pause,
-        "resume" => Asked::Resume,
-        "promote" => Asked::Promote,
-        "abort" => Asked::Abort,
-        "retry" => Asked::Retry,
-        other => return Err(not_found(format!("no verb {other}: pause, resume, promote, abort or retry"))),
-    };
-    let id = ObjectId { kind: ObjectKind::Canary, namespace: parse(&namespace)?, name: parse(&name)? };
-    let now = local.clock.now();
-    let refusal = with_sources(&local, |sources| {
-        let canary = sources.picture.world.canaries.get(&id)?;
-        // What comes of a verb before this one is not known yet.
-        Some(if canary.asked.is_some() { None } else { sources.refusal(canary, asked, now) })
-    });
-    match refusal.await? {
-        None => return Err(not_found(format!("no {id}; `airlane get canaries` lists them"))),
-        Some(Some(refusal)) => return Err(Refused(StatusCode::CONFLICT, refusal.to_string())),
-        Some(None) => {}
-    }
-    local.recorder.ask(&id, asked, now).await.map_err(|error| failed("remember this", &error))?;
-    Ok(Json(()))
-}
-
 /// One certificate.
 #[derive(Serialize, Deserialize, Debug)]
 #[serde(rename_all = "camelCase")]
@@ -271,6 +229,13 @@ pub(crate) struct CertificateView {
     pub(crate) not_after: jiff::Timestamp,
     /// When it is renewed; a workload's at half of its life, by its sidecar.
     pub(crate) renew_at: Option<jiff::Timestamp>,
+}
+
+impl CertificateView {
+    /// Whether a workload has it, not the operator.
+    pub(crate) fn is_workload(&self) -> bool {
+        self.subject.starts_with("spiffe://")
+    }
 }
 
 async fn certificates(State(local): State<Local>) -> Json<Vec<CertificateView>> {
@@ -328,77 +293,4 @@ async fn rotate(
             Ok(Json(count))
         }
     }
-}
-
-/// A join token without its secret.
-#[derive(Serialize, Deserialize, Debug)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct StoredTokenView {
-    /// Its name.
-    pub(crate) id: String,
-    /// The service it is good for; `None`: any.
-    pub(crate) service: Option<String>,
-    /// When it was made.
-    pub(crate) created_at: jiff::Timestamp,
-    /// Until when it is good.
-    pub(crate) expires_at: Option<jiff::Timestamp>,
-    /// When it was revoked.
-    pub(crate) revoked_at: Option<jiff::Timestamp>,
-}
-
-async fn tokens(State(local): State<Local>) -> Result<Json<Vec<StoredTokenView>>, Refused> {
-    let tokens = local.store.tokens().await.map_err(|error| failed("read the tokens", &error))?;
-    let view = |token: StoredToken| StoredTokenView {
-        id: token.id,
-        service: token.service.map(|(namespace, name)| format!("{namespace}/{name}")),
-        created_at: token.created_at,
-        expires_at: token.expires_at,
-        revoked_at: token.revoked_at,
-    };
-    Ok(Json(tokens.into_iter().map(view).collect()))
-}
-
-async fn revoke_token(State(local): State<Local>, Path(id): Path<String>) -> Result<Json<()>, Refused> {
-    let revoked = local.store.revoke_token(&id, local.clock.now()).await;
-    match revoked.map_err(|error| failed("revoke the token", &error))? {
-        true => Ok(Json(())),
-        false => Err(not_found(format!("no token {id} is good; `airlane token list` lists them"))),
-    }
-}
-
-/// What a join token is asked for.
-#[derive(Serialize, Deserialize, Debug)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct TokenRequest {
-    /// The namespace it is good for.
-    pub(crate) namespace: Namespace,
-    /// The service it is good for.
-    pub(crate) service: Name,
-    /// How long it is good for.
-    pub(crate) ttl_s: Option<u64>,
-}
-
-/// A join token, said once.
-#[derive(Serialize, Deserialize)]
-pub(crate) struct TokenView {
-    /// Its name, to revoke it by.
-    pub(crate) id: String,
-    /// The join string.
-    pub(crate) join: String,
-}
-
-async fn create_token(
-    State(local): State<Local>,
-    Json(request): Json<TokenRequest>,
-) -> Result<Json<TokenView>, Refused> {
-    let lifetime =
-        request.ttl_s.map(|ttl_s| SignedDuration::from_secs(i64::try_from(ttl_s).unwrap_or(i64::MAX)));
-    let service = Some((request.namespace, request.service));
-    join::create_token(&local.store, service, lifetime, local.clock.now())
-        .await
-        .map(|minted| {
-            let join = local.operator_at.clone().join_info(minted.secret.to_string());
-            Json(TokenView { id: minted.stored.id, join: join.to_string() })
-        })
-        .map_err(|error| failed("make a token", &error))
 }

@@ -14,6 +14,7 @@ use crate::{
 use airlane_core::{
     compile::effective,
     id::{InstanceId, ObjectId, ServiceId},
+    interception::Interception,
     mesh::{Destination, FULL_SHARE},
     policy::MtlsMode,
     problem::Problem,
@@ -99,18 +100,17 @@ impl Sources<'_> {
         }
     }
 
-    /// The weakest door of the service's instances.
+    /// The weakest door of the service's instances. One that is not called through a proxy has none.
     fn mtls_of(&self, id: &ServiceId) -> String {
         let mesh = &self.picture.compiled.mesh;
-        let weakest = self
-            .picture
-            .world
-            .instances
-            .values()
+        let instances = self.picture.world.instances.values();
+        let weakest = instances
             .filter(|instance| instance.services.contains(id))
-            .filter_map(|instance| mesh.workloads.get(&instance.workload))
-            .flat_map(|inbound| inbound.ports.values())
-            .map(|door| door.mtls)
+            .flat_map(|instance| match (instance.interception, mesh.workloads.get(&instance.workload)) {
+                (Interception::None | Interception::Outbound, _) => vec![MtlsMode::Disabled],
+                (_, Some(inbound)) => inbound.ports.values().map(|door| door.mtls).collect(),
+                (_, None) => Vec::new(),
+            })
             .min();
         match weakest {
             Some(MtlsMode::Strict) => "ON",

@@ -1,5 +1,7 @@
 //! `airlane check` of a cluster: before Airlane is there, while it is, and before it goes.
 
+mod members;
+
 use super::Cluster;
 use crate::{
     args::Where,
@@ -44,10 +46,12 @@ enum Finding {
     Good(String),
     /// It is not; with the mend.
     Bad(String),
+    /// It is as people want it, and they should know what that means.
+    Note(String),
     /// It could not be looked at, and why that is no fault of the mesh.
     Untold(String),
 }
-use Finding::{Bad, Good, Untold};
+use Finding::{Bad, Good, Note, Untold};
 
 /// Prints findings; an error if one is bad.
 fn report(findings: &[Finding], verdict: &str) -> anyhow::Result<()> {
@@ -55,6 +59,7 @@ fn report(findings: &[Finding], verdict: &str) -> anyhow::Result<()> {
         let (mark, text) = match finding {
             Good(text) => ("ok    ", text),
             Bad(text) => ("WRONG ", text),
+            Note(text) => ("note  ", text),
             Untold(text) => ("?     ", text),
         };
         say(&format!("{mark}{}\n", plain(text)));
@@ -161,7 +166,7 @@ async fn namespaces(client: &Client) -> Vec<Finding> {
     if strict.is_empty() {
         return vec![Good("no namespace refuses redirection by its Pod Security Standard".to_owned())];
     }
-    vec![Good(format!(
+    vec![Note(format!(
         "pods of {} join by environment variables only, for the Pod Security Standard there: annotate them with \
          airlane.dev/interception: Env",
         strict.join(", ")
@@ -185,6 +190,8 @@ pub(crate) async fn installed(cluster: &Cluster) -> anyhow::Result<()> {
     findings.extend(registration(cluster, Timestamp::now()).await);
     findings.push(way_to_the_webhook(cluster).await);
     findings.push(objects(cluster).await);
+    findings.push(members::proxies(cluster).await);
+    findings.push(members::accounts(cluster).await);
     report(&findings, "the mesh is not as it should be")
 }
 
@@ -378,10 +385,11 @@ pub(crate) async fn uninstall(place: &Where) -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
-    fn check(finding: &Finding, expected: &str) {
+    pub(super) fn check(finding: &Finding, expected: &str) {
         let told = match finding {
             Good(text) => format!("good: {text}"),
             Bad(text) => format!("bad: {text}"),
+            Note(text) => format!("note: {text}"),
             Untold(text) => format!("untold: {text}"),
         };
         assert!(told.starts_with(expected), "{told}");
