@@ -160,7 +160,7 @@ async fn nodes_join_are_lost_and_come_back() {
         cluster.inside(move || async move { airlane_tests::client::send("GET", &url, "").await })
     };
     assert_eq!(call(url.clone()).await.unwrap().text().trim(), name(on_the_second));
-    cluster.kill_node(2).await;
+    cluster.lose_node(2).await;
     until("nobody answers on the lost node", SOON, async || match call(url.clone()).await {
         Ok(answer) => Err(answer.to_string()),
         Err(_) => Ok(()),

@@ -8,7 +8,8 @@
 //! | the definitions refuse what is wrong, take what the docs show, and show what matters | [`resources`] |
 //! | a pod's connections pass its proxy, and it leaves the mesh before it stops | [`pod`] |
 //! | the operator tells, and leads alone | [`operator`] |
-//! | the parts together: mTLS between injected pods, releases, restarts under load | [`whole`] |
+//! | the parts together: mTLS between injected pods, releases | [`whole`] |
+//! | nothing fails because of us, whatever restarts, rotates or is lost | [`soak`] |
 //! | pods of a labelled namespace are injected, others are not, whatever happens to the operator | [`webhook`] |
 //! | it is installed, upgraded and uninstalled by its chart; nobody writes more than their roles are for | [`chart`] |
 
@@ -20,5 +21,7 @@ mod identity;
 mod operator;
 mod pod;
 mod resources;
+mod shop;
+mod soak;
 mod webhook;
 mod whole;

@@ -1,169 +1,16 @@
 //! All parts together, as people have them: the operator of the chart, pods that are injected because their namespace
 //! says so, and the calls between them.
 
+use crate::shop::{SYSTEM, Whole, at_least, deployment, under_load};
 use airlane_tests::{
-    binary,
-    kube::{AIRLANE_IMAGE, Cluster, Namespace, PODS_SOON, TOOLS_IMAGE},
-    load::{Arrivals, Load, Report},
+    kube::{Namespace, PODS_SOON, TOOLS_IMAGE},
     until::{SOON, throughout, until},
 };
 use serde_json::{Value, json};
-use std::{net::SocketAddr, path::Path, time::Duration};
-use tokio::sync::{oneshot, watch};
-
-/// The namespace of the documentation.
-const SYSTEM: &str = "airlane-system";
+use std::time::Duration;
 
 /// The longest a release may take, on a machine busy with other things.
 const LONGEST_RELEASE: Duration = Duration::from_secs(120);
-
-/// A cluster with Airlane installed, for this test alone.
-struct Whole {
-    cluster: Cluster,
-}
-
-impl Whole {
-    async fn new() -> Option<Self> {
-        let cluster = Cluster::alone().await?;
-        cluster.airlane_image().await;
-        until("nothing is left of an installation before", PODS_SOON, async || {
-            match cluster.get(&format!("namespace/{SYSTEM}")).await {
-                Ok(namespace) => Err(namespace["status"].to_string()),
-                Err(_) => Ok(()),
-            }
-        })
-        .await;
-        let whole = Whole { cluster };
-        let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm/airlane").display().to_string();
-        let image = format!("replicas=1,image={AIRLANE_IMAGE}");
-        // Another test may have left the definitions.
-        let how = ["--create-namespace", "--take-ownership", "--wait", "--timeout=100s", "--set", &image];
-        whole.helm(&[&["install", "airlane", &chart][..], &how].concat()).unwrap();
-        until("the API server insists on injection", SOON, async || {
-            let registered = whole.cluster.get("mutatingwebhookconfiguration/airlane").await?;
-            match registered["webhooks"].as_array() {
-                Some(entries) if entries.iter().all(|entry| entry["failurePolicy"] == "Fail") => Ok(()),
-                _ => Err(registered["webhooks"].to_string()),
-            }
-        })
-        .await;
-        Some(whole)
-    }
-
-    fn helm(&self, arguments: &[&str]) -> Result<(), String> {
-        let mut helm = self.cluster.command("helm");
-        let output = helm.args(["--namespace", SYSTEM]).args(arguments).output();
-        let output = output.map_err(|error| error.to_string())?;
-        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        if output.status.success() { Ok(()) } else { Err(said(&output.stderr) + &said(&output.stdout)) }
-    }
-
-    /// A command of ours, against the cluster.
-    async fn airlane(&self, line: &str) -> Result<String, String> {
-        let mut airlane = self.cluster.command(binary::airlane());
-        airlane.args(["--state", "/nowhere"]).args(line.split(' '));
-        let output =
-            tokio::process::Command::from(airlane).output().await.map_err(|error| error.to_string())?;
-        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        if output.status.success() {
-            Ok(said(&output.stdout))
-        } else {
-            Err(format!("{line}: {}", said(&output.stderr)))
-        }
-    }
-
-    /// A namespace in the mesh, with the services `front`, which calls the other for every request, and `payments`.
-    async fn shop(&self) -> Namespace<'_> {
-        let shop = self.cluster.namespace("shop").await;
-        self.cluster
-            .kubectl(&["label", "namespace", shop.name(), "airlane.dev/inject=enabled"])
-            .await
-            .unwrap();
-        for service in ["front", "payments"] {
-            shop.apply(&account(service)).await.unwrap();
-            shop.apply(&service_of(service)).await.unwrap();
-        }
-        let front = deployment("front", "v1", 1, &["--call", "http://payments/pay"]);
-        shop.apply(&front).await.unwrap();
-        shop
-    }
-}
-
-impl Drop for Whole {
-    #[expect(clippy::print_stderr, reason = "what a failed test wants to see")]
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            for what in [&["get", "pods,events"][..], &["logs", "deployment/airlane", "--tail=50"]] {
-                let output =
-                    self.cluster.command("kubectl").args(["--namespace", SYSTEM]).args(what).output();
-                let output = output.map(|output| output.stdout).unwrap_or_default();
-                eprintln!("--- kubectl {}\n{}", what.join(" "), String::from_utf8_lossy(&output));
-            }
-        }
-        // What stays goes with the cluster.
-        let _ = self.helm(&["uninstall", "airlane", "--no-hooks"]);
-        let _ =
-            self.cluster.command("kubectl").args(["delete", "namespace", SYSTEM, "--wait=false"]).output();
-    }
-}
-
-fn account(name: &str) -> String {
-    json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": name } }).to_string()
-}
-
-fn service_of(app: &str) -> String {
-    json!({
-        "apiVersion": "v1", "kind": "Service", "metadata": { "name": app },
-        "spec": { "selector": { "app": app }, "ports": [{ "name": "http", "port": 80, "targetPort": "http" }] },
-    })
-    .to_string()
-}
-
-/// The example service, as people would write it: with probes of all three kinds.
-fn deployment(app: &str, version: &str, replicas: u32, more: &[&str]) -> String {
-    let labels = json!({ "app": app, "version": version });
-    let own: [&str; 9] =
-        ["example-app", "--address", "0.0.0.0", "--port", "8080", "--name", app, "--version", version];
-    let args = [&own, more].concat();
-    json!({
-        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": format!("{app}-{version}") },
-        "spec": {
-            "replicas": replicas,
-            "selector": { "matchLabels": labels },
-            "strategy": { "rollingUpdate": { "maxUnavailable": 0, "maxSurge": 1 } },
-            "template": {
-                "metadata": { "labels": labels },
-                "spec": {
-                    "serviceAccountName": app,
-                    "containers": [{
-                        "name": "app",
-                        "image": AIRLANE_IMAGE,
-                        "args": args,
-                        "ports": [{ "name": "http", "containerPort": 8080 }],
-                        "startupProbe": { "httpGet": { "path": "/healthz", "port": "http" }, "periodSeconds": 1, "failureThreshold": 60 },
-                        "readinessProbe": { "httpGet": { "path": "/healthz", "port": "http" }, "periodSeconds": 1 },
-                        "livenessProbe": { "tcpSocket": { "port": "http" }, "periodSeconds": 2 },
-                    }],
-                },
-            },
-        },
-    })
-    .to_string()
-}
-
-/// A server that dies at once when it is told to end, whatever it is doing, and has no hook that would keep it.
-fn abrupt(app: &str) -> String {
-    let mut deployment: Value = serde_json::from_str(&deployment(app, "abrupt", 2, &[])).unwrap();
-    let container = &mut deployment["spec"]["template"]["spec"]["containers"][0];
-    let serve = "mkdir /www; echo '{}' >/www/pay; httpd -f -p 8080 -h /www & trap 'exit 0' TERM; wait";
-    container["image"] = json!(TOOLS_IMAGE);
-    container["args"] = Value::Null;
-    container["command"] = json!(["sh", "-c", serve]);
-    for probe in ["startupProbe", "readinessProbe"] {
-        container[probe]["httpGet"]["path"] = json!("/pay");
-    }
-    deployment.to_string()
-}
 
 /// A pod that is not in the mesh, to call from.
 fn stranger() -> String {
@@ -313,41 +160,6 @@ async fn the_command_line_shows_it(whole: &Whole, shop: &Namespace<'_>) {
     assert!(check.contains("ok    no two workloads of a namespace share the account"), "{check}");
 }
 
-/// Does `work` while front is asked so often each second, from node 1, and asks payments each time; gives what became of
-/// the requests. `work` is told how many were due so far.
-async fn under_load(
-    shop: &Namespace<'_>,
-    per_second: f64,
-    work: impl AsyncFnOnce(watch::Receiver<u64>),
-) -> Report {
-    let pods = shop.pods("app=front").await.unwrap();
-    let address = pods[0]["status"]["podIP"].as_str().unwrap();
-    let front = SocketAddr::new(address.parse().unwrap(), 8080);
-    let (counting, sent) = watch::channel(0);
-    let (stop, mut stopped) = oneshot::channel::<()>();
-    let load = shop.cluster().inside(move || async move {
-        let load = Load::start_at(front, "http://front/", per_second, Arrivals::Uniform);
-        let mut tick = tokio::time::interval(Duration::from_millis(100));
-        loop {
-            tokio::select! {
-                _ = &mut stopped => return load.finish().await,
-                _ = tick.tick() => drop(counting.send(load.sent())),
-            }
-        }
-    });
-    let working = async {
-        work(sent).await;
-        drop(stop);
-    };
-    let (report, ()) = tokio::join!(load, working);
-    report
-}
-
-async fn at_least(sent: &mut watch::Receiver<u64>, requests: u64) {
-    let due = tokio::time::timeout(PODS_SOON, sent.wait_for(|sent| *sent >= requests)).await;
-    assert!(due.is_ok(), "{requests} requests take too long");
-}
-
 fn canary(version: &str) -> String {
     format!(
         "
@@ -392,7 +204,7 @@ async fn a_bad_release_is_taken_back_and_a_good_one_promoted() {
     }
     front_calls_payments(&shop).await;
 
-    let report = under_load(&shop, 100.0, async |_| {
+    let report = under_load(&shop, "front", 100.0, async |_| {
         let status = release(&shop, "v2", &["--fail", "20%"]).await;
         assert_eq!(status["phase"], "RolledBack", "{status}");
         assert_eq!(status["weight"], "0%", "{status}");
@@ -411,7 +223,7 @@ async fn a_bad_release_is_taken_back_and_a_good_one_promoted() {
     eprintln!("{report}");
     assert!((3..=15).contains(&report.failed), "{report}");
 
-    let report = under_load(&shop, 200.0, async |mut sent| {
+    let report = under_load(&shop, "front", 200.0, async |mut sent| {
         let status = release(&shop, "v3", &[]).await;
         assert_eq!(status["phase"], "Succeeded", "{status}");
         assert_eq!(status["weight"], "100%", "{status}");
@@ -429,62 +241,4 @@ async fn a_bad_release_is_taken_back_and_a_good_one_promoted() {
     for trouble in ["a status was not written", "another operator wrote in between"] {
         assert!(!log.contains(trouble), "{log}");
     }
-}
-
-#[tokio::test]
-async fn restarts_under_load_lose_no_request() {
-    let Some(whole) = Whole::new().await else { return };
-    let shop = whole.shop().await;
-    shop.apply(&deployment("payments", "v1", 2, &[])).await.unwrap();
-    shop.apply(&stranger()).await.unwrap();
-    for workload in ["deployment/front-v1", "deployment/payments-v1"] {
-        shop.rolled_out(workload).await;
-    }
-    front_calls_payments(&shop).await;
-    let restart = async |deployment: &str| {
-        shop.kubectl(&["rollout", "restart", deployment]).await.unwrap();
-        shop.rolled_out(deployment).await;
-    };
-
-    let report = under_load(&shop, 200.0, async |mut sent| {
-        for _ in 0..3 {
-            restart("deployment/payments-v1").await;
-        }
-        at_least(&mut sent, 5_000).await;
-    })
-    .await;
-    eprintln!("{report}");
-    report.assert_nothing_failed(5_000);
-
-    let report = under_load(&shop, 200.0, async |mut sent| {
-        let pods = "--selector=app.kubernetes.io/component=operator";
-        let system = ["--namespace", SYSTEM];
-        let kill = ["delete", "pod", pods, "--grace-period=0", "--force"];
-        whole.cluster.kubectl(&[&system[..], &kill].concat()).await.unwrap();
-        until("there is an operator again", PODS_SOON, async || {
-            let wait = ["wait", "pod", pods, "--for=condition=Ready", "--timeout=1s"];
-            whole.cluster.kubectl(&[&system[..], &wait].concat()).await
-        })
-        .await;
-        // It knows who runs, and lets in who starts.
-        restart("deployment/payments-v1").await;
-        at_least(&mut sent, 2_000).await;
-    })
-    .await;
-    eprintln!("{report}");
-    report.assert_nothing_failed(2_000);
-
-    let report = under_load(&shop, 100.0, async |mut sent| {
-        shop.apply(&abrupt("payments")).await.unwrap();
-        shop.rolled_out("deployment/payments-abrupt").await;
-        shop.kubectl(&["delete", "deployment", "payments-v1"]).await.unwrap();
-        for _ in 0..2 {
-            restart("deployment/payments-abrupt").await;
-        }
-        let now = *sent.borrow();
-        at_least(&mut sent, now + 200).await;
-    })
-    .await;
-    eprintln!("{report}");
-    report.assert_nothing_failed(1_000);
 }

@@ -22,13 +22,18 @@ mod namespace;
 pub use namespace::Namespace;
 
 use crate::until::{SOON, until};
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     future::Future,
     io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _},
-    os::unix::process::CommandExt as _,
+    os::unix::{ffi::OsStrExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
@@ -131,13 +136,21 @@ impl Cluster {
     }
 
     /// A program in the cluster's network (node 1's), with `KUBECONFIG` set; otherwise it is a process like others.
-    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.network().display())).arg("--").arg(program);
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{}:{path}", self.running.run.join("bin").display()));
         command.env("KUBECONFIG", self.kubeconfig());
         command
+    }
+
+    /// Runs a program to its end, [`Cluster::command`] or another, and gives what it prints.
+    ///
+    /// # Errors
+    /// What it says when it fails, or takes too long.
+    pub async fn run(&self, command: Command) -> Result<String, String> {
+        finish(command, "").await
     }
 
     /// Runs `kubectl` as administrator and gives what it prints.
@@ -147,7 +160,7 @@ impl Cluster {
     pub async fn kubectl(&self, arguments: &[&str]) -> Result<String, String> {
         let mut kubectl = self.command("kubectl");
         kubectl.args(arguments);
-        finish(kubectl, "").await
+        self.run(kubectl).await
     }
 
     /// `kubectl apply` of YAML, with strict validation.
@@ -229,6 +242,17 @@ impl Cluster {
         AIRLANE_IMAGE
     }
 
+    /// Gives an image of all nodes another tag as well, and its new name.
+    ///
+    /// # Panics
+    /// When a node does not have it.
+    pub async fn tag_image(&self, image: &str, tag: &str) -> String {
+        let (name, _) = image.rsplit_once(':').unwrap();
+        let tagged = format!("{name}:{tag}");
+        script("tag.sh", &[image, &tagged]).await.unwrap();
+        tagged
+    }
+
     /// Takes a part of the cluster away until [`Cluster::start`]: `apiserver`, `etcd`, `controller-manager`,
     /// `scheduler`, `coredns`, or of node 1 `kubelet`, `proxy`, `containerd`.
     ///
@@ -286,17 +310,34 @@ impl Cluster {
         finish(up, "").await.unwrap();
     }
 
-    /// Ends a node (2 or higher) and everything on it at once, as by a power cut.
+    /// Ends a node (2 or higher) and everything on it at once, as a power cut does: nobody hears of it.
     ///
     /// # Panics
     /// When the test shares the cluster, or there is no such node.
-    pub async fn kill_node(&self, node: usize) {
-        assert!(node > 1, "node 1 carries the control plane");
+    pub async fn lose_node(&self, node: usize) {
         self.damage();
-        let file = self.running.run.join(format!("node{node}/pid"));
-        let pid = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-        let pid = nix::unistd::Pid::from_raw(pid.trim().parse().unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        script("lose.sh", &[&node.to_string()]).await.unwrap();
+    }
+
+    /// Sends a signal to the processes of a program in a pod, from outside: SIGKILL is what a crash is.
+    ///
+    /// # Panics
+    /// When there are none.
+    pub fn signal(&self, pod: &Value, program: &str, signal: Signal) {
+        let group = format!("/pod{}/", pod["metadata"]["uid"].as_str().unwrap());
+        let runs = |process: &Path| {
+            let of_pod = fs::read_to_string(process.join("cgroup")).is_ok_and(|text| text.contains(&group));
+            let command = fs::read(process.join("cmdline")).unwrap_or_default();
+            let first = command.split(|byte| *byte == 0).next().unwrap_or_default();
+            of_pod && Path::new(OsStr::from_bytes(first)).file_name() == Some(OsStr::new(program))
+        };
+        let all = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+        let processes: Vec<PathBuf> = all.filter(|process| runs(process)).collect();
+        assert!(!processes.is_empty(), "no {program} runs in {group}");
+        for process in processes {
+            let pid = process.file_name().unwrap().to_str().unwrap().parse().unwrap();
+            kill(Pid::from_raw(pid), signal).unwrap();
+        }
     }
 
     fn damage(&self) {

@@ -134,7 +134,8 @@ pub(super) fn read(request: &JoinRequest, trust_domain: &TrustDomain) -> Result<
         ports: ports(&request.ports)?,
         outbound_port,
     };
-    let identity = Identity { trust_domain: trust_domain.clone(), namespace, service_account: service.into() };
+    let identity =
+        Identity { trust_domain: trust_domain.clone(), namespace, service_account: service.into() };
     Ok(Wish { identity, newcomer, had })
 }
 

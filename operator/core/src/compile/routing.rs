@@ -8,7 +8,8 @@
 use super::{calls, mtls::Words, policies::Ladder, split::Governing};
 use crate::{
     id::{
-        ClusterName, Identity, Namespace, ObjectId, ObjectKind, Revision, ServiceAccount, ServicePort, TrustDomain,
+        ClusterName, Identity, Namespace, ObjectId, ObjectKind, Revision, ServiceAccount, ServicePort,
+        TrustDomain,
     },
     mesh::{Cluster, Destination, Endpoint, Inbound, Route, ShortName, Transport},
     policy::{Http2, MtlsMode},

@@ -123,7 +123,10 @@ impl Subjects {
             if self.namespaces.contains(namespace)
                 || instance.services.iter().any(|service| self.services.contains(service))
                 || self.workloads.iter().any(|(space, name)| space == namespace && name == workload)
-                || self.accounts.iter().any(|(space, name)| space == namespace && *name == instance.service_account)
+                || self
+                    .accounts
+                    .iter()
+                    .any(|(space, name)| space == namespace && *name == instance.service_account)
             {
                 touched.workloads.insert(instance.workload.clone());
             }

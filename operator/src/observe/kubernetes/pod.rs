@@ -53,7 +53,12 @@ pub(super) fn copy_of(pod: &Pod) -> Option<Copy> {
         workload: workload_of(metadata)?,
         service_account: ServiceAccount::parse(account.unwrap_or("default")).ok()?,
         address,
-        ipv6: status.pod_ips.iter().filter_map(|it| it.ip.parse().ok()).chain([address]).any(|ip: IpAddr| ip.is_ipv6()),
+        ipv6: status
+            .pod_ips
+            .iter()
+            .filter_map(|it| it.ip.parse().ok())
+            .chain([address])
+            .any(|ip: IpAddr| ip.is_ipv6()),
         interception: interception_of(pod),
         health: health_of(metadata.deletion_timestamp.is_some(), &status.conditions),
     })
@@ -262,9 +267,8 @@ mod tests {
 
     #[test]
     fn a_pod_has_ipv6_if_any_of_its_addresses_is() {
-        let ipv6 = |addresses: Value| {
-            copy_of(&pod(|pod| pod["status"]["podIPs"] = addresses)).expect("a copy").ipv6
-        };
+        let ipv6 =
+            |addresses: Value| copy_of(&pod(|pod| pod["status"]["podIPs"] = addresses)).expect("a copy").ipv6;
         assert!(!ipv6(json!([])));
         assert!(!ipv6(json!([{ "ip": "10.244.1.7" }])));
         assert!(ipv6(json!([{ "ip": "10.244.1.7" }, { "ip": "fd00::7" }])));
