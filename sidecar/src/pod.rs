@@ -3,7 +3,6 @@
 
 mod account;
 mod ask;
-mod crowd;
 mod departure;
 mod desk;
 

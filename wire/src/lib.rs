@@ -6,8 +6,10 @@
 //! - [`operator`]: the service a sidecar calls;
 //! - [`join`]: the join string, by which a sidecar finds and recognises its operator;
 //! - [`pod`]: what injector, agent and kubelet agree on in a pod;
-//! - [`sds`]: the part of Envoy's secret discovery that the sidecar serves to the Envoy beside it.
+//! - [`sds`]: the part of Envoy's secret discovery that the sidecar serves to the Envoy beside it;
+//! - [`crowd`]: how either keeps a port open to everybody from being filled by somebody.
 
+pub mod crowd;
 pub mod join;
 pub mod message;
 pub mod operator;

@@ -5,10 +5,12 @@
 
 use super::{
     ask::{self, Outcome},
-    crowd::{CONNECTIONS_MAX, Crowd},
     departure::Departure,
 };
-use airlane_wire::pod::{Ask, Asked, Asks};
+use airlane_wire::{
+    crowd::Crowd,
+    pod::{Ask, Asked, Asks},
+};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
@@ -32,6 +34,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+/// Connections at once. The kubelet has one for each probe that is being answered.
+const CONNECTIONS_MAX: usize = 64;
 /// The longest a request's head may take to arrive.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most bytes of a request's head, and the most headers.

@@ -1,20 +1,17 @@
-//! Who is connected to a port that everybody can reach: a crowd from one address must not keep the kubelet out.
+//! Who is connected to a port that everybody can reach: a crowd from one address must keep nobody else out. No IO.
 
 use std::{collections::BTreeMap, net::IpAddr};
 use tokio::task::AbortHandle;
 
-/// Connections at once. The kubelet has one for each probe that is being answered.
-pub(super) const CONNECTIONS_MAX: usize = 64;
-
 /// The connections of this moment, oldest first.
 #[derive(Debug)]
-pub(super) struct Crowd<C = AbortHandle> {
+pub struct Crowd<C = AbortHandle> {
     guests: Vec<(IpAddr, C)>,
     max: usize,
 }
 
 /// A connection that can be ended from outside.
-pub(super) trait Connection {
+pub trait Connection {
     /// Whether it has ended.
     fn is_over(&self) -> bool;
 }
@@ -27,13 +24,13 @@ impl Connection for AbortHandle {
 
 impl<C: Connection> Crowd<C> {
     /// Nobody yet; at most `max` later.
-    pub(super) fn new(max: usize) -> Self {
+    pub fn new(max: usize) -> Self {
         Self { guests: Vec::new(), max }
     }
 
     /// Takes a newcomer in. If that is one too many, gives who has to go for it: the oldest connection of the address
-    /// that has most.
-    pub(super) fn admit(&mut self, from: IpAddr, connection: C) -> Option<C> {
+    /// that has most. That may be the newcomer.
+    pub fn admit(&mut self, from: IpAddr, connection: C) -> Option<C> {
         self.guests.retain(|(_, guest)| !guest.is_over());
         self.guests.push((host(from), connection));
         if self.guests.len() <= self.max {
@@ -50,7 +47,8 @@ impl<C: Connection> Crowd<C> {
 }
 
 /// What counts as one peer: an IPv4 address, or the /64 that a host of IPv6 can usually choose its address from.
-fn host(address: IpAddr) -> IpAddr {
+#[must_use]
+pub fn host(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(v4) => v4.into(),
         IpAddr::V6(v6) => IpAddr::from((v6.to_bits() >> 64 << 64).to_be_bytes()),
