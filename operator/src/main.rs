@@ -27,6 +27,7 @@ mod signals;
 mod standing;
 mod store;
 mod tls;
+mod turns;
 mod webhook;
 mod xds;
 

@@ -3,12 +3,15 @@
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use json_patch::Patch;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{json, value::RawValue};
 
 const API_VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
 /// A UID has 36 characters; it is given back.
 const UID_BYTES_MAX: usize = 128;
+/// Values in a body. Each may become a structure of a kilobyte when it is read; an object as large as one can be
+/// stored has a tenth of this.
+const VALUES_MAX: usize = 50_000;
 /// The API server cuts a warning that is longer.
 const WARNING_CHARS_MAX: usize = 256;
 /// Warnings in one answer: nobody reads more.
@@ -17,6 +20,9 @@ const WARNINGS_MAX: usize = 10;
 /// A body that is no review.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BadReview {
+    /// Reading it would take more memory than it is worth.
+    #[error("the body holds more than {VALUES_MAX} values")]
+    Values,
     /// It does not have the shape of one.
     #[error("the body is no {KIND}: {0}")]
     Shape(serde_json::Error),
@@ -30,16 +36,17 @@ pub(super) enum BadReview {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Review {
+struct Review<'a> {
     api_version: String,
     kind: String,
-    request: Option<Request>,
+    #[serde(borrow)]
+    request: Option<Request<'a>>,
 }
 
 /// What the API server asks.
 #[derive(Deserialize, Debug)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Request {
+pub(super) struct Request<'a> {
     pub(super) uid: String,
     pub(super) kind: GroupKind,
     #[serde(default)]
@@ -47,9 +54,9 @@ pub(super) struct Request {
     #[serde(default)]
     pub(super) namespace: String,
     pub(super) operation: String,
-    /// Null when something is deleted.
-    #[serde(default)]
-    pub(super) object: Value,
+    /// Unread, since whose it is may end the matter; `None` when something is deleted.
+    #[serde(borrow, default)]
+    pub(super) object: Option<&'a RawValue>,
 }
 
 /// What kind of object it is about.
@@ -61,12 +68,30 @@ pub(super) struct GroupKind {
 }
 
 /// The request in a body.
-pub(super) fn read(body: &[u8]) -> Result<Request, BadReview> {
+pub(super) fn read(body: &[u8]) -> Result<Request<'_>, BadReview> {
+    if values(body) > VALUES_MAX {
+        return Err(BadReview::Values);
+    }
     let review: Review = serde_json::from_slice(body).map_err(BadReview::Shape)?;
     if review.api_version != API_VERSION || review.kind != KIND {
         return Err(BadReview::Version);
     }
     review.request.filter(|request| (1..=UID_BYTES_MAX).contains(&request.uid.len())).ok_or(BadReview::Uid)
+}
+
+/// At least as many values as JSON holds: each but the first follows what opens a list or an object, or a comma.
+fn values(json: &[u8]) -> usize {
+    let (mut values, mut in_text, mut escaped) = (0, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = in_text,
+            b'"' => in_text = !in_text,
+            b'{' | b'[' | b',' if !in_text => values += 1,
+            _ => {}
+        }
+    }
+    values
 }
 
 /// What we say to it.
@@ -151,9 +176,18 @@ mod tests {
         };
         refused(&review(""), "request.uid");
         refused(&review(&"u".repeat(129)), "request.uid");
-        let read = read(review("u").as_bytes()).expect("a review");
-        assert_eq!((read.object, read.namespace.as_str()), (Value::Null, ""));
+        let text = review("u");
+        let read = read(text.as_bytes()).expect("a review");
+        assert_eq!((read.object.is_none(), read.namespace.as_str()), (true, ""));
         refused(&format!("{}{}", "[".repeat(200), "]".repeat(200)), "");
+        refused(&format!("[{}{{}}]", "{},".repeat(VALUES_MAX)), "more than 50000 values");
+    }
+
+    #[test]
+    fn values_are_counted_outside_of_texts() {
+        assert_eq!(values(br#"{"a": [1, 2, {}], "b": "x"}"#), 6);
+        assert_eq!(values(br#"["a,b[{", "\\", "\",{", 1]"#), 4);
+        assert_eq!(values(br#"7"#), 0);
     }
 
     #[test]

@@ -8,8 +8,9 @@ use super::{
     inject::{self, INJECT, Injection, NotInjected, inject},
     review::{self, Answer, Request as Asked},
 };
-use crate::{observe::kubernetes::NamespaceLabels, tls::ServerTls};
+use crate::{observe::kubernetes::NamespaceLabels, tls::ServerTls, turns::Turns};
 use airlane_core::id::Namespace;
+use airlane_wire::crowd::Crowd;
 use axum::{
     Json, Router,
     body::Bytes,
@@ -25,11 +26,12 @@ use hyper_util::{
     server::conn::auto,
 };
 use k8s_openapi::api::core::v1::Pod;
-use serde::Deserialize as _;
-use std::{collections::BTreeMap, convert::Infallible, pin::pin, sync::Arc, time::Duration};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+use std::{collections::BTreeMap, convert::Infallible, net::IpAddr, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::watch,
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -41,9 +43,15 @@ const BODY_BYTES_MAX: usize = 5 << 20;
 const DEADLINE: Duration = Duration::from_secs(4);
 /// How long a namespace may be in the mesh for the API server and not yet for us.
 const CATCH_UP: Duration = Duration::from_secs(2);
-/// Requests at a time: with the largest body each, 160 MiB.
-const REQUESTS_MAX: usize = 32;
+/// Requests at a time. The largest body of the most values takes about 40 MiB while it is read.
+const REQUESTS_MAX: usize = 8;
+/// Of them, those of one address: an API server in need waits for its own, not for a stranger's.
+const REQUESTS_PER_ADDRESS_MAX: usize = 5;
 const CONNECTIONS_MAX: usize = 256;
+/// How long somebody may be silent after the handshake.
+const FIRST_REQUEST: Duration = Duration::from_secs(5);
+/// How long a connection may wait for its next request; an API server's client waits for 90 s.
+const NEXT_REQUEST: Duration = Duration::from_secs(180);
 const STREAMS_PER_CONNECTION_MAX: u32 = 64;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -75,7 +83,7 @@ enum Unanswered {
     #[error("this replica does not know yet that namespace {0} is in the mesh; try again")]
     Namespace(String),
     /// The object is not what the API server says it is.
-    #[error("request.object is no Pod: {0}")]
+    #[error("request.object is not of its kind: {0}")]
     Object(String),
     /// No random numbers.
     #[error("the system gives no random bytes")]
@@ -88,6 +96,11 @@ impl Unanswered {
             Unanswered::Namespace(_) | Unanswered::Random => StatusCode::SERVICE_UNAVAILABLE,
             Unanswered::Object(_) => StatusCode::BAD_REQUEST,
         }
+    }
+
+    fn to_response(&self, asked: &Asked<'_>) -> Response {
+        tracing::warn!(namespace = asked.namespace, error = %self, "a review was not answered");
+        (self.status(), self.to_string()).into_response()
     }
 }
 
@@ -102,14 +115,16 @@ impl Webhook {
             .with_state(self)
     }
 
-    async fn injection(&self, asked: &Asked) -> Result<Answer, Unanswered> {
+    async fn injection(&self, asked: &Asked<'_>) -> Result<Answer, Unanswered> {
         let is_pod = asked.kind.group.is_empty() && asked.kind.kind == "Pod" && asked.sub_resource.is_empty();
         let exempt = [NEVER, self.system_namespace.as_str()].contains(&asked.namespace.as_str());
         if !is_pod || exempt || asked.operation != "CREATE" {
             return Ok(Answer::as_it_is());
         }
-        let pod = Pod::deserialize(&asked.object).map_err(|error| Unanswered::Object(error.to_string()))?;
-        let labels = self.labels(&asked.namespace, &pod).await?;
+        let object = asked.object.map_or("null", RawValue::get);
+        let Labelled { metadata } = read(object)?;
+        let labels = self.labels(&asked.namespace, metadata.labels.contains_key(INJECT)).await?;
+        let pod: Pod = read(object)?;
         let setup = self.injection.borrow().clone();
         let secret = draw_secret().ok_or(Unanswered::Random)?;
         Ok(match inject(&pod, &labels, &secret, &setup) {
@@ -127,11 +142,11 @@ impl Webhook {
         })
     }
 
-    /// The labels of the pod's namespace, at least as new as those by which the API server decided to ask us.
-    async fn labels(&self, namespace: &str, pod: &Pod) -> Result<BTreeMap<String, String>, Unanswered> {
+    /// The labels of the pod's namespace, at least as new as those by which the API server decided to ask us, unless
+    /// it was the pod's own label.
+    async fn labels(&self, namespace: &str, pod_says: bool) -> Result<BTreeMap<String, String>, Unanswered> {
         let unknown = || Unanswered::Namespace(namespace.to_owned());
         let name = Namespace::parse(namespace).map_err(|_| unknown())?;
-        let pod_says = pod.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(INJECT));
         let new_enough = |labels: &BTreeMap<String, String>| {
             pod_says || labels.get(INJECT).is_some_and(|value| value == "enabled" || value == "outbound")
         };
@@ -143,22 +158,43 @@ impl Webhook {
         }
     }
 
-    fn validation(&self, asked: &Asked) -> Answer {
-        if asked.kind.group != GROUP || asked.object.is_null() {
-            return Answer::as_it_is();
-        }
-        let object = airlane_api::read_object(&asked.object, &self.system_namespace);
+    fn validation(&self, asked: &Asked<'_>) -> Result<Answer, Unanswered> {
+        let Some(object) = asked.object.filter(|_| asked.kind.group == GROUP) else {
+            return Ok(Answer::as_it_is());
+        };
+        let object = airlane_api::read_object(&read(object.get())?, &self.system_namespace);
         let problems = object.problems.iter().map(|problem| match problem.field.as_str() {
             "" => problem.message.clone(),
             field => format!("{field}: {}", problem.message),
         });
         let problems: Vec<String> = problems.collect();
-        if object.refused.is_some() {
+        Ok(if object.refused.is_some() {
             Answer::refused(problems.join("; "))
         } else {
             Answer::as_it_is().warning(problems)
-        }
+        })
     }
+}
+
+/// What decides about a pod before it is read as a whole.
+#[derive(Deserialize)]
+struct Labelled {
+    #[serde(default)]
+    metadata: Metadata,
+}
+
+#[derive(Deserialize, Default)]
+struct Metadata {
+    #[serde(default, deserialize_with = "null_is_empty")]
+    labels: BTreeMap<String, String>,
+}
+
+fn null_is_empty<'de, D: Deserializer<'de>>(labels: D) -> Result<BTreeMap<String, String>, D::Error> {
+    Option::deserialize(labels).map(Option::unwrap_or_default)
+}
+
+fn read<'a, T: Deserialize<'a>>(object: &'a str) -> Result<T, Unanswered> {
+    serde_json::from_str(object).map_err(|error| Unanswered::Object(error.to_string()))
 }
 
 async fn answer_injection(State(webhook): State<Webhook>, headers: HeaderMap, body: Bytes) -> Response {
@@ -168,21 +204,22 @@ async fn answer_injection(State(webhook): State<Webhook>, headers: HeaderMap, bo
     };
     match webhook.injection(&asked).await {
         Ok(answer) => Json(answer.to_review(&asked.uid)).into_response(),
-        Err(error) => {
-            tracing::warn!(namespace = asked.namespace, %error, "an injection was not answered");
-            (error.status(), error.to_string()).into_response()
-        }
+        Err(error) => error.to_response(&asked),
     }
 }
 
 async fn answer_validation(State(webhook): State<Webhook>, headers: HeaderMap, body: Bytes) -> Response {
-    match asked(&headers, &body) {
-        Ok(asked) => Json(webhook.validation(&asked).to_review(&asked.uid)).into_response(),
-        Err(response) => *response,
+    let asked = match asked(&headers, &body) {
+        Ok(asked) => asked,
+        Err(response) => return *response,
+    };
+    match webhook.validation(&asked) {
+        Ok(answer) => Json(answer.to_review(&asked.uid)).into_response(),
+        Err(error) => error.to_response(&asked),
     }
 }
 
-fn asked(headers: &HeaderMap, body: &[u8]) -> Result<Asked, Box<Response>> {
+fn asked<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<Asked<'a>, Box<Response>> {
     let refuse = |status: StatusCode, why: String| Err(Box::new((status, why).into_response()));
     let said = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media_type = said.split(';').next().unwrap_or_default();
@@ -199,28 +236,27 @@ pub(crate) async fn serve(
     webhook: Webhook,
     shutdown: CancellationToken,
 ) {
-    let port = Port { tls, routes: webhook.routes(), requests: Arc::new(Semaphore::new(REQUESTS_MAX)) };
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let turns = Arc::new(Turns::new(REQUESTS_MAX, REQUESTS_PER_ADDRESS_MAX));
+    let port = Port { tls, routes: webhook.routes(), turns };
+    let mut crowd = Crowd::new(CONNECTIONS_MAX);
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
-        let Ok((stream, _)) = accepted else {
+        let Ok((stream, remote)) = accepted else {
             // Most often out of file descriptors: give connections time to end.
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            tracing::warn!("the webhook refused a connection: {CONNECTIONS_MAX} are open");
-            continue;
-        };
         let (port, shutdown) = (port.clone(), shutdown.clone());
-        connections.spawn(async move {
-            port.connection(stream, &shutdown).await;
-            drop(place);
-        });
+        let connection =
+            connections.spawn(async move { port.connection(stream, remote.ip(), &shutdown).await });
+        if let Some(other) = crowd.admit(remote.ip(), connection.abort_handle()) {
+            tracing::warn!("the webhook ended a connection: {CONNECTIONS_MAX} were open");
+            other.abort();
+        }
     }
     drop(listener);
     connections.close();
@@ -232,11 +268,11 @@ pub(crate) async fn serve(
 struct Port {
     tls: ServerTls,
     routes: Router,
-    requests: Arc<Semaphore>,
+    turns: Arc<Turns>,
 }
 
 impl Port {
-    async fn connection(self, stream: TcpStream, shutdown: &CancellationToken) {
+    async fn connection(self, stream: TcpStream, from: IpAddr, shutdown: &CancellationToken) {
         let handshake = timeout(HANDSHAKE_TIMEOUT, self.tls.acceptor().accept(stream));
         let stream = tokio::select! {
             () = shutdown.cancelled() => return,
@@ -254,13 +290,16 @@ impl Port {
             .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
             .max_header_list_size(HEADERS_BYTES_MAX)
             .keep_alive_interval(KEEPALIVE_EVERY);
+        let (heard, requests) = watch::channel(());
         let service = service_fn(move |request| {
+            heard.send_replace(());
             let port = self.clone();
-            async move { Ok::<_, Infallible>(port.call(request).await) }
+            async move { Ok::<_, Infallible>(port.call(request, from).await) }
         });
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         tokio::select! {
             _ = connection.as_mut() => return,
+            () = silence(requests) => {}
             () = shutdown.cancelled() => {}
         }
         connection.as_mut().graceful_shutdown();
@@ -268,10 +307,9 @@ impl Port {
         let _ = timeout(GOODBYE, connection).await;
     }
 
-    async fn call(&self, request: Request<Incoming>) -> Response {
+    async fn call(&self, request: Request<Incoming>, from: IpAddr) -> Response {
         let answered = timeout(DEADLINE, async {
-            // Nobody closes the semaphore.
-            let _turn = self.requests.acquire().await;
+            let _turn = self.turns.take(from).await;
             self.routes.clone().oneshot(request).await
         });
         match answered.await {
@@ -279,6 +317,14 @@ impl Port {
             Ok(Err(never)) => match never {},
             Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "too many requests, or a slow one").into_response(),
         }
+    }
+}
+
+/// Returns when no request has come for too long.
+async fn silence(mut requests: watch::Receiver<()>) {
+    let mut limit = FIRST_REQUEST;
+    while let Ok(Ok(())) = timeout(limit, requests.changed()).await {
+        limit = NEXT_REQUEST;
     }
 }
 

@@ -10,9 +10,8 @@ use http_body_util::BodyExt as _;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
-use std::time::Instant;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 struct Given {
     webhook: Webhook,
@@ -185,7 +184,7 @@ async fn what_is_no_review_is_refused_with_a_reason() {
     check(String::new(), StatusCode::BAD_REQUEST, "no AdmissionReview").await;
     check("{}".into(), StatusCode::BAD_REQUEST, "apiVersion").await;
     let no_pod = review("shop", &json!({ "spec": { "containers": 7 } })).to_string();
-    check(no_pod, StatusCode::BAD_REQUEST, "request.object is no Pod").await;
+    check(no_pod, StatusCode::BAD_REQUEST, "request.object is not of its kind").await;
     check("x".repeat(BODY_BYTES_MAX + 1), StatusCode::PAYLOAD_TOO_LARGE, "").await;
 
     let plain =
@@ -231,11 +230,47 @@ async fn policies_are_validated_as_they_are_read() {
     assert_eq!(response(&given.webhook, "/validate", &deleted).await["allowed"], true);
 }
 
-/// A certificate of our roots, for the name by which the API server calls; and a server that goes on after a
-/// connection that says nothing.
 #[tokio::test]
-async fn the_api_server_finds_a_certificate_for_its_name() {
-    const NAME: &str = "airlane-webhook.airlane-system.svc";
+async fn a_pod_of_a_million_containers_is_not_read() {
+    let given = given(&[("shop", "enabled")]);
+    let object = format!(r#"{{"spec":{{"containers":[{}{{}}]}}}}"#, "{},".repeat(1_700_000));
+    let mut whole = review("shop", &json!("OBJECT")).to_string();
+    whole = whole.replace("\"OBJECT\"", &object);
+    assert!(whole.len() < BODY_BYTES_MAX);
+    let (status, why) = asked_of(&given.webhook, "/inject", whole).await;
+    assert_eq!((status, &*why), (StatusCode::BAD_REQUEST, "the body holds more than 50000 values"));
+}
+
+#[tokio::test]
+async fn a_pod_is_not_read_before_its_namespace_is_known() {
+    let given = given(&[("shop", "enabled")]);
+    let no_pod = json!({ "spec": { "containers": 7 } });
+    for exempt in ["kube-system", "airlane-system"] {
+        assert_eq!(response(&given.webhook, "/inject", &review(exempt, &no_pod)).await["allowed"], true);
+    }
+    let (status, _) = asked_of(&given.webhook, "/inject", review("bank", &no_pod).to_string()).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+/// By which the API server calls.
+const NAME: &str = "airlane-webhook.airlane-system.svc";
+
+/// The port, with an authority of its own. Stops when dropped.
+struct Running {
+    address: std::net::SocketAddr,
+    client: Arc<ClientConfig>,
+    shutdown: CancellationToken,
+    serving: tokio::task::JoinHandle<()>,
+    _state: tempfile::TempDir,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+fn start(webhook: Webhook) -> Running {
     let state = tempfile::tempdir().expect("a directory");
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
     let lifetime = jiff::SignedDuration::from_hours(1);
@@ -244,31 +279,62 @@ async fn the_api_server_finds_a_certificate_for_its_name() {
     let listener = listen(([127, 0, 0, 1], 0).into()).expect("a port");
     let address = listener.local_addr().expect("an address");
     let shutdown = CancellationToken::new();
-    let given = given(&[]);
-    let serving = tokio::spawn(serve(listener, tls, given.webhook, shutdown.clone()));
-
-    let _silent = TcpStream::connect(address).await.expect("a connection");
+    let serving = tokio::spawn(serve(listener, tls, webhook, shutdown.clone()));
     let mut roots = RootCertStore::empty();
     roots.add(ca.root().clone()).expect("a root");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let config = Arc::new(builder.expect("versions").with_root_certificates(roots).with_no_client_auth());
-    let connect = async |name: &'static str| {
-        let stream = TcpStream::connect(address).await.expect("a connection");
-        let name = ServerName::try_from(name).expect("a name");
-        TlsConnector::from(config.clone()).connect(name, stream).await
-    };
-    assert!(connect("airlane").await.is_err(), "this port has another name than the sidecars'");
-    let mut stream = connect(NAME).await.expect("a certificate of that name");
+    let client = Arc::new(builder.expect("versions").with_root_certificates(roots).with_no_client_auth());
+    Running { address, client, shutdown, serving, _state: state }
+}
+
+impl Running {
+    /// A connection from this address of the loopback network to the server called `name`.
+    async fn connect(&self, from: [u8; 4], name: &'static str) -> std::io::Result<TlsStream<TcpStream>> {
+        let socket = tokio::net::TcpSocket::new_v4()?;
+        socket.bind((from, 0).into())?;
+        let stream = socket.connect(self.address).await?;
+        TlsConnector::from(self.client.clone())
+            .connect(ServerName::try_from(name).expect("a name"), stream)
+            .await
+    }
+}
+
+async fn healthy(stream: &mut TlsStream<TcpStream>) -> bool {
     let request = format!("GET /healthz HTTP/1.1\r\nhost: {NAME}\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.expect("written");
     let mut answer = String::new();
     // Whether the end is announced by TLS does not matter.
+    let asked = stream.write_all(request.as_bytes()).await.is_ok();
     let _ = stream.read_to_string(&mut answer).await;
-    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    asked && answer.starts_with("HTTP/1.1 200 OK")
+}
 
-    let stopping = Instant::now();
-    shutdown.cancel();
-    serving.await.expect("ended");
-    assert!(stopping.elapsed() < GOODBYE);
+/// A certificate of our roots, for the name by which the API server calls; and a server that goes on after a
+/// connection that says nothing.
+#[tokio::test]
+async fn the_api_server_finds_a_certificate_for_its_name() {
+    let mut running = start(given(&[]).webhook);
+    let _silent = TcpStream::connect(running.address).await.expect("a connection");
+    let other = running.connect([127, 0, 0, 1], "airlane").await;
+    assert!(other.is_err(), "this port has another name than the sidecars'");
+    let mut stream = running.connect([127, 0, 0, 1], NAME).await.expect("a certificate of that name");
+    assert!(healthy(&mut stream).await);
+    running.shutdown.cancel();
+    timeout(GOODBYE * 2, &mut running.serving).await.expect("nobody is waited for long").expect("no panic");
+}
+
+/// More connections than there are places, all of one address, each through its handshake and silent since.
+#[tokio::test]
+async fn a_silent_crowd_does_not_keep_the_api_server_out() {
+    let running = start(given(&[]).webhook);
+    let mut crowd = Vec::new();
+    for _ in 0..CONNECTIONS_MAX {
+        crowd.push(running.connect([127, 0, 0, 2], NAME).await.expect("a connection"));
+    }
+    let mut stream = running.connect([127, 0, 0, 1], NAME).await.expect("the API server is let in");
+    assert!(healthy(&mut stream).await);
+    for silent in &mut crowd {
+        let end = timeout((FIRST_REQUEST + GOODBYE) * 2, silent.read(&mut [0])).await;
+        assert!(matches!(end, Ok(Ok(0) | Err(_))), "who says nothing is not kept");
+    }
 }
