@@ -29,7 +29,7 @@ use failures::Failures;
 use jiff::Timestamp;
 pub(crate) use kubernetes::PodTokens;
 pub(crate) use standalone::JoinTokens;
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{error::Error, net::IpAddr, sync::Arc, time::Duration};
 pub(crate) use token::{OperatorAt, create as create_token, leave_local_join};
 use tonic::{Request, Response, Status};
 
@@ -55,11 +55,11 @@ pub(crate) trait Rotation: Send + Sync + 'static {
 /// Who decides whether a stranger is let in, and as whom.
 #[tonic::async_trait]
 pub(crate) trait Doorkeeper: Send + Sync + 'static {
-    /// Lets a workload in.
+    /// Lets a workload in, which asks from this address.
     ///
     /// # Errors
     /// If it may not come in, or not now. Nothing has changed then.
-    async fn let_in(&self, request: &JoinRequest) -> Result<LetIn, Refused>;
+    async fn let_in(&self, request: &JoinRequest, from: IpAddr) -> Result<LetIn, Refused>;
 }
 
 /// Who was let in.
@@ -160,7 +160,7 @@ impl Operator for Wire {
         let request = request.into_inner();
         request::check_paths(&request).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let LetIn { key, instance } =
-            self.parts.door.let_in(&request).await.map_err(|refused| match refused {
+            self.parts.door.let_in(&request, remote.0.ip()).await.map_err(|refused| match refused {
                 Refused::Token(status) => self.turn_away(status, &request, remote),
                 Refused::Other(status) => status,
             })?;

@@ -5,12 +5,14 @@
 
 use crate::tls::{Peer, ServerTls};
 use airlane_core::id::InstanceId;
+use airlane_wire::crowd::{Connection, Crowd};
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::{
     collections::HashMap,
     convert::Infallible,
+    future::pending,
     io,
     net::SocketAddr,
     pin::pin,
@@ -19,10 +21,13 @@ use std::{
 };
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::Semaphore,
     time::{sleep, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 use tonic::{Status, body::Body, service::Routes};
 use tower::ServiceExt as _;
 
@@ -36,7 +41,7 @@ const CONNECTIONS_MAX: usize = 16_384;
 /// A proxy has one connection per cluster that names the operator (xDS, statistics, access logs), its agent another,
 /// and a restart doubles them for a moment.
 const CONNECTIONS_PER_INSTANCE_MAX: usize = 32;
-/// Connections without a certificate: workloads that are just joining, or anybody.
+/// Connections without a certificate: workloads that are just joining, or anybody. Whoever has most makes room.
 const ANONYMOUS_MAX: usize = 256;
 const ANONYMOUS_LIFETIME: Duration = Duration::from_secs(30);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -73,7 +78,7 @@ pub(crate) async fn serve(
         tls,
         routes: routes.prepare(),
         shutdown: shutdown.clone(),
-        anonymous: Arc::new(Semaphore::new(ANONYMOUS_MAX)),
+        strangers: Mutex::new(Crowd::new(ANONYMOUS_MAX)),
         instances: Mutex::default(),
     });
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -112,15 +117,35 @@ struct Port {
     tls: ServerTls,
     routes: Routes,
     shutdown: CancellationToken,
-    anonymous: Arc<Semaphore>,
+    strangers: Mutex<Crowd<Stranger>>,
     /// Open connections of every instance that has one.
     instances: Mutex<HashMap<InstanceId, usize>>,
 }
 
+/// A connection without a certificate. Cancelled when it has ended, and when it has to.
+#[derive(Clone)]
+struct Stranger(CancellationToken);
+
+impl Connection for Stranger {
+    fn is_over(&self) -> bool {
+        self.0.is_cancelled()
+    }
+}
+
 /// A place among the connections of its kind; given back when dropped.
 enum Seat {
-    Anonymous { _permit: OwnedSemaphorePermit },
+    Anonymous { place: Stranger, _ended: DropGuard },
     Instance { port: Arc<Port>, instance: InstanceId },
+}
+
+impl Seat {
+    /// Returns when somebody else needs it more.
+    async fn taken(&self) {
+        match self {
+            Seat::Anonymous { place, .. } => place.0.cancelled().await,
+            Seat::Instance { .. } => pending().await,
+        }
+    }
 }
 
 impl Drop for Seat {
@@ -156,7 +181,7 @@ impl Port {
             Some(Some(peer)) => Some(peer),
             Some(None) => return tracing::debug!(%remote, "refused: the certificate names no workload"),
         };
-        let Some(_seat) = self.seat(peer.as_ref()) else {
+        let Some(seat) = self.seat(peer.as_ref(), remote) else {
             return tracing::warn!(%remote, peer = ?peer.map(|p| p.instance), "refused: too many connections");
         };
         let lifetime =
@@ -177,6 +202,7 @@ impl Port {
         );
         let goodbye = tokio::select! {
             _ = connection.as_mut() => return,
+            () = seat.taken() => return tracing::debug!(%remote, "made room for another stranger"),
             () = sleep(lifetime.saturating_sub(GOODBYE)) => lifetime.min(GOODBYE),
             () = shutdown.cancelled() => GOODBYE,
         };
@@ -185,10 +211,15 @@ impl Port {
         let _ = timeout(goodbye, connection).await;
     }
 
-    fn seat(self: &Arc<Self>, peer: Option<&Peer>) -> Option<Seat> {
+    fn seat(self: &Arc<Self>, peer: Option<&Peer>, remote: SocketAddr) -> Option<Seat> {
         let Some(peer) = peer else {
-            let permit = Arc::clone(&self.anonymous).try_acquire_owned().ok()?;
-            return Some(Seat::Anonymous { _permit: permit });
+            let place = Stranger(CancellationToken::new());
+            let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(Stranger(other)) = strangers.admit(remote.ip(), place.clone()) {
+                other.cancel();
+            }
+            let ended = place.0.clone().drop_guard();
+            return Some(Seat::Anonymous { place, _ended: ended });
         };
         let mut instances = self.instances.lock().unwrap_or_else(PoisonError::into_inner);
         let open = instances.entry(peer.instance.clone()).or_default();

@@ -6,19 +6,21 @@
 mod review;
 
 use super::{Doorkeeper, LetIn, Refused, internal};
-use crate::{ca::Ca, clock::Clock, pods::Pods};
+use crate::{ca::Ca, clock::Clock, pods::Pods, turns::Turns};
 use airlane_core::id::TrustDomain;
 use airlane_wire::message::JoinRequest;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use review::{AUDIENCE, Bearer, NotLetIn};
-use std::{sync::Arc, time::Duration};
-use tokio::{sync::Semaphore, time::timeout};
+use std::{net::IpAddr, sync::Arc, time::Duration};
+use tokio::time::timeout;
 use tonic::Status;
 
 /// The longest that the API server may take to say whose a token is, waiting for a place included.
 const REVIEW: Duration = Duration::from_secs(5);
 /// How many tokens it is asked about at once: strangers must not keep it busy through us.
 const REVIEWS_MAX: usize = 32;
+/// Of them, those about tokens from one address.
+const REVIEWS_PER_ADDRESS_MAX: usize = 4;
 /// How long a pod that is not observed yet is waited for. Together with [`REVIEW`] less than the eight seconds after
 /// which a sidecar gives up.
 const SEEN: Duration = Duration::from_millis(2500);
@@ -29,7 +31,7 @@ pub(crate) struct PodTokens {
     pods: Arc<Pods>,
     trust_domain: TrustDomain,
     clock: Arc<dyn Clock>,
-    places: Semaphore,
+    turns: Turns,
     /// [`REVIEW`] and [`SEEN`].
     waits: (Duration, Duration),
 }
@@ -58,15 +60,14 @@ impl PodTokens {
             pods,
             trust_domain,
             clock,
-            places: Semaphore::new(REVIEWS_MAX),
+            turns: Turns::new(REVIEWS_MAX, REVIEWS_PER_ADDRESS_MAX),
             waits: (REVIEW, SEEN),
         }
     }
 
-    async fn review(&self, token: &str) -> Result<TokenReviewStatus, ReviewError> {
+    async fn review(&self, token: &str, from: IpAddr) -> Result<TokenReviewStatus, ReviewError> {
         let asked = async {
-            // Never closed.
-            let _place = self.places.acquire().await;
+            let _turn = self.turns.take(from).await;
             let review = TokenReview {
                 spec: TokenReviewSpec {
                     token: Some(token.to_owned()),
@@ -86,10 +87,10 @@ impl PodTokens {
         timeout(self.waits.0, asked).await.unwrap_or(Err(ReviewError::TooLate))
     }
 
-    async fn bearer(&self, token: &str) -> Result<Bearer, Refused> {
+    async fn bearer(&self, token: &str, from: IpAddr) -> Result<Bearer, Refused> {
         review::check_shape(token)?;
-        let status =
-            self.review(token).await.map_err(|error| Refused::Other(internal("a token review", &error)))?;
+        let status = self.review(token, from).await;
+        let status = status.map_err(|error| Refused::Other(internal("a token review", &error)))?;
         let bearer = review::bearer(&status, token, self.clock.now());
         if let (Err(_), Some(error)) = (&bearer, &status.error) {
             tracing::debug!(
@@ -103,8 +104,8 @@ impl PodTokens {
 
 #[tonic::async_trait]
 impl Doorkeeper for PodTokens {
-    async fn let_in(&self, request: &JoinRequest) -> Result<LetIn, Refused> {
-        let bearer = self.bearer(&request.token).await?;
+    async fn let_in(&self, request: &JoinRequest, from: IpAddr) -> Result<LetIn, Refused> {
+        let bearer = self.bearer(&request.token, from).await?;
         let Some(instance) = self.pods.observed(&bearer.instance, self.waits.1).await else {
             return Err(NotLetIn::NotSeen { pod: bearer.pod }.into());
         };

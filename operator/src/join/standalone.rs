@@ -12,7 +12,7 @@ use crate::{
 };
 use airlane_core::id::{TrustDomain, WorkloadRevision};
 use airlane_wire::message::JoinRequest;
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 use tonic::Status;
 
 /// Believes join tokens, and what their bearers say of themselves.
@@ -32,7 +32,7 @@ impl JoinTokens {
 
 #[tonic::async_trait]
 impl Doorkeeper for JoinTokens {
-    async fn let_in(&self, request: &JoinRequest) -> Result<LetIn, Refused> {
+    async fn let_in(&self, request: &JoinRequest, _: IpAddr) -> Result<LetIn, Refused> {
         let wish = request::read(request, &self.trust_domain)
             .map_err(|error| Refused::Other(Status::invalid_argument(error.to_string())))?;
         let WorkloadRevision { namespace, workload, .. } = &wish.newcomer.workload;

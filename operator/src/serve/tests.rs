@@ -277,6 +277,33 @@ async fn one_instance_cannot_take_all_connections() {
     anonymous.join(JoinRequest::default()).await.expect("others are not hurt");
 }
 
+/// As many connections without a certificate as there are places, all of one address.
+#[tokio::test]
+async fn a_crowd_of_strangers_does_not_keep_newcomers_out() {
+    let running = start_yes();
+    let mut crowd = Vec::new();
+    let tls = tokio_rustls::TlsConnector::from(Arc::new(trusting(&running.ca)));
+    for _ in 0..ANONYMOUS_MAX {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind(([127, 0, 0, 2], 0).into()).expect("an address");
+        let stream = socket.connect(running.address).await.expect("a connection");
+        let name = rustls_pki_types::ServerName::try_from("airlane").expect("a name");
+        crowd.push(tls.connect(name, stream).await.expect("TLS"));
+    }
+    let newcomer = OperatorClient::new(running.client(None));
+    newcomer.join(JoinRequest::default()).await.expect("let in");
+}
+
+fn trusting(ca: &Ca) -> rustls::ClientConfig {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(ca.root().clone()).expect("a root");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let mut config = builder.expect("versions").with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config
+}
+
 #[tokio::test]
 async fn shutting_down_waits_for_no_open_call() {
     let state = start_yes();

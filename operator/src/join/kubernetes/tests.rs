@@ -242,12 +242,13 @@ async fn an_api_server_that_hangs_is_not_waited_for_long() {
         pods,
         trust_domain: identity("shop", "payer").trust_domain,
         clock,
-        places: Semaphore::new(1),
+        turns: Turns::new(2, 1),
         waits: (Duration::from_millis(50), Duration::ZERO),
     };
-    // The second one waits for the place that the first one has.
+    // The second one waits for the turn that the first one has.
     let (one, two) = (request(), request());
-    let both = async { tokio::join!(door.let_in(&one), door.let_in(&two)) };
+    let from = IpAddr::from([10, 0, 0, 1]);
+    let both = async { tokio::join!(door.let_in(&one, from), door.let_in(&two, from)) };
     let (one, two) = timeout(Duration::from_secs(10), both).await.expect("in time");
     for refused in [one, two] {
         match refused {
