@@ -22,8 +22,15 @@ const RECENT_WINDOWS: usize = 10;
 /// What a gap is taken for when the proxy's clock was set meanwhile and its length means nothing.
 const GAP_MAX: SignedDuration = SignedDuration::from_secs(60);
 
-/// Windows and failures kept for a rollout that does not come to read them.
-const BACKLOG_MAX: usize = 50_000;
+/// Failures kept for a rollout that does not come to read them.
+const FAILURES_MAX: usize = 50_000;
+/// Windows of one caller kept for it: half a minute, and some that came twice as fast.
+const WINDOWS_MAX: usize = 60;
+/// How old what was not read may become. Whoever judges looks every second; where nobody does, reports must not pile
+/// up.
+const UNREAD_MAX: SignedDuration = SignedDuration::from_secs(30);
+/// How long a caller is remembered that does not report any more.
+const SILENT_MAX: SignedDuration = SignedDuration::from_mins(5);
 
 /// What one proxy counted about one cluster.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -107,9 +114,29 @@ pub(crate) struct Complete {
 struct Caller {
     last_heard_at: Option<Timestamp>,
     log_broke: bool,
-    waiting: VecDeque<Complete>,
+    waiting: VecDeque<Waiting>,
+    /// What the next window has to tell as lost.
+    dropped: SignedDuration,
     recent: VecDeque<Recent>,
     health: HashMap<(ClusterName, SocketAddr), bool>,
+}
+
+impl Caller {
+    /// Drops the window that waits longest, so that the next one tells that something was lost; how many that were.
+    fn drop_first(&mut self) -> u64 {
+        let Some(dropped) = self.waiting.pop_front() else { return 0 };
+        let lost = dropped.complete.lost.saturating_add(dropped.counted);
+        let tell = self.waiting.front_mut().map_or(&mut self.dropped, |next| &mut next.complete.lost);
+        *tell = tell.saturating_add(lost).min(GAP_MAX);
+        1
+    }
+}
+
+/// A window whose failures may be on their way still.
+struct Waiting {
+    complete: Complete,
+    /// How long its caller counted.
+    counted: SignedDuration,
 }
 
 struct Recent {
@@ -124,17 +151,20 @@ pub(crate) struct Intake {
     callers: HashMap<InstanceId, Caller>,
     failures: VecDeque<(InstanceId, Failure)>,
     dropped: u64,
+    swept_at: Option<Timestamp>,
 }
 
 impl Intake {
     /// Takes a window in; false if it was delivered before.
     pub(crate) fn window(&mut self, caller: &InstanceId, window: Window, now: Timestamp) -> bool {
+        self.sweep(now);
         let books = self.callers.entry(caller.clone()).or_default();
         let Window { start_ns, end_ns, clusters, healthy } = window;
         if books.recent.iter().any(|known| (known.start_ns, known.end_ns) == (start_ns, end_ns)) {
             return false;
         }
-        let lost = books.recent.back().map_or(SignedDuration::ZERO, |last| gap(last.end_ns, start_ns));
+        let gap = books.recent.back().map_or(SignedDuration::ZERO, |last| between(last.end_ns, start_ns));
+        let lost = gap.saturating_add(std::mem::take(&mut books.dropped)).min(GAP_MAX);
         let log_in_doubt = std::mem::take(&mut books.log_broke) || books.recent.is_empty();
         books.last_heard_at = Some(now);
         // Every export names every endpoint there is: one that is not named is gone.
@@ -143,18 +173,32 @@ impl Intake {
         if books.recent.len() > RECENT_WINDOWS {
             books.recent.pop_front();
         }
-        books.waiting.push_back(Complete {
-            caller: caller.clone(),
-            clusters,
-            until: now,
-            log_in_doubt,
-            lost,
-        });
-        if books.waiting.len() > BACKLOG_MAX {
-            books.waiting.pop_front();
-            self.dropped += 1;
+        let complete = Complete { caller: caller.clone(), clusters, until: now, log_in_doubt, lost };
+        books.waiting.push_back(Waiting { complete, counted: between(start_ns, end_ns) });
+        if books.waiting.len() > WINDOWS_MAX {
+            self.dropped += books.drop_first();
         }
         true
+    }
+
+    /// Drops what is too old to be read, once in a while.
+    fn sweep(&mut self, now: Timestamp) {
+        let older = |at: Timestamp, age: SignedDuration| now.duration_since(at) >= age;
+        if self.swept_at.is_some_and(|at| at <= now && !older(at, UNREAD_MAX / 2)) {
+            return;
+        }
+        self.swept_at = Some(now);
+        while self.failures.pop_front_if(|(_, failure)| older(failure.at, UNREAD_MAX)).is_some() {
+            self.dropped += 1;
+        }
+        for books in self.callers.values_mut() {
+            while books.waiting.front().is_some_and(|window| older(window.complete.until, UNREAD_MAX)) {
+                self.dropped += books.drop_first();
+            }
+        }
+        self.callers.retain(|_, books| {
+            !books.waiting.is_empty() || books.last_heard_at.is_some_and(|at| !older(at, SILENT_MAX))
+        });
     }
 
     /// A caller's log broke: what was under way is lost, and nobody can say how much that was.
@@ -166,8 +210,9 @@ impl Intake {
 
     /// Takes a logged failure in.
     pub(crate) fn failure(&mut self, caller: &InstanceId, failure: Failure) {
+        self.sweep(failure.at);
         self.failures.push_back((caller.clone(), failure));
-        if self.failures.len() > BACKLOG_MAX {
+        if self.failures.len() > FAILURES_MAX {
             self.failures.pop_front();
             self.dropped += 1;
         }
@@ -182,9 +227,9 @@ impl Intake {
     pub(crate) fn take_windows(&mut self, now: Timestamp) -> Vec<Complete> {
         let mut complete = Vec::new();
         for books in self.callers.values_mut() {
-            let settled = |window: &mut Complete| now.duration_since(window.until) >= SETTLE;
+            let settled = |window: &mut Waiting| now.duration_since(window.complete.until) >= SETTLE;
             while let Some(window) = books.waiting.pop_front_if(settled) {
-                complete.push(window);
+                complete.push(window.complete);
             }
         }
         complete.sort_by(|a, b| a.caller.cmp(&b.caller));
@@ -253,13 +298,10 @@ impl Intake {
     }
 }
 
-/// What was counted between two windows and lost. A clock that was set back in between hides how long that was.
-fn gap(ended_ns: u64, begins_ns: u64) -> SignedDuration {
-    if ended_ns == begins_ns {
-        return SignedDuration::ZERO;
-    }
-    let lost = begins_ns.checked_sub(ended_ns).and_then(|lost| i64::try_from(lost).ok());
-    lost.map_or(GAP_MAX, SignedDuration::from_nanos).min(GAP_MAX)
+/// How long a proxy counted from one moment to another. A clock that was set back in between hides that.
+fn between(from_ns: u64, to_ns: u64) -> SignedDuration {
+    let counted = to_ns.checked_sub(from_ns).and_then(|counted| i64::try_from(counted).ok());
+    counted.map_or(GAP_MAX, SignedDuration::from_nanos).min(GAP_MAX)
 }
 
 #[cfg(test)]
@@ -319,6 +361,42 @@ mod tests {
         let doubts: Vec<bool> =
             intake.take_windows(at(1_000)).iter().map(|window| window.log_in_doubt).collect();
         assert_eq!(doubts, [true, false, true, false]);
+    }
+
+    /// What waits, and how many callers are remembered.
+    fn sizes(intake: &Intake) -> (usize, usize, usize) {
+        let windows = intake.callers.values().map(|books| books.waiting.len()).sum();
+        (windows, intake.failures.len(), intake.callers.len())
+    }
+
+    #[test]
+    fn what_nobody_reads_does_not_pile_up() {
+        let mut intake = Intake::default();
+        let cluster: ClusterName = "80|pay|shop|v2".parse().expect("a cluster name");
+        for second in 0..600_u32 {
+            let now = at(i64::from(second) * 1_000);
+            // One caller that stays, and one that is soon replaced.
+            let passing = InstanceId::parse(&format!("front-v1-{:04}", second / 10)).expect("a name");
+            for caller in [caller(), passing] {
+                let start = u64::from(second) * 1_000_000_000;
+                intake.window(&caller, window(start, start + 1_000_000_000, 7), now);
+                intake.failure(&caller, Failure { cluster: cluster.clone(), endpoint: None, at: now });
+            }
+            let (windows, failures, callers) = sizes(&intake);
+            assert!(windows <= 2 * 46 && failures <= 2 * 46 && callers <= 35, "{:?}", sizes(&intake));
+        }
+        assert!(intake.dropped() > 2_000);
+        let first = intake.take_windows(at(600_000)).into_iter().find(|window| window.caller == caller());
+        assert_eq!(first.map(|window| window.lost), Some(GAP_MAX), "the judge hears that windows were lost");
+    }
+
+    #[test]
+    fn one_caller_does_not_fill_the_books() {
+        let mut intake = Intake::default();
+        for n in 0..1_000 {
+            intake.window(&caller(), window(n, n + 1, 7), at(0));
+        }
+        assert_eq!(sizes(&intake).0, WINDOWS_MAX);
     }
 
     #[test]
