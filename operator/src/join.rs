@@ -35,6 +35,8 @@ use tonic::{Request, Response, Status};
 
 /// The longest that a drain waits for callers.
 const DRAIN_MAX: Duration = Duration::from_secs(60);
+/// How much later than a pod's hook the news may come that the pod is deleted.
+const NEWS_MAX: Duration = Duration::from_secs(1);
 
 /// What became of taking an instance out of rotation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -203,13 +205,15 @@ impl Operator for Wire {
         let wait = Duration::from_millis(request.into_inner().wait_ms.into()).min(DRAIN_MAX);
         if self.parts.members.instance_of(&peer).is_none() {
             // Nobody calls who is not published.
-            return Ok(Response::new(DrainResponse { acknowledged: 0, outstanding: 0 }));
+            return Ok(Response::new(DrainResponse::default()));
         }
         self.parts.members.drain(&peer);
-        let Drained { acknowledged, outstanding } =
-            self.parts.rotation.out_of_rotation(&peer.instance, wait).await;
-        tracing::info!(instance = %peer.instance, acknowledged, outstanding, "out of rotation");
-        Ok(Response::new(DrainResponse { acknowledged, outstanding }))
+        let (Drained { acknowledged, outstanding }, stays) = tokio::join!(
+            self.parts.rotation.out_of_rotation(&peer.instance, wait),
+            self.parts.members.stays(&peer, wait.min(NEWS_MAX)),
+        );
+        tracing::info!(instance = %peer.instance, acknowledged, outstanding, stays, "out of rotation");
+        Ok(Response::new(DrainResponse { acknowledged, outstanding, stays }))
     }
 
     async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {

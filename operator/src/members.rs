@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     fmt,
     sync::Arc,
+    time::Duration,
 };
 
 /// Outlier events kept of each instance; the oldest go first.
@@ -20,6 +21,7 @@ pub(crate) const TEXT_MAX: usize = 256;
 pub(crate) type Instances = Arc<BTreeMap<InstanceId, Arc<Instance>>>;
 
 /// Who is in the mesh, and what their sidecars say. Whatever a message says, a peer is who its certificate names.
+#[tonic::async_trait]
 pub(crate) trait Members: fmt::Debug + Send + Sync + 'static {
     /// The instance that the peer is, if it is in the mesh with the identity that the peer proved.
     fn instance_of(&self, peer: &Peer) -> Option<Arc<Instance>>;
@@ -35,6 +37,10 @@ pub(crate) trait Members: fmt::Debug + Send + Sync + 'static {
 
     /// The peer has stopped.
     fn leave(&self, peer: &Peer);
+
+    /// Whether the peer, which is about to stop, starts again: only a part of it is stopped. News that it goes is
+    /// waited for, but no longer than `wait`.
+    async fn stays(&self, peer: &Peer, wait: Duration) -> bool;
 
     /// The instances that are not published until their own proxies have acknowledged their listeners.
     fn without_proxy(&self) -> Vec<InstanceId>;

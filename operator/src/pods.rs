@@ -12,7 +12,10 @@ use crate::{
     members::{Beat, Instances, Member, Members},
     tls::Peer,
 };
-use airlane_core::{id::InstanceId, world::Instance};
+use airlane_core::{
+    id::InstanceId,
+    world::{Health, Instance},
+};
 use roll::Roll;
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -116,6 +119,7 @@ impl Pods {
     }
 }
 
+#[tonic::async_trait]
 impl Members for Pods {
     fn instance_of(&self, peer: &Peer) -> Option<Arc<Instance>> {
         self.look(|roll| roll.member(&peer.instance, &peer.identity).cloned())
@@ -140,6 +144,14 @@ impl Members for Pods {
     fn leave(&self, peer: &Peer) {
         // The proxy has stopped; the pod may be about to start another one.
         self.drain(peer);
+    }
+
+    async fn stays(&self, peer: &Peer, wait: Duration) -> bool {
+        let goes = |observed: &Instances| {
+            observed.get(&peer.instance).is_none_or(|pod| pod.health == Health::Draining)
+        };
+        let mut observed = self.observed.clone();
+        timeout(wait, observed.wait_for(goes)).await.is_err()
     }
 
     fn without_proxy(&self) -> Vec<InstanceId> {

@@ -185,6 +185,7 @@ impl Registry {
     }
 }
 
+#[tonic::async_trait]
 impl Members for Registry {
     fn instance_of(&self, peer: &Peer) -> Option<Arc<Instance>> {
         self.look(|roster| {
@@ -212,6 +213,11 @@ impl Members for Registry {
         if self.instance_of(peer).is_some() {
             self.change(|roster, _| roster.leave(&peer.instance));
         }
+    }
+
+    async fn stays(&self, _: &Peer, _: Duration) -> bool {
+        // Sidecar and application stop together.
+        false
     }
 
     fn without_proxy(&self) -> Vec<InstanceId> {

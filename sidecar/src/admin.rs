@@ -48,6 +48,7 @@ impl Admin {
     }
 
     /// Tells Envoy to ask callers to go elsewhere: `GOAWAY`, `connection: close`. It goes on serving.
+    /// Only a new Envoy takes that back.
     pub(crate) async fn drain_inbound(&self) -> Result<(), AdminError> {
         self.good(Method::POST, "/drain_listeners?graceful&skip_exit&inboundonly").await.map(drop)
     }

@@ -73,7 +73,7 @@ pub(crate) async fn run(pod: Pod) -> anyhow::Result<u8> {
     desk.open(Live { envoy_ready: sidecar.envoy_ready.clone(), departure: departure.clone() });
 
     stopping.asked().await;
-    let departed = stopping.unless_hurried(timeout(DEPARTURE_TIMEOUT, departure.completed()));
+    let departed = stopping.unless_hurried(timeout(DEPARTURE_TIMEOUT, departure.of_the_pod()));
     if let Some(Err(_)) = departed.await {
         tracing::warn!("some callers still wait for an answer");
     }

@@ -90,27 +90,36 @@ pub(crate) struct Exit {
 }
 
 impl Exit {
-    /// Has callers told; returns when they know, or after about `wait`.
-    pub(crate) async fn tell_callers(&self, wait: Duration) {
+    /// Has callers told; returns when they know, or after about `wait`. `None` if the operator could not be asked.
+    pub(crate) async fn tell_callers(&self, wait: Duration) -> Option<DrainResponse> {
         match self.line.drain(wait).await {
-            Ok(DrainResponse { acknowledged, outstanding }) => {
-                tracing::info!(acknowledged, outstanding, "callers know that this instance goes");
+            Ok(told) => {
+                let DrainResponse { acknowledged, outstanding, stays } = told;
+                tracing::info!(acknowledged, outstanding, stays, "callers know that this instance goes");
+                Some(told)
             }
             Err(status) => {
                 tracing::warn!(
                     error = link::why(&status),
                     "callers could not be told that this instance goes"
                 );
+                None
             }
         }
     }
 
-    /// Asks callers over open connections to go elsewhere, and waits until nobody expects an answer any more.
+    /// Asks callers over open connections to go elsewhere, for ever, and waits until nobody expects an answer any more.
     pub(crate) async fn finish_requests(&self) {
         if let Err(error) = self.admin.drain_inbound().await {
             tracing::warn!(%error, "cannot ask callers to go elsewhere");
             return;
         }
+        tracing::debug!("asked callers to go elsewhere");
+        self.answer_requests().await;
+    }
+
+    /// Waits until nobody expects an answer any more.
+    pub(crate) async fn answer_requests(&self) {
         loop {
             match self.admin.inbound_active().await {
                 Ok(0) => return,

@@ -410,6 +410,34 @@ async fn callers_know_before_the_application_is_stopped() {
     assert_eq!(pod.agent.run_folders(), 0);
 }
 
+/// A container that failed its liveness probe was stopped and started again, and has lived since.
+#[tokio::test]
+async fn a_container_that_is_only_restarted_leaves_no_pod_drained() {
+    if !envoy_is_here() {
+        return;
+    }
+    let (app, mesh) = (good_application().await, free_port());
+    let (operator, join) = TestOperator::start(move |request| door(request, app.into(), mesh.into())).await;
+    operator.expect(&token(1));
+    let mut pod = Pod::start(&join, &serde_json::json!({}));
+    pod.until_status("/ready", 200).await;
+    let asked_callers = || pod.agent.output().contains("asked callers to go elsewhere");
+    let path = format!("/drain/{SECRET}");
+
+    operator.pod_goes.send_replace(false);
+    assert_eq!(pod.get(&path).await, (200, String::new()));
+    assert!(!asked_callers(), "callers come back");
+    assert!(call(&operator.ca, mesh.into()).await.expect("answered").1.ends_with("ok"));
+
+    operator.pod_goes.send_replace(true);
+    assert_eq!(pod.get(&path).await, (200, String::new()));
+    assert_eq!(operator.told.borrow().drains, 2, "callers are told again");
+    assert!(asked_callers());
+    pod.agent.signal(Signal::SIGTERM);
+    assert_eq!(pod.agent.ended().await.code(), Some(0));
+    assert_eq!(operator.told.borrow().drains, 2, "and not once more");
+}
+
 #[tokio::test]
 async fn an_operator_that_is_silent_does_not_hold_the_pod_up() {
     if !envoy_is_here() {

@@ -204,6 +204,9 @@ pub struct DrainResponse {
     /// Proxies that did not in time.
     #[prost(uint32, tag = "2")]
     pub outstanding: u32,
+    /// The instance is not about to go: only a part of it is stopped and starts again.
+    #[prost(bool, tag = "3")]
+    pub stays: bool,
 }
 
 /// The workload has stopped: forget it.

@@ -66,6 +66,22 @@ async fn watchers_see_what_is_observed_and_what_is_heard() {
     assert_eq!(running.pods.heartbeat(&peer("pay"), Beat::default()), None, "a deleted pod is nobody");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_is_not_deleted_stays() {
+    let running = start(&observed(Health::Healthy));
+    let peer = peer("pay");
+    let stays = || running.pods.stays(&peer, Duration::from_secs(1));
+    running.pods.drain(&peer);
+    assert!(stays().await, "its own word does not count");
+    let (late, ()) = tokio::join!(stays(), async {
+        tokio::task::yield_now().await;
+        running.observed.send_replace(observed(Health::Draining));
+    });
+    assert!(!late, "the news came after the question");
+    running.observed.send_replace(Instances::default());
+    assert!(!stays().await);
+}
+
 #[tokio::test]
 async fn a_pod_that_speaks_before_it_is_seen_is_waited_for() {
     let running = start(&Instances::default());

@@ -50,7 +50,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Live {
     /// Whether Envoy serves.
     pub(super) envoy_ready: watch::Receiver<bool>,
-    /// The pod's departure.
+    /// The pod's departures.
     pub(super) departure: Departure,
 }
 
@@ -119,7 +119,7 @@ impl Desk {
         let Some(live) = self.live.get() else {
             return (StatusCode::OK, "nobody has called this pod yet".into());
         };
-        match timeout(DRAIN_TIMEOUT, live.departure.completed()).await {
+        match timeout(DRAIN_TIMEOUT, live.departure.of_a_container()).await {
             Ok(()) => (StatusCode::OK, String::new()),
             // No reason to keep the application from ending: who waits still, waits for its last answers.
             Err(_) => (StatusCode::OK, "some callers still wait for an answer".into()),

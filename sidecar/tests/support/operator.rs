@@ -54,6 +54,8 @@ pub(crate) struct TestOperator {
     member: Mutex<String>,
     /// Whether wishes to be drained are answered.
     pub(crate) answers_drains: watch::Sender<bool>,
+    /// Whether the pod goes that wishes to be drained.
+    pub(crate) pod_goes: watch::Sender<bool>,
 }
 
 impl TestOperator {
@@ -77,6 +79,7 @@ impl TestOperator {
             token: Mutex::new(Some(TOKEN.into())),
             member: Mutex::default(),
             answers_drains: watch::Sender::new(true),
+            pod_goes: watch::Sender::new(true),
         });
         let info = JoinInfo {
             address: listener.local_addr().expect("bound").to_string(),
@@ -183,7 +186,8 @@ impl Operator for TestOperator {
         authenticated(request)?;
         self.told.send_modify(|told| told.drains += 1);
         self.answers_drains.subscribe().wait_for(|answers| *answers).await.expect("lives");
-        Ok(Response::new(DrainResponse { acknowledged: 1, outstanding: 0 }))
+        let stays = !*self.pod_goes.borrow();
+        Ok(Response::new(DrainResponse { acknowledged: 1, outstanding: 0, stays }))
     }
 
     async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
