@@ -45,7 +45,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream, UnixStream},
     sync::watch,
-    time::{sleep, timeout},
+    time::timeout,
 };
 
 const SECRET: &str = "0123456789abcdefSECRET";
@@ -140,16 +140,8 @@ impl Pod {
     }
 
     async fn until_status(&self, path: &str, expected: u16) {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let (status, body) = self.get(path).await;
-            if status == expected {
-                return;
-            }
-            let output = self.agent.output();
-            assert!(Instant::now() < deadline, "{path}: {status} {body}; the agent said:\n{output}");
-            sleep(Duration::from_millis(20)).await;
-        }
+        let answers = async || self.get(path).await.0 == expected;
+        self.agent.until(&format!("{path} answers {expected}"), answers).await;
     }
 }
 
@@ -160,14 +152,6 @@ async fn envoy_is_live(socket: &str) -> std::io::Result<bool> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     Ok(answer.contains("LIVE"))
-}
-
-async fn until_envoy_is_live(socket: &str) {
-    let deadline = Instant::now() + PATIENCE;
-    while !envoy_is_live(socket).await.unwrap_or(false) {
-        assert!(Instant::now() < deadline, "Envoy is not live in time");
-        sleep(Duration::from_millis(20)).await;
-    }
 }
 
 fn healthy(told: &Told) -> bool {
@@ -193,7 +177,7 @@ async fn joins_with_the_token_of_the_moment_and_is_ready_once_envoy_listens() {
     .await;
     operator.expect(&token(2));
     let pod = Pod::start(&join, &serde_json::json!({}));
-    let refused = || pod.agent.output().contains("the token is not known");
+    let refused = async || pod.agent.output().contains("the token is not known");
     pod.agent.until("the first token is refused", refused).await;
     assert_eq!(pod.get("/ready").await, (503, "not in the mesh yet".into()));
 
@@ -203,7 +187,8 @@ async fn joins_with_the_token_of_the_moment_and_is_ready_once_envoy_listens() {
     assert_eq!((request.namespace.as_str(), request.service.as_str()), ("default", "pay"));
     assert_eq!((request.address.as_str(), request.outbound_port), ("127.0.0.1", 15001));
 
-    until_envoy_is_live(&request.admin_socket).await;
+    let live = async || envoy_is_live(&request.admin_socket).await.unwrap_or(false);
+    pod.agent.until("Envoy is live", live).await;
     assert_eq!(pod.get("/ready").await, (503, "Envoy does not listen yet".into()));
     assert!(!healthy(&operator.told.borrow()));
 
@@ -390,7 +375,7 @@ async fn callers_know_before_the_application_is_stopped() {
         let beside = async {
             pod.agent.until_told(&operator, "a wish to be drained", |told| told.drains == 1).await;
             operator.answers_drains.send_replace(true);
-            let waits = || pod.agent.output().contains("callers wait for an answer");
+            let waits = async || pod.agent.output().contains("callers wait for an answer");
             pod.agent.until("the agent waits for the call", waits).await;
             answer_now.send_replace(true);
         };

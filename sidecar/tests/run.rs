@@ -87,7 +87,7 @@ async fn a_whole_life() {
     let healthy = |told: &Told| told.health() == Some(AppHealth::Healthy);
 
     agent.until_told(&operator, "the application is healthy", healthy).await;
-    agent.until("the application runs", || environment.exists()).await;
+    agent.until("the application runs", async || environment.exists()).await;
     let request = operator.told.borrow().joins[0].clone();
     let proxy = format!("http://127.0.0.1:{}", request.outbound_port);
     assert_eq!(read_variable(&environment, "http_proxy"), Some(proxy));
@@ -145,7 +145,7 @@ async fn a_request_on_its_way_is_answered_before_the_end() {
     let (answer, ()) = tokio::join!(call(&operator.ca, mesh_port), async {
         timeout(PATIENCE, asked.wait_for(|asked| *asked > 0)).await.expect("in time").expect("asked");
         agent.signal(Signal::SIGTERM);
-        agent.until("the agent waits", || agent.output().contains("callers wait for an answer")).await;
+        agent.until("the agent waits", async || agent.output().contains("callers wait for an answer")).await;
         answer_now.send_replace(true);
     });
     assert!(answer.expect("answered").1.ends_with("ok"));
@@ -185,7 +185,7 @@ async fn nothing_outlives_a_killed_agent() {
     let started = ["envoy", "sleep"].map(|name| agent.child(name).expect("runs"));
     agent.signal(Signal::SIGKILL);
     agent.ended().await;
-    agent.until("Envoy and the application are dead", || started.iter().all(|pid| !runs(*pid))).await;
+    agent.until("Envoy and the application are dead", async || started.iter().all(|pid| !runs(*pid))).await;
 }
 
 #[tokio::test]
@@ -220,7 +220,7 @@ async fn an_impostor_does_not_see_the_token() {
     join.root_fingerprint = Ca::new().fingerprint();
     let mut agent = start(&join, 1, &["/bin/true"]);
     let output = agent.output.clone();
-    let says = || fs::read_to_string(&output).is_ok_and(|text| text.contains("use a new join string"));
+    let says = async || fs::read_to_string(&output).is_ok_and(|text| text.contains("use a new join string"));
     agent.until("the agent says why", says).await;
     agent.signal(Signal::SIGTERM);
     assert_eq!(agent.ended().await.code(), Some(0));

@@ -11,11 +11,11 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio::{
     process::{Child, Command},
-    time::{sleep, timeout},
+    time::{interval, timeout},
 };
 
 /// How long anything may take.
@@ -61,13 +61,16 @@ impl Agent {
         fs::read_to_string(&self.output).expect("read")
     }
 
-    /// Fails with the agent's words unless `condition` comes true.
-    pub(crate) async fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
-        let deadline = Instant::now() + PATIENCE;
-        while !condition() {
-            assert!(Instant::now() < deadline, "not in time: {what}; the agent said:\n{}", self.output());
-            sleep(Duration::from_millis(20)).await;
-        }
+    /// Fails with the agent's words unless `condition` comes true in time.
+    pub(crate) async fn until(&self, what: &str, mut condition: impl AsyncFnMut() -> bool) {
+        let comes_true = async {
+            let mut looks = interval(Duration::from_millis(20));
+            while !condition().await {
+                looks.tick().await;
+            }
+        };
+        let in_time = timeout(PATIENCE, comes_true).await.is_ok();
+        assert!(in_time, "not in time: {what}; the agent said:\n{}", self.output());
     }
 
     pub(crate) async fn until_told(
@@ -76,7 +79,7 @@ impl Agent {
         what: &str,
         condition: impl Fn(&Told) -> bool,
     ) {
-        self.until(what, || condition(&operator.told.borrow())).await;
+        self.until(what, async || condition(&operator.told.borrow())).await;
     }
 
     /// How many run folders there are.
