@@ -22,6 +22,7 @@ use futures::{
 };
 use kube::{
     Api, Client, Resource,
+    core::{DeserializeGuard, error_boundary::InvalidObject},
     runtime::{WatchStreamExt as _, utils::Backoff, watcher},
 };
 use mirror::Mirror;
@@ -48,6 +49,10 @@ const TOGETHER: usize = 4096;
 /// The first pause before a watch that failed is tried again, and the longest. Short, because meanwhile the mesh does
 /// not follow its cluster; an operator has only a handful of watches.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// How long a watch lasts before it is begun anew where it ended, seconds. A connection that says nothing for longer
+/// is a dead one whose end nobody told.
+pub(crate) const WATCH_SECONDS: u32 = 45;
 
 /// The labels of each namespace.
 pub(crate) type NamespaceLabels = BTreeMap<Namespace, BTreeMap<String, String>>;
@@ -125,26 +130,27 @@ pub(crate) fn watch(
     (observed, cluster.run(news, shutdown))
 }
 
+/// An object, or why it cannot be read: one such object must not be the end of its whole list.
+type Guarded<K> = DeserializeGuard<K>;
+
 type Told<K> = watcher::Result<watcher::Event<K>>;
 
 /// Something that a watch told.
 enum News {
-    Service(Told<shapes::Service>),
-    EndpointSlice(Told<shapes::EndpointSlice>),
-    Pod(Told<shapes::Pod>),
-    Namespace(Told<shapes::Namespace>),
-    MeshPolicy(Told<shapes::MeshPolicy>),
-    Canary(Told<shapes::Canary>),
+    Service(Told<Guarded<shapes::Service>>),
+    EndpointSlice(Told<Guarded<shapes::EndpointSlice>>),
+    Pod(Told<Guarded<shapes::Pod>>),
+    Namespace(Told<Guarded<shapes::Namespace>>),
+    MeshPolicy(Told<Guarded<shapes::MeshPolicy>>),
+    Canary(Told<Guarded<shapes::Canary>>),
 }
 
-fn follow<K>(client: &Client, news: fn(Told<K>) -> News) -> BoxStream<'static, News>
+fn follow<K>(client: &Client, news: fn(Told<Guarded<K>>) -> News) -> BoxStream<'static, News>
 where
     K: Resource<DynamicType = ()> + DeserializeOwned + Clone + fmt::Debug + Send + 'static,
 {
-    watcher(Api::<K>::all(client.clone()), watcher::Config::default())
-        .backoff(Patience::default())
-        .map(news)
-        .boxed()
+    let config = watcher::Config::default().timeout(WATCH_SECONDS);
+    watcher(Api::<Guarded<K>>::all(client.clone()), config).backoff(Patience::default()).map(news).boxed()
 }
 
 /// Pauses that double.
@@ -272,38 +278,42 @@ impl Cluster {
         match news {
             News::Service(told) => {
                 let new = took("Services", told, |event| {
-                    self.services.note(event, |service| service::offer_of(&service))
+                    self.services.note(event, readable("Service", |it| service::offer_of(&it)))
                 });
                 changed.declared |= new;
                 changed.instances |= new;
             }
             News::EndpointSlice(told) => {
                 let new = took("EndpointSlices", told, |event| {
-                    self.slices.note(event, |slice| service::slice_of(&slice))
+                    self.slices.note(event, readable("EndpointSlice", |it| service::slice_of(&it)))
                 });
                 changed.declared |= new;
                 changed.instances |= new;
             }
             News::Pod(told) => {
-                changed.instances |=
-                    took("Pods", told, |event| self.copies.note(event, |pod| pod::copy_of(&pod)));
+                changed.instances |= took("Pods", told, |event| {
+                    self.copies.note(event, readable("Pod", |pod| pod::copy_of(&pod)))
+                });
             }
             News::Namespace(told) => {
-                changed.namespaces |=
-                    took("Namespaces", told, |event| self.namespaces.note(event, labels_of));
+                changed.namespaces |= took("Namespaces", told, |event| {
+                    self.namespaces.note(event, readable("Namespace", labels_of))
+                });
             }
             News::MeshPolicy(told) => {
                 changed.declared |= took("MeshPolicies", told, |event| {
-                    self.policies.note(event, |shapes::MeshPolicy { metadata, spec, status }| {
+                    let keep = |shapes::MeshPolicy { metadata, spec, status }| {
                         object::written(ObjectKind::MeshPolicy, &metadata, &spec, status, system)
-                    })
+                    };
+                    self.policies.note(event, readable("MeshPolicy", keep))
                 });
             }
             News::Canary(told) => {
                 changed.declared |= took("Canaries", told, |event| {
-                    self.canaries.note(event, |shapes::Canary { metadata, spec, status }| {
+                    let keep = |shapes::Canary { metadata, spec, status }| {
                         object::written(ObjectKind::Canary, &metadata, &spec, status, system)
-                    })
+                    };
+                    self.canaries.note(event, readable("Canary", keep))
                 });
             }
         }
@@ -386,7 +396,26 @@ fn took<K>(kind: &'static str, told: Told<K>, note: impl FnOnce(watcher::Event<K
     }
 }
 
+/// What is kept of an object that can be read; one that cannot is named, and left out.
+fn readable<K, S>(
+    kind: &'static str,
+    keep: impl FnOnce(K) -> Option<S>,
+) -> impl FnOnce(Guarded<K>) -> Option<S> {
+    move |DeserializeGuard(object)| match object {
+        Ok(object) => keep(object),
+        Err(InvalidObject { error, metadata }) => {
+            let (namespace, name) =
+                (metadata.namespace.unwrap_or_default(), metadata.name.unwrap_or_default());
+            tracing::warn!(kind, namespace, name, error, "left out: the object cannot be read");
+            None
+        }
+    }
+}
+
 /// What is kept of a namespace.
 fn labels_of(namespace: shapes::Namespace) -> Option<BTreeMap<String, String>> {
     Some(namespace.metadata.labels.unwrap_or_default())
 }
+
+#[cfg(test)]
+mod tests;

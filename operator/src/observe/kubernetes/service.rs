@@ -72,15 +72,18 @@ pub(super) fn offer_of(service: &Service) -> Option<Offer> {
         .ports
         .iter()
         .filter(|port| is_tcp(port.protocol.as_deref()))
-        .map(|port| OfferedPort {
-            name: port.name.clone().unwrap_or_default(),
-            number: port.port,
-            target: match &port.target_port {
-                None => Some(port.port),
-                Some(IntOrString::Int(number)) => u16::try_from(*number).ok(),
-                Some(IntOrString::String(_)) => None,
-            },
-            protocol: protocol_of(port),
+        .filter_map(|port| {
+            let number = port_number(port.port)?;
+            Some(OfferedPort {
+                name: port.name.clone().unwrap_or_default(),
+                number,
+                target: match &port.target_port {
+                    None => Some(number),
+                    Some(IntOrString::Int(number)) => port_number(*number),
+                    Some(IntOrString::String(_)) => None,
+                },
+                protocol: protocol_of(port),
+            })
         })
         .collect();
     // Headless services say `None`.
@@ -99,12 +102,19 @@ pub(super) fn slice_of(slice: &EndpointSlice) -> Option<Slice> {
             namespace: Namespace::parse(slice.metadata.namespace.as_ref()?).ok()?,
             name: Name::parse(service).ok()?,
         },
-        ports: ports.filter_map(|port| Some((port.name.clone().unwrap_or_default(), port.port?))).collect(),
+        ports: ports
+            .filter_map(|port| Some((port.name.clone().unwrap_or_default(), port_number(port.port?)?)))
+            .collect(),
         pods: targets
             .filter(|target| target.kind.as_deref() == Some("Pod"))
             .filter_map(|target| target.name.clone())
             .collect(),
     })
+}
+
+/// A port that can be called. Whoever writes EndpointSlices by hand may write any number.
+fn port_number(number: i32) -> Option<u16> {
+    u16::try_from(number).ok().filter(|number| *number != 0)
 }
 
 fn is_tcp(protocol: Option<&str>) -> bool {
@@ -379,6 +389,16 @@ mod tests {
             &slices,
             &["a: shop/admin,shop/pay 80→8080@15040/http,80→9000@15041/grpc 15001", "d:   15001"],
         );
+    }
+
+    #[test]
+    fn numbers_that_are_no_ports_are_left_out() {
+        let ports =
+            json!([{ "port": 70_000 }, { "port": -1 }, { "port": 0 }, { "port": 8080 }, { "port": null }]);
+        assert_eq!(slice("pay", &ports, &[]).ports, [(String::new(), 8080)]);
+        let odd = json!([{ "port": 80, "targetPort": 70_000 }, { "name": "x", "port": -1 }]);
+        let ports = offer("pay", &odd).expect("one").ports;
+        assert_eq!(ports.iter().map(|port| (port.number, port.target)).collect::<Vec<_>>(), [(80, None)]);
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! What of Kubernetes' objects is read: the few fields that matter here, so that the rest is dropped while it is
-//! parsed.
+//! parsed. Numbers are as wide as Kubernetes has them: what they may be, it does not check everywhere.
 
 use airlane_api::{canary, mesh_policy};
 use k8s_openapi::{
@@ -84,7 +84,7 @@ pub(super) struct ServiceSpec {
 pub(super) struct ServicePort {
     #[serde(default)]
     pub(super) name: Option<String>,
-    pub(super) port: u16,
+    pub(super) port: i32,
     #[serde(default)]
     pub(super) target_port: Option<IntOrString>,
     #[serde(default)]
@@ -116,7 +116,7 @@ pub(super) struct SlicePort {
     #[serde(default)]
     pub(super) name: Option<String>,
     #[serde(default)]
-    pub(super) port: Option<u16>,
+    pub(super) port: Option<i32>,
     #[serde(default)]
     pub(super) protocol: Option<String>,
 }
