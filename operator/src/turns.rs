@@ -1,22 +1,21 @@
-//! Work that strangers may ask for: a few pieces at a time, and not all of them for one address.
+//! Work that others may ask for: a few pieces at a time, and not all of them for one of those who ask.
 
-use airlane_wire::crowd::host;
 use std::{
     collections::HashMap,
-    net::IpAddr,
+    hash::Hash,
     sync::{Arc, Mutex, PoisonError},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Addresses that are remembered although they have no turn.
+/// Those who ask that are remembered although they have no turn.
 const REMEMBERED_MAX: usize = 256;
 
-/// Who is served at the moment, and who waits, each address in a line of its own.
+/// Who is served at the moment, and who waits, each of those who ask (`K`) in a line of its own.
 #[derive(Debug)]
-pub(crate) struct Turns {
+pub(crate) struct Turns<K> {
     all: Arc<Semaphore>,
     each_max: usize,
-    by_host: Mutex<HashMap<IpAddr, Arc<Semaphore>>>,
+    lines: Mutex<HashMap<K, Arc<Semaphore>>>,
 }
 
 /// Somebody's turn, until it is dropped.
@@ -27,26 +26,26 @@ pub(crate) struct Turn {
     _of_all: Option<OwnedSemaphorePermit>,
 }
 
-impl Turns {
-    /// At most `all_max` at a time, and `each_max` for an address.
-    pub(crate) fn new(all_max: usize, each_max: usize) -> Turns {
-        Turns { all: Arc::new(Semaphore::new(all_max)), each_max, by_host: Mutex::default() }
+impl<K: Eq + Hash> Turns<K> {
+    /// At most `all_max` at a time, and `each_max` for one of those who ask.
+    pub(crate) fn new(all_max: usize, each_max: usize) -> Turns<K> {
+        Turns { all: Arc::new(Semaphore::new(all_max)), each_max, lines: Mutex::default() }
     }
 
     /// Waits for a turn.
-    pub(crate) async fn take(&self, from: IpAddr) -> Turn {
-        let own = self.line_of(host(from)).acquire_owned().await.ok();
+    pub(crate) async fn take(&self, who: K) -> Turn {
+        let own = self.line_of(who).acquire_owned().await.ok();
         let of_all = Arc::clone(&self.all).acquire_owned().await.ok();
         Turn { _own: own, _of_all: of_all }
     }
 
-    fn line_of(&self, host: IpAddr) -> Arc<Semaphore> {
-        let mut lines = self.by_host.lock().unwrap_or_else(PoisonError::into_inner);
+    fn line_of(&self, who: K) -> Arc<Semaphore> {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         if lines.len() >= REMEMBERED_MAX {
             // Whoever waits or is served holds the line, too.
             lines.retain(|_, line| Arc::strong_count(line) > 1);
         }
-        Arc::clone(lines.entry(host).or_insert_with(|| Arc::new(Semaphore::new(self.each_max))))
+        Arc::clone(lines.entry(who).or_insert_with(|| Arc::new(Semaphore::new(self.each_max))))
     }
 }
 
@@ -56,29 +55,27 @@ mod tests {
     use futures::FutureExt as _;
 
     #[test]
-    fn one_address_leaves_turns_to_others() {
+    fn nobody_takes_the_turns_of_others() {
         let turns = Turns::new(3, 2);
-        let take = |from: [u8; 4]| turns.take(from.into()).now_or_never();
-        let (one, other) = ([10, 0, 0, 1], [10, 0, 0, 2]);
-        let held = [take(one), take(one)];
+        let take = |who: &'static str| turns.take(who).now_or_never();
+        let held = [take("one"), take("one")];
         assert!(held.iter().all(Option::is_some));
-        assert!(take(one).is_none(), "more than its part");
-        let theirs = take(other).expect("a turn");
-        assert!(take(other).is_none(), "more than there are");
+        assert!(take("one").is_none(), "more than its part");
+        let theirs = take("other").expect("a turn");
+        assert!(take("other").is_none(), "more than there are");
         drop(theirs);
-        assert!(take(one).is_none(), "others' turns are not its own");
+        assert!(take("one").is_none(), "others' turns are not its own");
         drop(held);
-        assert!(take(one).is_some());
+        assert!(take("one").is_some());
     }
 
     #[test]
     fn who_has_gone_is_forgotten() {
         let turns = Turns::new(1_000, 1);
-        let held: Vec<_> =
-            (0..300_u32).map(|n| turns.take(IpAddr::from(n.to_be_bytes())).now_or_never()).collect();
-        assert_eq!(turns.by_host.lock().expect("not poisoned").len(), held.len());
+        let held: Vec<_> = (0..300).map(|who| turns.take(who).now_or_never()).collect();
+        assert_eq!(turns.lines.lock().expect("not poisoned").len(), held.len());
         drop(held);
-        turns.take([10, 0, 0, 1].into()).now_or_never().expect("a turn");
-        assert_eq!(turns.by_host.lock().expect("not poisoned").len(), 1);
+        turns.take(300).now_or_never().expect("a turn");
+        assert_eq!(turns.lines.lock().expect("not poisoned").len(), 1);
     }
 }

@@ -17,7 +17,12 @@ use crate::{
     readiness,
     rollouts::Rollouts,
     serve,
-    signals::{Signals, access_log::FailureLog, metrics::Totaliser},
+    signals::{
+        Signals,
+        access_log::{FailureLog, MESSAGE_BYTES_MAX},
+        gate::Gate,
+        metrics::Totaliser,
+    },
     tls::ServerTls,
     webhook::{self, inject::Injection, server::Webhook},
     xds::Publisher,
@@ -116,17 +121,20 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
     });
     let routes = tonic::service::Routes::new(OperatorServer::new(Arc::new(joining)))
         .add_service(publisher.service(shutdown.clone()))
-        .add_service(MetricsServiceServer::new(Totaliser {
+        .add_service(Gate::before(MetricsServiceServer::new(Totaliser {
             signals: signals.clone(),
             members: pods.clone(),
             clock: clock.clone(),
-        }))
-        .add_service(AccessLogServiceServer::new(FailureLog {
-            signals: signals.clone(),
-            members: pods.clone(),
-            clock: clock.clone(),
-            shutdown: shutdown.clone(),
-        }));
+        })))
+        .add_service(
+            AccessLogServiceServer::new(FailureLog {
+                signals: signals.clone(),
+                members: pods.clone(),
+                clock: clock.clone(),
+                shutdown: shutdown.clone(),
+            })
+            .max_decoding_message_size(MESSAGE_BYTES_MAX),
+        );
     let answers = server::router(Local {
         picture: picture.clone(),
         signals: signals.clone(),

@@ -16,7 +16,12 @@ use crate::{
     readiness,
     registry::{Heartbeats, Registry},
     rollouts, serve,
-    signals::{Signals, access_log::FailureLog, metrics::Totaliser},
+    signals::{
+        Signals,
+        access_log::{FailureLog, MESSAGE_BYTES_MAX},
+        gate::Gate,
+        metrics::Totaliser,
+    },
     store::Store,
     tls::ServerTls,
     xds::Publisher,
@@ -139,17 +144,20 @@ pub(crate) async fn up(args: &Up, state: &Path) -> anyhow::Result<()> {
     });
     let routes = tonic::service::Routes::new(airlane_wire::operator::OperatorServer::new(Arc::new(joining)))
         .add_service(publisher.service(shutdown.clone()))
-        .add_service(MetricsServiceServer::new(Totaliser {
+        .add_service(Gate::before(MetricsServiceServer::new(Totaliser {
             signals: signals.clone(),
             members: registry.clone(),
             clock: clock.clone(),
-        }))
-        .add_service(AccessLogServiceServer::new(FailureLog {
-            signals,
-            members: registry,
-            clock,
-            shutdown: shutdown.clone(),
-        }));
+        })))
+        .add_service(
+            AccessLogServiceServer::new(FailureLog {
+                signals,
+                members: registry,
+                clock,
+                shutdown: shutdown.clone(),
+            })
+            .max_decoding_message_size(MESSAGE_BYTES_MAX),
+        );
     let (keeping, ending) = (tls.clone(), shutdown.clone());
     tasks.spawn_sure("the operator's own certificate", async move { keeping.keep_valid(ending).await });
     tasks.spawn_sure("the sidecars' port", serve::serve(listener, tls, routes, shutdown));

@@ -8,7 +8,7 @@ mod review;
 use super::{Doorkeeper, LetIn, Refused, internal};
 use crate::{ca::Ca, clock::Clock, pods::Pods, turns::Turns};
 use airlane_core::id::TrustDomain;
-use airlane_wire::message::JoinRequest;
+use airlane_wire::{crowd::host, message::JoinRequest};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use review::{AUDIENCE, Bearer, NotLetIn};
 use std::{net::IpAddr, sync::Arc, time::Duration};
@@ -31,7 +31,7 @@ pub(crate) struct PodTokens {
     pods: Arc<Pods>,
     trust_domain: TrustDomain,
     clock: Arc<dyn Clock>,
-    turns: Turns,
+    turns: Turns<IpAddr>,
     /// [`REVIEW`] and [`SEEN`].
     waits: (Duration, Duration),
 }
@@ -67,7 +67,7 @@ impl PodTokens {
 
     async fn review(&self, token: &str, from: IpAddr) -> Result<TokenReviewStatus, ReviewError> {
         let asked = async {
-            let _turn = self.turns.take(from).await;
+            let _turn = self.turns.take(host(from)).await;
             let review = TokenReview {
                 spec: TokenReviewSpec {
                     token: Some(token.to_owned()),

@@ -20,6 +20,10 @@ use std::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+/// The longest message of a log, in bytes: a proxy sends what it has when that exceeds 16 KiB, and an entry may hold a
+/// long path.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 128 * 1024;
+
 /// Receives failures.
 pub(crate) struct FailureLog {
     /// The books.

@@ -5,6 +5,7 @@
 
 pub(crate) mod access_log;
 mod denial;
+pub(crate) mod gate;
 pub(crate) mod intake;
 pub(crate) mod metrics;
 

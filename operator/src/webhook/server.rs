@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{observe::kubernetes::NamespaceLabels, tls::ServerTls, turns::Turns};
 use airlane_core::id::Namespace;
-use airlane_wire::crowd::Crowd;
+use airlane_wire::crowd::{Crowd, host};
 use axum::{
     Json, Router,
     body::Bytes,
@@ -268,7 +268,7 @@ pub(crate) async fn serve(
 struct Port {
     tls: ServerTls,
     routes: Router,
-    turns: Arc<Turns>,
+    turns: Arc<Turns<IpAddr>>,
 }
 
 impl Port {
@@ -309,7 +309,7 @@ impl Port {
 
     async fn call(&self, request: Request<Incoming>, from: IpAddr) -> Response {
         let answered = timeout(DEADLINE, async {
-            let _turn = self.turns.take(from).await;
+            let _turn = self.turns.take(host(from)).await;
             self.routes.clone().oneshot(request).await
         });
         match answered.await {
