@@ -12,6 +12,7 @@ use crate::{
     join::{Parts, PodTokens, Wire},
     lease::{self, Candidate, Lead},
     local::server::{self, Local},
+    members::Members as _,
     observe::{kubernetes, world::MeshSettings},
     pods::Pods,
     readiness,
@@ -23,7 +24,7 @@ use crate::{
         gate::Gate,
         metrics::Totaliser,
     },
-    tls::ServerTls,
+    tls::{Peer, ServerTls},
     webhook::{self, inject::Injection, server::Webhook},
     xds::Publisher,
 };
@@ -119,8 +120,10 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
         heartbeat_every: HEARTBEAT_EVERY,
         operator: (service_name(args), args.listen.port()),
     });
+    let known = pods.clone();
+    let is_member = Arc::new(move |peer: &Peer| known.instance_of(peer).is_some());
     let routes = tonic::service::Routes::new(OperatorServer::new(Arc::new(joining)))
-        .add_service(publisher.service(shutdown.clone()))
+        .add_service(publisher.service(is_member, shutdown.clone()))
         .add_service(Gate::before(MetricsServiceServer::new(Totaliser {
             signals: signals.clone(),
             members: pods.clone(),

@@ -143,7 +143,7 @@ pub(crate) async fn up(args: &Up, state: &Path) -> anyhow::Result<()> {
         operator: (address.ip().to_string(), address.port()),
     });
     let routes = tonic::service::Routes::new(airlane_wire::operator::OperatorServer::new(Arc::new(joining)))
-        .add_service(publisher.service(shutdown.clone()))
+        .add_service(publisher.service(Arc::new(|_| true), shutdown.clone()))
         .add_service(Gate::before(MetricsServiceServer::new(Totaliser {
             signals: signals.clone(),
             members: registry.clone(),

@@ -28,6 +28,12 @@ const FIRST_WORD_WITHIN: Duration = Duration::from_secs(10);
 /// gets the differences. Longer than the pauses a proxy should survive.
 const READ_WITHIN: Duration = Duration::from_secs(60);
 
+/// A proxy that owes an answer for this long loses its stream: whoever waits for all proxies would wait for ever.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long a proxy whose instance is not known yet is given: this replica may hear of a pod later than another one.
+const KNOWN_WITHIN: Duration = Duration::from_secs(5);
+
 /// Responses that wait beside the one that is being sent.
 const QUEUED: usize = 1;
 
@@ -44,6 +50,10 @@ enum Ended {
     Silent,
     #[error("nothing was read for {} s", READ_WITHIN.as_secs())]
     NotReading,
+    #[error("what was sent was not answered for {} s", ANSWER_WITHIN.as_secs())]
+    NotAnswering,
+    #[error("this instance is not in the mesh; join again")]
+    NotMember,
     #[error(transparent)]
     Refused(#[from] Refused),
     #[error("the proxy left")]
@@ -58,25 +68,29 @@ impl From<&Ended> for Status {
         match ended {
             Ended::Replaced => Status::aborted(text),
             Ended::ShuttingDown => Status::unavailable(text),
-            Ended::NotItself => Status::permission_denied(text),
-            Ended::Silent | Ended::NotReading => Status::deadline_exceeded(text),
+            Ended::NotItself | Ended::NotMember => Status::permission_denied(text),
+            Ended::Silent | Ended::NotReading | Ended::NotAnswering => Status::deadline_exceeded(text),
             Ended::Refused(_) => Status::invalid_argument(text),
             Ended::Left | Ended::Broken(_) => Status::cancelled(text),
         }
     }
 }
 
+/// Whether somebody is in the mesh at this moment: papers outlive their instance.
+pub(crate) type IsMember = Arc<dyn Fn(&Peer) -> bool + Send + Sync>;
+
 /// The aggregated discovery service, delta alone. [`wire`] says why it is not tonic's own.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Ads {
     publisher: Publisher,
+    is_member: IsMember,
     shutdown: CancellationToken,
 }
 
 impl Publisher {
     /// The gRPC service. Its streams end when `shutdown` is cancelled; a server does not stop before they do.
-    pub(crate) fn service(&self, shutdown: CancellationToken) -> Ads {
-        Ads { publisher: self.clone(), shutdown }
+    pub(crate) fn service(&self, is_member: IsMember, shutdown: CancellationToken) -> Ads {
+        Ads { publisher: self.clone(), is_member, shutdown }
     }
 }
 
@@ -114,6 +128,7 @@ impl Ads {
             vouched: self.publisher.vouched_until(),
             connection: self.publisher.connect(peer.clone()),
             publisher: self.publisher.clone(),
+            is_member: self.is_member.clone(),
             shutdown: self.shutdown.clone(),
             peer,
             requests: Requests::of(request.into_body()),
@@ -130,6 +145,7 @@ impl Ads {
 struct Stream {
     publisher: Publisher,
     connection: Arc<Connection>,
+    is_member: IsMember,
     peer: Peer,
     shutdown: CancellationToken,
     session: Session,
@@ -168,7 +184,7 @@ impl Stream {
             return Err(Ended::NotItself);
         }
         // Nothing is known before the first publication, and nothing is not an answer: proxies keep what they have.
-        let mut publication = self.next_publication().await?;
+        let mut publication = self.first_publication().await?;
         self.session =
             Session::new(&self.peer.instance, &self.peer.identity.namespace, publication.catalog.epoch);
         self.receive(&first, &publication)?;
@@ -177,6 +193,8 @@ impl Stream {
         let patience = tokio::time::sleep(READ_WITHIN);
         tokio::pin!(patience);
         loop {
+            let answer_in = self.session.unanswered_since().map(|sent_at| sent_at + ANSWER_WITHIN);
+            let answer_in = answer_in.map(|until| until.saturating_sub(self.publisher.uptime()));
             let wake_in = self.session.next_wake().map(|at| at.saturating_sub(self.publisher.uptime()));
             tokio::select! {
                 biased;
@@ -196,6 +214,9 @@ impl Stream {
                 next = self.publications.changed() => {
                     next.map_err(|_| Ended::ShuttingDown)?;
                     publication = self.next_publication().await?;
+                    if !(self.is_member)(&self.peer) {
+                        return Err(Ended::NotMember);
+                    }
                     self.follow(&publication);
                 }
                 changed = self.vouched.changed() => {
@@ -205,9 +226,25 @@ impl Stream {
                 () = tokio::time::sleep(wake_in.unwrap_or_default()), if wake_in.is_some() => {
                     self.wake(&publication);
                 }
+                () = tokio::time::sleep(answer_in.unwrap_or_default()), if answer_in.is_some() => {
+                    return Err(Ended::NotAnswering);
+                }
                 () = &mut patience, if !self.outgoing.is_empty() => return Err(Ended::NotReading),
             }
         }
+    }
+
+    /// The publication of this moment, once the instance is known: whoever is new to it comes with another one.
+    async fn first_publication(&mut self) -> Result<Arc<Publication>, Ended> {
+        let mut publication = self.next_publication().await?;
+        let known = async {
+            while !(self.is_member)(&self.peer) {
+                self.publications.changed().await.map_err(|_| Ended::ShuttingDown)?;
+                publication = self.next_publication().await?;
+            }
+            Ok(publication)
+        };
+        tokio::time::timeout(KNOWN_WITHIN, known).await.unwrap_or(Err(Ended::NotMember))
     }
 
     async fn next_publication(&mut self) -> Result<Arc<Publication>, Ended> {

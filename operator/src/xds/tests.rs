@@ -22,7 +22,7 @@ use prost::Message;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle, time::timeout};
@@ -47,6 +47,8 @@ struct Plane {
     address: SocketAddr,
     server: JoinHandle<()>,
     published: Arc<Catalog>,
+    /// Instances that are in no mesh any more.
+    deleted: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Plane {
@@ -56,12 +58,16 @@ impl Plane {
         let shutdown = CancellationToken::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let service = InterceptedService::new(publisher.service(shutdown.clone()), who);
+        let deleted = Arc::new(Mutex::new(BTreeSet::new()));
+        let gone = Arc::clone(&deleted);
+        let is_member =
+            Arc::new(move |peer: &Peer| !gone.lock().expect("not poisoned").contains(peer.instance.as_str()));
+        let service = InterceptedService::new(publisher.service(is_member, shutdown.clone()), who);
         let server = Server::builder()
             .add_service(service)
             .serve_with_incoming_shutdown(TcpIncoming::from(listener), shutdown.clone().cancelled_owned());
         let server = tokio::spawn(async { server.await.expect("served") });
-        Plane { publisher, clock, shutdown, address, server, published: Arc::default() }
+        Plane { publisher, clock, shutdown, address, server, published: Arc::default(), deleted }
     }
 
     fn publish(&mut self, resources: &[Resource]) {
@@ -365,4 +371,47 @@ async fn shares_wait_until_somebody_vouches_for_them() {
     proxy.accepts(&response).await;
     plane.publisher.beat(Duration::from_secs(5));
     assert_eq!(names(&proxy.hears().await), ["shares"]);
+}
+
+#[tokio::test]
+async fn a_proxy_that_never_answers_is_not_waited_for_for_ever() {
+    let mut plane = Plane::start().await;
+    plane.publish(&[cluster("a", 1)]);
+    let mut mute = plane.settled("pay/pay-1").await;
+    let mut other = plane.settled("cart/cart-1").await;
+    plane.publish(&[cluster("a", 2)]);
+    mute.hears().await;
+    let response = other.hears().await;
+    other.accepts(&response).await;
+    eventually(&plane.publisher, |publisher| publisher.acks(2).acknowledged.len() == 1).await;
+    plane.clock.advance(Duration::from_secs(60));
+    // Whatever happens next on the stream.
+    plane.publish(&[cluster("a", 2), cluster("b", 1)]);
+    loop {
+        match timeout(PATIENCE, mute.hear.message()).await.expect("in time") {
+            Ok(Some(_)) => {}
+            ended => break assert_eq!(ended.expect_err("an end").code(), Code::DeadlineExceeded),
+        }
+    }
+    let response = other.hears().await;
+    assert_eq!(names(&response), ["b"], "who answers stays");
+    other.accepts(&response).await;
+    assert_eq!(plane.publisher.acknowledged(3, PATIENCE).await.outstanding, BTreeSet::new());
+}
+
+#[tokio::test]
+async fn who_is_not_in_the_mesh_any_more_loses_its_stream() {
+    let mut plane = Plane::start().await;
+    plane.publish(&[]);
+    let mut proxy = plane.settled("pay/pay-1").await;
+    plane.deleted.lock().expect("not poisoned").insert("pay-1".to_owned());
+    plane.publish(&[cluster("a", 1)]);
+    assert_eq!(proxy.ends().await.code(), Code::PermissionDenied);
+    // Its papers open another stream, and are told nothing on it.
+    let mut again = plane.connect("pay/pay-1").await;
+    again.asks(Kind::Cluster, &[]).await;
+    assert!(timeout(SILENCE, again.hear.message()).await.is_err());
+    plane.deleted.lock().expect("not poisoned").clear();
+    plane.publish(&[cluster("a", 1), cluster("b", 1)]);
+    assert_eq!(names(&again.hears().await), ["a", "b"], "until this replica knows it");
 }

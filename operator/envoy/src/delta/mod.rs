@@ -147,6 +147,11 @@ impl Session {
         Some(AckedShares { resource: resource.clone(), certain_until })
     }
 
+    /// Since when the proxy owes an answer to what was sent to it; `None` if it owes none.
+    pub fn unanswered_since(&self) -> Option<Duration> {
+        self.subscriptions.values().flat_map(|kind| &kind.in_flight).map(|flight| flight.sent_at).min()
+    }
+
     /// The proxy said something. `published` is of the epoch that the session was told last.
     ///
     /// # Errors
