@@ -174,10 +174,10 @@ pub(crate) struct Operator {
     #[arg(long, default_value = "cluster.local", value_name = "DOMAIN")]
     pub(crate) cluster_domain: ClusterDomain,
     /// Where sidecars join, get their configuration and report.
-    #[arg(long, default_value = "0.0.0.0:15010", value_name = "ADDR:PORT")]
+    #[arg(long, default_value = "[::]:15010", value_name = "ADDR:PORT")]
     pub(crate) listen: SocketAddr,
     /// Where the API server asks, by TLS: injection and validation.
-    #[arg(long, default_value = "0.0.0.0:9443", value_name = "ADDR:PORT")]
+    #[arg(long, default_value = "[::]:9443", value_name = "ADDR:PORT")]
     pub(crate) webhook: SocketAddr,
     /// The image of the containers that pods get: agent, proxy, redirection.
     #[arg(long, env = "AIRLANE_PROXY_IMAGE", default_value = PROXY_IMAGE, value_name = "IMAGE")]
@@ -189,7 +189,7 @@ pub(crate) struct Operator {
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) address: Option<String>,
     /// Where the kubelet asks, in plain HTTP: /healthz and /readyz.
-    #[arg(long, default_value = "0.0.0.0:8080", value_name = "ADDR:PORT")]
+    #[arg(long, default_value = "[::]:8080", value_name = "ADDR:PORT")]
     pub(crate) health: SocketAddr,
     /// How long a workload's certificate lives, at most 24h.
     #[arg(long, default_value = "24h", value_parser = leaf_ttl, value_name = "DURATION")]

@@ -2,7 +2,6 @@
 
 use axum::{Router, http::StatusCode, routing::get};
 use std::{io, net::SocketAddr, sync::Arc};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// Why it does not serve yet, or `None` if it does.
@@ -17,7 +16,7 @@ pub(crate) async fn serve(
     waits_for: Readiness,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let listener = TcpListener::bind(address).await?;
+    let listener = crate::serve::listen(address)?;
     let readiness = move || async move {
         match waits_for() {
             None => (StatusCode::OK, "SERVING\n".to_owned()),

@@ -14,7 +14,7 @@ use std::{
     convert::Infallible,
     future::pending,
     io,
-    net::SocketAddr,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -56,11 +56,20 @@ const GOODBYE: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Remote(pub SocketAddr);
 
-/// Listens, ready for many at once.
+/// Listens, ready for many at once. `[::]` are all addresses, also where the kernel has no IPv6.
 ///
 /// # Errors
 /// The operating system's answer.
 pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    match listen_on(address) {
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && error.kind() != io::ErrorKind::AddrInUse => {
+            listen_on((Ipv4Addr::UNSPECIFIED, address.port()).into())
+        }
+        listening => listening,
+    }
+}
+
+fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
@@ -101,6 +110,8 @@ pub(crate) async fn serve(
             tracing::warn!(%remote, "refused: {CONNECTIONS_MAX} connections are open");
             continue;
         };
+        // An IPv4 address has another form on a port of both.
+        let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
         let port = Arc::clone(&port);
         connections.spawn(async move {
             port.connection(stream, remote).await;

@@ -305,6 +305,15 @@ fn trusting(ca: &Ca) -> rustls::ClientConfig {
 }
 
 #[tokio::test]
+async fn all_addresses_are_those_of_ipv4_too() {
+    let listener = listen("[::]:0".parse().expect("an address")).expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    TcpStream::connect(("127.0.0.1", port)).await.expect("connected");
+    let taken = listen(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)).expect_err("taken");
+    assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+}
+
+#[tokio::test]
 async fn shutting_down_waits_for_no_open_call() {
     let state = start_yes();
     let listener = listen(([127, 0, 0, 1], 0).into()).expect("a port");
