@@ -34,7 +34,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     sync::{
-        Arc,
+        Arc, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -49,6 +49,9 @@ const MANAGER: &str = "airlane";
 
 /// The longest that a write may take.
 const WRITE: Duration = Duration::from_secs(5);
+
+/// How often a write is tried over an object that others edit meanwhile. The next look tries again.
+const TRIES: usize = 3;
 
 /// The longest note of an event that Kubernetes takes, in bytes.
 const NOTE_MAX: usize = 1000;
@@ -65,6 +68,9 @@ enum WriteError {
     /// It is not the version that the write was computed from any more.
     #[error("the object has changed")]
     Changed,
+    /// Others write to it all the time.
+    #[error("the object changes faster than it can be written")]
+    Busy,
     /// There is no such object any more.
     #[error("the object is gone")]
     Gone,
@@ -93,8 +99,8 @@ struct Inner {
     /// Told apart from every other writer's: the name of this process, and a count.
     me: String,
     writes: AtomicU64,
-    /// What this process wrote last to each canary.
-    written: Mutex<BTreeMap<ObjectId, Written>>,
+    /// What this process wrote last to each canary. Each has its lock: a slow write holds up no other canary's.
+    written: std::sync::Mutex<BTreeMap<ObjectId, Place>>,
 }
 
 /// A version of an object whose memory is known.
@@ -105,6 +111,8 @@ struct Base {
     mark: Value,
     conditions: Value,
 }
+
+type Place = Arc<Mutex<Option<Written>>>;
 
 struct Written {
     base: Base,
@@ -142,12 +150,22 @@ impl Writer {
             clock,
             me,
             writes: AtomicU64::new(0),
-            written: Mutex::default(),
+            written: std::sync::Mutex::default(),
         }))
     }
 
     fn kept(&self, id: &ObjectId) -> Option<Kept> {
         self.0.observed.kept.borrow().get(id).cloned()
+    }
+
+    /// Where it stands what was written last to a canary.
+    fn place(&self, id: &ObjectId) -> Place {
+        let mut written = self.0.written.lock().unwrap_or_else(PoisonError::into_inner);
+        if !written.contains_key(id) {
+            let kept = self.0.observed.kept.borrow();
+            written.retain(|id, place| kept.contains_key(id) || Arc::strong_count(place) > 1);
+        }
+        written.entry(id.clone()).or_default().clone()
     }
 
     fn problems_of(&self, id: &ObjectId) -> Vec<Problem> {
@@ -225,7 +243,7 @@ impl Writer {
 
     /// Writes a canary's status over `base`, or over a later version with the same memory.
     async fn write_canary(&self, id: &ObjectId, mut base: Base, status: &Value) -> Result<Base, WriteError> {
-        loop {
+        for _ in 0..TRIES {
             let Base { uid, resource_version, .. } = &base;
             match self.apply::<shapes::Canary>(id, uid, resource_version, status).await {
                 Ok(resource_version) => {
@@ -243,6 +261,7 @@ impl Writer {
                 Err(error) => return Err(error),
             }
         }
+        Err(WriteError::Busy)
     }
 
     async fn read_canary(&self, id: &ObjectId) -> Result<Base, WriteError> {
@@ -286,10 +305,10 @@ impl Writer {
         progress: Progress,
         answered: Option<Asked>,
     ) -> Result<(), WriteError> {
-        let mut written = self.0.written.lock().await;
+        let place = self.place(&canary.id);
+        let mut written = place.lock().await;
         let kept = self.kept(&canary.id).ok_or(WriteError::Gone)?;
-        let own =
-            written.get(&canary.id).filter(|own| own.base.uid == kept.uid && Some(&own.progress) == from);
+        let own = written.as_ref().filter(|own| own.base.uid == kept.uid && Some(&own.progress) == from);
         let base = match own {
             Some(own) => own.base.clone(),
             None if memory(&kept.status)?.as_ref() == from => Base::of(&kept),
@@ -309,11 +328,11 @@ impl Writer {
                 if let Some(event) = event_of(from, &progress) {
                     self.announce(&canary.id, &kept.uid, event);
                 }
-                written.insert(canary.id, Written { base, progress });
+                *written = Some(Written { base, progress });
                 Ok(())
             }
             Err(error) => {
-                written.remove(&canary.id);
+                *written = None;
                 Err(error)
             }
         }
@@ -322,9 +341,10 @@ impl Writer {
     /// Mends what a canary's status says beside its memory: problems, the generation it speaks of, a verb that is not
     /// asked for any more.
     async fn amend(&self, canary: &Canary) -> Result<(), WriteError> {
-        let mut written = self.0.written.lock().await;
+        let place = self.place(&canary.id);
+        let mut written = place.lock().await;
         let Some(kept) = self.kept(&canary.id) else { return Ok(()) };
-        let behind = written.get(&canary.id).is_some_and(|own| {
+        let behind = written.as_ref().is_some_and(|own| {
             own.base.uid == kept.uid && own.base.resource_version != kept.resource_version
         });
         if behind {
@@ -341,10 +361,7 @@ impl Writer {
             return Ok(());
         }
         let base = self.write_canary(&canary.id, base, &status).await?;
-        match progress {
-            Some(progress) => written.insert(canary.id, Written { base, progress }),
-            None => written.remove(&canary.id),
-        };
+        *written = progress.map(|progress| Written { base, progress });
         Ok(())
     }
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{clock::SystemClock, observe::kubernetes::Seen};
+use crate::{clock::SystemClock, observe::kubernetes::Seen, scripted_api};
 use airlane_core::{
     id::{Name, Namespace, Revision, ServiceId},
     rollout::{Rollout, Transition},
@@ -7,7 +7,7 @@ use airlane_core::{
 use http::{Method, Request, Response};
 use jiff::Timestamp;
 use kube::client::Body;
-use std::{convert::Infallible, sync::PoisonError};
+use std::convert::Infallible;
 
 fn plan() -> Rollout {
     let namespace = Namespace::parse("shop").expect("a name");
@@ -277,4 +277,53 @@ async fn a_condition_says_since_when_it_is_so() {
     let ended = Progress { phase: Phase::Succeeded, ..second() };
     writer.step(&canary(), Some(&second()), ended, None).await.expect("written");
     assert_ne!(since(&server), begun_at);
+}
+
+fn kept() -> Kept {
+    Kept { uid: "u".into(), resource_version: "1".into(), status: Value::Null, asked: None }
+}
+
+/// A writer that has seen canaries of these names without a status.
+fn writer_of(names: &[&str], client: Client) -> (Writer, Vec<Canary>) {
+    let called = |name: &&str| {
+        let id = ObjectId { name: Name::parse(name).expect("a name"), ..canary().id };
+        Canary { id, ..canary() }
+    };
+    let canaries: Vec<Canary> = names.iter().map(called).collect();
+    let kept = canaries.iter().map(|canary| (canary.id.clone(), kept())).collect();
+    let observed = Observed::of(Seen { kept, ..Seen::default() });
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
+    let publisher = Publisher::new(clock.clone());
+    let (_, picture) = watch::channel(None);
+    (Writer::new(client, observed, picture, publisher, clock, "me".to_owned()), canaries)
+}
+
+#[tokio::test]
+async fn a_slow_write_holds_up_no_other_canary() {
+    let client = scripted_api::client(|(_, path, body)| (!path.contains("/slow/")).then_some((200, body)));
+    let (writer, canaries) = writer_of(&["slow", "quick"], client);
+    let mut slow = std::pin::pin!(writer.step(&canaries[0], None, first(), None));
+    assert!(futures::poll!(slow.as_mut()).is_pending());
+    let quick = timeout(Duration::from_secs(10), writer.step(&canaries[1], None, first(), None)).await;
+    quick.expect("in time").expect("written");
+}
+
+#[tokio::test]
+async fn an_object_that_changes_all_the_time_is_left_for_later() {
+    let tries = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&tries);
+    let client = scripted_api::client(move |(method, _, _)| {
+        if method == Method::PATCH {
+            counted.fetch_add(1, Ordering::Relaxed);
+            return scripted_api::refusal(409, "Conflict");
+        }
+        let version = counted.load(Ordering::Relaxed) + 1;
+        let metadata =
+            json!({ "name": "pay", "namespace": "shop", "uid": "u", "resourceVersion": version.to_string() });
+        Some((200, json!({ "metadata": metadata })))
+    });
+    let (writer, canaries) = writer_of(&["pay"], client);
+    let result = writer.step(&canaries[0], None, first(), None).await;
+    assert!(matches!(result, Err(NotRemembered::Failed(_))), "{result:?}");
+    assert_eq!(tries.load(Ordering::Relaxed), 3);
 }
