@@ -102,7 +102,7 @@ fn pod(image: &str, join: &JoinInfo) -> Value {
                         "runAsUser": 0,
                         "readOnlyRootFilesystem": true,
                         "allowPrivilegeEscalation": false,
-                        "capabilities": { "drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"] },
+                        "capabilities": { "drop": ["ALL"], "add": ["NET_ADMIN"] },
                     },
                 },
                 {

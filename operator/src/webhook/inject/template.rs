@@ -151,7 +151,7 @@ fn init_container(wanted: &Wanted<'_>) -> Value {
         "runAsNonRoot": false,
         "readOnlyRootFilesystem": true,
         "allowPrivilegeEscalation": false,
-        "capabilities": { "drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"] },
+        "capabilities": { "drop": ["ALL"], "add": ["NET_ADMIN"] },
         "seccompProfile": { "type": "RuntimeDefault" },
     });
     let (cpu, memory) = INIT_REQUESTS;
