@@ -207,6 +207,13 @@ fn proxy_container(wanted: &Wanted<'_>) -> Value {
                 "periodSeconds": 1,
                 "failureThreshold": START_MAX,
             },
+            // A pod without a proxy cannot be called. An Envoy that is started anew is back before this says so.
+            "readinessProbe": {
+                "httpGet": { "path": READY_PATH, "port": AGENT_PORT },
+                "periodSeconds": 2,
+                "timeoutSeconds": 2,
+                "failureThreshold": 3,
+            },
             "volumeMounts": [
                 { "name": TOKEN_VOLUME, "mountPath": directory, "readOnly": true },
                 { "name": RUN_VOLUME, "mountPath": RUN_DIR },
