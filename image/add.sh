@@ -9,7 +9,7 @@ for entry in "$@"; do
     [[ -e $file ]] || { echo "error: $file is not there" >&2; exit 1; }
     install -D "$file" "$root$path"
     # A static program has none, which ldd reports as an error.
-    { ldd "$file" 2>/dev/null || true; } | grep -o '/[^ ]*\.so[^ ]*' | while read -r library; do
+    { ldd "$file" 2>/dev/null || true; } | { grep -o '/[^ ]*\.so[^ ]*' || true; } | while read -r library; do
         [[ -e $root$library ]] || install -D "$library" "$root$library"
     done
 done
