@@ -194,7 +194,12 @@ async fn the_chart_is_sound() {
     }
     refused(rendered(&["--set", "replicas=0"]).await, "/replicas");
     refused(rendered(&["--set", "replica=3"]).await, "replica");
-    refused(rendered(&["--set", "leafTTL=1d"]).await, "/leafTTL");
+    for refused_by_operator in ["1d", "500h", "25h", "1441m", "86401s", "9s", "0h"] {
+        refused(rendered(&["--set", &format!("leafTTL={refused_by_operator}")]).await, "/leafTTL");
+    }
+    for longest in ["24h", "1440m", "86400s"] {
+        rendered(&["--set", &format!("leafTTL={longest}")]).await.unwrap();
+    }
 }
 
 #[tokio::test]
