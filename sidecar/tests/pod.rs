@@ -1,6 +1,7 @@
 //! The agent of a pod: its token, the kubelet's questions, strangers on its port, the pod's end.
 //!
-//! Without an Envoy (`$AIRLANE_ENVOY`, `PATH`, `~/.cache/airlane`) the tests that need one say so and pass.
+//! Without an Envoy (`$AIRLANE_ENVOY`, `PATH`, `~/.cache/airlane`) the tests that need one say so and pass, unless
+//! `AIRLANE_REQUIRE` is set.
 
 #![allow(
     clippy::expect_used,

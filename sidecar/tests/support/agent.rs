@@ -118,14 +118,15 @@ pub(crate) fn runs(pid: u32) -> bool {
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
-/// Whether there is an Envoy to test with; says so if not.
+/// Whether there is an Envoy to test with; says so if not, and fails under `AIRLANE_REQUIRE`.
 pub(crate) fn envoy_is_here() -> bool {
     let cached = std::env::home_dir().unwrap_or_default().join(".cache/airlane/envoy-1.40.0/envoy");
     let path = std::env::var_os("PATH").unwrap_or_default();
     let in_path = std::env::split_paths(&path).any(|folder| folder.join("envoy").is_file());
     let here = std::env::var_os("AIRLANE_ENVOY").is_some() || in_path || cached.is_file();
+    assert!(here || std::env::var_os("AIRLANE_REQUIRE").is_none(), "no Envoy: run `make envoy`");
     if !here {
-        println!("skipped: no Envoy");
+        println!("SKIPPED: no Envoy");
     }
     here
 }

@@ -17,7 +17,8 @@ use std::{
 /// skip what needs it.
 pub fn envoy() -> Option<PathBuf> {
     if std::env::var_os("AIRLANE_SKIP_ENVOY").is_some() {
-        eprintln!("skipped: AIRLANE_SKIP_ENVOY is set");
+        assert!(std::env::var_os("AIRLANE_REQUIRE").is_none(), "AIRLANE_SKIP_ENVOY is set");
+        eprintln!("SKIPPED: AIRLANE_SKIP_ENVOY is set");
         return None;
     }
     let cache = std::env::var_os("XDG_CACHE_HOME")
