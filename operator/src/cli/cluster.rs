@@ -4,6 +4,7 @@ pub(crate) mod check;
 pub(super) mod exec;
 pub(super) mod replicas;
 
+use super::{Wanted, tell};
 use crate::{
     args::Where,
     local::view::{CanaryView, PolicyView, Programmed, target},
@@ -35,6 +36,8 @@ const PAGE: u32 = 500;
 pub(crate) struct Cluster {
     /// Its API server.
     pub(crate) client: Client,
+    /// What people call it: where it is, and the context that says so.
+    pub(crate) called: String,
     /// The kubeconfig's context; the current one if not said.
     pub(crate) context: Option<String>,
     /// Where the operator is.
@@ -55,17 +58,21 @@ impl Cluster {
                 .await
                 .context("no cluster is known: set KUBECONFIG, or choose one with --context")?,
         };
+        let named =
+            place.context.as_ref().map_or_else(String::new, |context| format!(" (context {context})"));
+        let called = format!("the cluster at {}{named}", config.cluster_url);
         let client = Client::try_from(config).context("the kubeconfig cannot be used")?;
-        Ok(Cluster { client, context: place.context.clone(), system: place.operator_namespace.clone() })
+        let system = place.operator_namespace.clone();
+        Ok(Cluster { client, called, context: place.context.clone(), system })
     }
 
-    pub(crate) async fn policies(&self) -> anyhow::Result<Vec<PolicyView>> {
-        let objects = self.list("MeshPolicy", "meshpolicies").await?;
+    pub(crate) async fn policies(&self, wanted: Option<&Wanted>) -> anyhow::Result<Vec<PolicyView>> {
+        let objects = self.list("MeshPolicy", "meshpolicies", wanted).await?;
         Ok(objects.iter().map(|object| policy_view(object, &self.system)).collect())
     }
 
-    pub(crate) async fn canaries(&self) -> anyhow::Result<Vec<CanaryView>> {
-        let objects = self.list("Canary", "canaries").await?;
+    pub(crate) async fn canaries(&self, wanted: Option<&Wanted>) -> anyhow::Result<Vec<CanaryView>> {
+        let objects = self.list("Canary", "canaries", wanted).await?;
         Ok(objects.iter().map(|object| canary_view(object, &self.system)).collect())
     }
 
@@ -80,21 +87,42 @@ impl Cluster {
             .with_context(|| format!("cannot write Canary {}/{}", canary.namespace, canary.name))
     }
 
-    async fn list(&self, kind: &str, plural: &str) -> anyhow::Result<Vec<Value>> {
-        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource(kind, plural));
-        let mut objects = Vec::new();
-        let mut page = ListParams::default().limit(PAGE);
-        loop {
-            let list = api.list(&page).await.with_context(|| {
-                format!("cannot list {plural}: is Airlane installed in this cluster, and may you see them?")
-            })?;
-            for object in list.items {
-                objects.push(serde_json::to_value(object)?);
+    /// The objects of a kind, or at least those that are wanted. Whoever may not look into all namespaces sees those of
+    /// their own.
+    async fn list(&self, kind: &str, plural: &str, wanted: Option<&Wanted>) -> anyhow::Result<Vec<Value>> {
+        let resource = resource(kind, plural);
+        let in_namespace = |name: &str| Api::namespaced_with(self.client.clone(), name, &resource);
+        let namespace = wanted.and_then(|wanted| wanted.namespace.as_deref());
+        let api = namespace.map_or_else(|| Api::all_with(self.client.clone(), &resource), in_namespace);
+        let listed = match all(&api, wanted).await {
+            Err(kube::Error::Api(refused)) if refused.code == 403 && namespace.is_none() => {
+                let own = self.client.default_namespace();
+                tell(&format!("you may not list {plural} in all namespaces: these are those of {own}"));
+                all(&in_namespace(own), wanted).await
             }
-            match list.metadata.continue_.filter(|next| !next.is_empty()) {
-                Some(next) => page = page.continue_token(&next),
-                None => return Ok(objects),
-            }
+            listed => listed,
+        };
+        listed.with_context(|| {
+            format!("cannot list {plural}: is Airlane installed in this cluster, and may you see them?")
+        })
+    }
+}
+
+/// All objects, or those of the wanted name.
+async fn all(api: &Api<DynamicObject>, wanted: Option<&Wanted>) -> Result<Vec<Value>, kube::Error> {
+    let mut objects = Vec::new();
+    let mut page = ListParams::default().limit(PAGE);
+    if let Some(Wanted { name, .. }) = wanted {
+        page = page.fields(&format!("metadata.name={name}"));
+    }
+    loop {
+        let list = api.list(&page).await?;
+        for object in list.items {
+            objects.push(serde_json::to_value(object).map_err(kube::Error::SerdeError)?);
+        }
+        match list.metadata.continue_.filter(|next| !next.is_empty()) {
+            Some(next) => page = page.continue_token(&next),
+            None => return Ok(objects),
         }
     }
 }
@@ -191,6 +219,7 @@ fn problems(id: &ObjectId, read: Vec<Problem>, said: &[FieldProblem]) -> Vec<Pro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scripted_api;
 
     fn system() -> Namespace {
         Namespace::parse("airlane-system").expect("a name")
@@ -207,6 +236,29 @@ mod tests {
                 "proxies": { "targeted": 3, "acknowledged": 3, "rejected": 0, "outdated": 0 },
             },
         })
+    }
+
+    /// The names of the policies that somebody sees who may look into these namespaces alone.
+    async fn seen(wanted: Option<&str>, mine: &'static [&'static str]) -> Result<Vec<String>, String> {
+        let client = scripted_api::client(move |(_, path, _)| {
+            let allowed = mine.iter().any(|namespace| path.contains(&format!("/namespaces/{namespace}/")));
+            let list = json!({ "apiVersion": "v1", "kind": "List", "metadata": {}, "items": [policy(1)] });
+            if allowed { Some((200, list)) } else { scripted_api::refusal(403, "Forbidden") }
+        });
+        let cluster = Cluster { client, called: "a test".into(), context: None, system: system() };
+        let wanted = wanted.map(Wanted::parse);
+        let policies = cluster.policies(wanted.as_ref()).await.map_err(|error| format!("{error:#}"))?;
+        Ok(policies.into_iter().map(|policy| policy.name).collect())
+    }
+
+    #[tokio::test]
+    async fn whoever_sees_one_namespace_sees_what_is_there() {
+        let quick = || Ok(vec!["quick".to_owned()]);
+        assert_eq!(seen(Some("shop/quick"), &["shop"]).await, quick());
+        assert_eq!(seen(Some("quick"), &["default"]).await, quick());
+        assert_eq!(seen(None, &["default"]).await, quick());
+        let refused = seen(Some("bank/quick"), &["shop"]).await.expect_err("refused");
+        assert!(refused.starts_with("cannot list meshpolicies: "), "{refused}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `airlane inject`: manifests with the mesh in their pods, by the webhook's own hand.
 
-use super::{cluster::Cluster, say};
+use super::{cluster::Cluster, say, tell};
 use crate::{
     args,
     ca::hex,
@@ -39,11 +39,6 @@ pub(crate) async fn inject(place: &args::Where, args: &args::Inject) -> anyhow::
         bail!("{name}: not every pod can be in the mesh");
     }
     Ok(())
-}
-
-#[expect(clippy::print_stderr, reason = "the standard output is for the manifests")]
-fn tell(note: &str) {
-    eprintln!("{note}");
 }
 
 fn read(path: &Path) -> std::io::Result<String> {

@@ -1,8 +1,10 @@
 //! Where the mesh is that a command is about: on this host, behind the socket of its operator, or in a Kubernetes cluster.
 
 use super::{
+    Wanted,
     client::Client,
     cluster::{Cluster, replicas::Replicas},
+    tell,
 };
 use crate::{
     args::Where,
@@ -14,7 +16,7 @@ use crate::{
 use airlane_core::rollout::Asked;
 use anyhow::bail;
 use serde::de::DeserializeOwned;
-use std::path::Path;
+use std::{path::Path, time::Duration};
 use tokio::sync::OnceCell;
 
 /// A mesh that can be asked.
@@ -50,6 +52,8 @@ impl Mesh {
         if !host.answers().await
             && let Ok(cluster) = Cluster::connect(place).await
         {
+            // Nobody said so: what follows may be about another mesh than was meant.
+            tell(&format!("no operator answers on this host: this is about {}", cluster.called));
             return Ok(of(cluster));
         }
         Ok(Mesh::Host(host))
@@ -59,6 +63,14 @@ impl Mesh {
     pub(crate) fn look_again(&mut self) {
         if let Mesh::Cluster(mesh) = self {
             mesh.replicas = OnceCell::new();
+        }
+    }
+
+    /// How long to wait before something is looked at again: an API server serves others, too.
+    pub(crate) fn pause(&self) -> Duration {
+        match self {
+            Mesh::Host(_) => Duration::from_millis(100),
+            Mesh::Cluster(_) => Duration::from_secs(1),
         }
     }
 
@@ -121,17 +133,19 @@ impl Mesh {
         })
     }
 
-    pub(crate) async fn policies(&self) -> anyhow::Result<Vec<PolicyView>> {
+    /// The policies, or at least those that are wanted.
+    pub(crate) async fn policies(&self, wanted: Option<&Wanted>) -> anyhow::Result<Vec<PolicyView>> {
         match self {
             Mesh::Host(client) => Ok(client.get("/v1/policies").await?),
-            Mesh::Cluster(mesh) => mesh.cluster.policies().await,
+            Mesh::Cluster(mesh) => mesh.cluster.policies(wanted).await,
         }
     }
 
-    pub(crate) async fn canaries(&self) -> anyhow::Result<Vec<CanaryView>> {
+    /// The rollouts, or at least those that are wanted.
+    pub(crate) async fn canaries(&self, wanted: Option<&Wanted>) -> anyhow::Result<Vec<CanaryView>> {
         match self {
             Mesh::Host(client) => Ok(client.get("/v1/canaries").await?),
-            Mesh::Cluster(mesh) => mesh.cluster.canaries().await,
+            Mesh::Cluster(mesh) => mesh.cluster.canaries(wanted).await,
         }
     }
 

@@ -47,6 +47,12 @@ fn say(text: &str) {
     print!("{text}");
 }
 
+/// Tells the caller what does not belong to the answer.
+#[expect(clippy::print_stderr, reason = "the standard output is for answers")]
+fn tell(note: &str) {
+    eprintln!("{note}");
+}
+
 fn show<T: Serialize>(output: Output, value: &T, table: impl FnOnce() -> String) -> anyhow::Result<()> {
     match output {
         Output::Table => say(&table()),
@@ -142,7 +148,7 @@ pub(crate) async fn get(
             show(output, &rows, || show::proxies(&rows))
         }
         Listing::Policies => {
-            let mut rows: Vec<PolicyView> = mesh.policies().await?;
+            let mut rows: Vec<PolicyView> = mesh.policies(wanted.as_ref()).await?;
             rows.retain(|row| keep(&row.namespace, &row.name));
             some(&rows, "policy", name)?;
             show(output, &rows, || show::policies(&rows))
@@ -154,7 +160,7 @@ pub(crate) async fn get(
             show(output, &rows, || show::effective(&rows))
         }
         Listing::Canaries => {
-            let mut rows: Vec<CanaryView> = mesh.canaries().await?;
+            let mut rows: Vec<CanaryView> = mesh.canaries(wanted.as_ref()).await?;
             rows.retain(|row| keep(&row.namespace, &row.name));
             some(&rows, "canary", name)?;
             show(output, &rows, || show::canaries(&rows))
@@ -187,14 +193,14 @@ async fn proxy(mesh: &Mesh, name: &str) -> anyhow::Result<ProxyView> {
 
 async fn canary(mesh: &Mesh, name: &str) -> anyhow::Result<CanaryView> {
     let wanted = Wanted::parse(name);
-    let mut rows: Vec<CanaryView> = mesh.canaries().await?;
+    let mut rows: Vec<CanaryView> = mesh.canaries(Some(&wanted)).await?;
     rows.retain(|row| wanted.matches(&row.namespace, &row.name));
     wanted.only("canary", rows, |row| format!("{}/{}", row.namespace, row.name))
 }
 
 async fn policy(mesh: &Mesh, name: &str) -> anyhow::Result<PolicyView> {
     let wanted = Wanted::parse(name);
-    let mut rows: Vec<PolicyView> = mesh.policies().await?;
+    let mut rows: Vec<PolicyView> = mesh.policies(Some(&wanted)).await?;
     rows.retain(|row| wanted.matches(&row.namespace, &row.name));
     wanted.only("policy", rows, |row| format!("{}/{}", row.namespace, row.name))
 }

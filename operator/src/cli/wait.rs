@@ -9,9 +9,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often a condition is looked at.
-const POLL: Duration = Duration::from_millis(100);
-
 /// Waits until `condition` holds of `what`.
 pub(crate) async fn wait(
     place: &Where,
@@ -39,7 +36,7 @@ pub(crate) async fn wait(
         if Instant::now() >= deadline {
             bail!("waited {timeout:?} for {what}: {why}");
         }
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(mesh.pause()).await;
     }
 }
 

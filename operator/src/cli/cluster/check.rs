@@ -338,7 +338,7 @@ async fn way_to_the_webhook(cluster: &Cluster) -> Finding {
 /// What is wrong with policies and canaries.
 async fn objects(cluster: &Cluster) -> Finding {
     let both = async {
-        let (policies, canaries) = (cluster.policies().await?, cluster.canaries().await?);
+        let (policies, canaries) = (cluster.policies(None).await?, cluster.canaries(None).await?);
         let wrong: Vec<String> = policies
             .iter()
             .flat_map(|policy| &policy.problems)
