@@ -17,6 +17,8 @@ mod settings;
 mod template;
 mod unfit;
 
+pub(crate) use unfit::refuses_redirection;
+
 use crate::observe::kubernetes::pod::{BY_ENVIRONMENT, INTERCEPTION, MESHED, OUTBOUND};
 use airlane_core::id::TrustDomain;
 use airlane_wire::pod::Asks;

@@ -6,6 +6,7 @@ use super::Cluster;
 use crate::{
     args::Where,
     cli::{say, table::plain},
+    webhook::inject::refuses_redirection,
 };
 use anyhow::{Context, bail};
 use jiff::Timestamp;
@@ -162,7 +163,7 @@ async fn namespaces(client: &Client) -> Vec<Finding> {
         (namespace.metadata.name.unwrap_or_default(), namespace.metadata.labels.unwrap_or_default())
     });
     let strict: Vec<String> =
-        labels.filter(|(_, labels)| refuses_redirection(labels)).map(|(name, _)| name).collect();
+        labels.filter(|(_, labels)| refuses_redirection(labels).is_some()).map(|(name, _)| name).collect();
     if strict.is_empty() {
         return vec![Good("no namespace refuses redirection by its Pod Security Standard".to_owned())];
     }
@@ -171,12 +172,6 @@ async fn namespaces(client: &Client) -> Vec<Finding> {
          airlane.dev/interception: Env",
         strict.join(", ")
     ))]
-}
-
-/// Whether the Pod Security Standard of a namespace refuses NET_ADMIN.
-fn refuses_redirection(labels: &BTreeMap<String, String>) -> bool {
-    let enforced = labels.get("pod-security.kubernetes.io/enforce").map(String::as_str);
-    matches!(enforced, Some("baseline" | "restricted"))
 }
 
 /// `airlane check` of a cluster with Airlane in it.
@@ -419,17 +414,5 @@ mod tests {
             "bad: the mesh's root certificate is good until 1970-03-02",
         );
         check(&horizon(b"", start), "bad: the webhook's registration");
-    }
-
-    #[test]
-    fn the_stricter_standards_refuse_redirection() {
-        let labelled = |level: &str| {
-            refuses_redirection(&BTreeMap::from([(
-                "pod-security.kubernetes.io/enforce".to_owned(),
-                level.to_owned(),
-            )]))
-        };
-        assert_eq!(["privileged", "baseline", "restricted"].map(labelled), [false, true, true]);
-        assert!(!refuses_redirection(&BTreeMap::new()));
     }
 }

@@ -68,13 +68,18 @@ pub(super) fn reasons(
     if earlier.is_none() {
         reasons.extend(reserved_names(spec));
     }
-    let level = namespace.get(POD_SECURITY).map(String::as_str).filter(|level| *level != "privileged");
-    if let (Some(level), Interception::Init) = (level, interception) {
+    if let (Some(level), Interception::Init) = (refuses_redirection(namespace), interception) {
         reasons.push(format!(
             "the namespace's {POD_SECURITY}: {level} refuses NET_ADMIN, which redirecting traffic needs; annotate the pod {INTERCEPTION}: Env to do without, or {OPT_OUT}"
         ));
     }
     reasons
+}
+
+/// The Pod Security Standard by which a namespace with these labels refuses pods that redirect their own connections.
+/// Kubernetes takes a level that it does not know for the strictest.
+pub(crate) fn refuses_redirection(namespace: &BTreeMap<String, String>) -> Option<&str> {
+    namespace.get(POD_SECURITY).map(String::as_str).filter(|level| *level != "privileged")
 }
 
 fn is_windows(spec: &PodSpec) -> bool {
@@ -152,4 +157,22 @@ fn reserved_names(spec: &PodSpec) -> Vec<String> {
         .chain(volumes.filter(|name| template::VOLUMES.contains(name)))
         .map(|name| format!("the name {name} is Airlane's: take another, or {OPT_OUT}"))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_standard_but_the_privileged_refuses_redirection() {
+        let refused = |level: &str| {
+            let labels = BTreeMap::from([(POD_SECURITY.to_owned(), level.to_owned())]);
+            refuses_redirection(&labels).is_some()
+        };
+        assert_eq!(
+            ["privileged", "baseline", "restricted", "Restricted"].map(refused),
+            [false, true, true, true]
+        );
+        assert_eq!(refuses_redirection(&BTreeMap::new()), None);
+    }
 }
