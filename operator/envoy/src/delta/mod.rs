@@ -288,6 +288,11 @@ impl Session {
             }
             return;
         }
+        if !flight.response.resources.is_empty() {
+            for name in &flight.response.removed {
+                subscription.mark(name.clone(), Due::since(flight.since));
+            }
+        }
         match flight.response.resources.as_slice() {
             // Nothing about a removal can be wrong, and there is nothing better to send: it counts as done.
             [] => subscription.accepted(&flight),

@@ -269,11 +269,20 @@ fn a_host_waits_for_its_clusters_and_no_other_host_does() {
 #[test]
 fn a_cluster_goes_after_the_host_that_named_it() {
     let mut talk = Talk::settled(&["Cluster a", "Endpoints a", "VirtualHost h > a", "VirtualHost i > a"]);
-    assert_eq!(talk.publishes(&["VirtualHost i@2"]), ["VirtualHost +i", "VirtualHost -h"]);
-    let update = talk.unanswered.remove(0);
-    assert_eq!(talk.answers(&update, None), NOTHING);
+    assert_eq!(talk.publishes(&["VirtualHost i@2"]), ["VirtualHost +i -h"]);
     assert_eq!(talk.accepts(), ["Cluster -a"]);
     assert_eq!(talk.accepts(), ["Endpoints -a"]);
+}
+
+#[test]
+fn a_domain_moves_from_one_host_to_another_in_one_response() {
+    let mut talk = Talk::settled(&["VirtualHost h"]);
+    assert_eq!(talk.publishes(&["VirtualHost i", "VirtualHost j"]), ["VirtualHost +i +j -h"]);
+    // Something in it was refused: the old host still goes before anything takes its place.
+    assert_eq!(talk.refuses("something is wrong"), ["VirtualHost -h", "VirtualHost +i", "VirtualHost +j"]);
+    let mut talk = Talk::settled(&["VirtualHost h"]);
+    assert_eq!(talk.publishes(&["VirtualHost i"]), ["VirtualHost +i -h"]);
+    assert_eq!(talk.refuses("something is wrong"), ["VirtualHost -h", "rejected i"]);
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub(super) struct Content {
 struct Plan {
     batch: Content,
     alone: Vec<Content>,
-    /// In a response of its own: a rejection is about content.
+    /// In a response of its own, since a rejection is about content; but for virtual hosts.
     removal: Content,
 }
 
@@ -86,12 +86,18 @@ impl Session {
             return;
         }
 
-        let Plan { batch, alone, .. } = self.plan(kind, published);
+        let Plan { mut batch, alone, removal } = self.plan(kind, published);
+        // A domain that moves from one host to another must be neither both's, which Envoy refuses, nor nobody's.
+        if kind == Kind::VirtualHost && !(batch.resources.is_empty() && alone.is_empty()) {
+            batch.since = batch.since.min(removal.since);
+            batch.removed = removal.removed;
+        }
         let first_answer = self
             .subscriptions
             .get(&kind)
             .is_some_and(|subscription| subscription.wildcard && !subscription.answered);
-        let batch = (first_answer || !batch.resources.is_empty()).then_some(batch);
+        let says_something = !batch.resources.is_empty() || !batch.removed.is_empty();
+        let batch = (first_answer || says_something).then_some(batch);
         for content in batch.into_iter().chain(alone).take(room) {
             self.send(kind, content, now, reaction);
         }
