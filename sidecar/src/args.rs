@@ -124,6 +124,9 @@ pub(crate) struct Intercept {
     /// Leave the connections that come in as they are
     #[arg(long)]
     pub(crate) outbound_only: bool,
+    /// Leave IPv6 alone, as is done by itself where the kernel has none
+    #[arg(long)]
+    pub(crate) ipv4_only: bool,
     /// Print the rules and leave the kernel alone
     #[arg(long)]
     pub(crate) print: bool,

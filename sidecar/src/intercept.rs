@@ -10,6 +10,7 @@ use std::{
     fmt::{self, Write as _},
     io::{self, Write as _},
     net::IpAddr,
+    path::Path,
     process::{Command, Stdio},
     str::FromStr,
 };
@@ -17,6 +18,8 @@ use std::{
 /// What not to redirect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Interception {
+    /// Whether IPv6 is redirected as well as IPv4.
+    pub(crate) ipv6: bool,
     /// Whether connections that come in are redirected at all.
     pub(crate) inbound: bool,
     /// Ports of the pod that are reached past Envoy.
@@ -27,15 +30,23 @@ pub(crate) struct Interception {
     pub(crate) except_outbound_networks: BTreeSet<Network>,
 }
 
-impl From<args::Intercept> for Interception {
-    fn from(args: args::Intercept) -> Self {
+impl Interception {
+    /// What is asked for. `has_ipv6`: whether there is any IPv6 to redirect ([`has_ipv6`]).
+    pub(crate) fn asked(args: args::Intercept, has_ipv6: bool) -> Self {
         Self {
+            ipv6: has_ipv6 && !args.ipv4_only,
             inbound: !args.outbound_only,
             except_inbound_ports: args.exclude_inbound_ports.into_iter().collect(),
             except_outbound_ports: args.exclude_outbound_ports.into_iter().collect(),
             except_outbound_networks: args.exclude_outbound_cidrs.into_iter().collect(),
         }
     }
+}
+
+/// Whether the kernel has IPv6 at all: without it nft cannot be asked for rules about it.
+pub(crate) fn has_ipv6() -> bool {
+    // Made by the kernel's IPv6, whether or not an interface has an address (net/ipv6/addrconf.c).
+    Path::new("/proc/net/if_inet6").exists()
 }
 
 /// A range of addresses.
@@ -85,10 +96,11 @@ pub(crate) fn rules(of: &Interception) -> String {
 
 fn write_rules(out: &mut String, of: &Interception) -> fmt::Result {
     let opening = "tcp flags & (fin | syn | rst | ack) != syn accept";
+    let family = if of.ipv6 { "inet" } else { "ip" };
     // One transaction: the first line lets the second find a table, whatever was there.
-    writeln!(out, "add table inet airlane")?;
-    writeln!(out, "delete table inet airlane")?;
-    writeln!(out, "table inet airlane {{")?;
+    writeln!(out, "add table {family} airlane")?;
+    writeln!(out, "delete table {family} airlane")?;
+    writeln!(out, "table {family} airlane {{")?;
 
     writeln!(out, "    chain outbound {{")?;
     writeln!(out, "        type nat hook output priority -100; policy accept;")?;
@@ -96,7 +108,8 @@ fn write_rules(out: &mut String, of: &Interception) -> fmt::Result {
     writeln!(out, "        meta skuid {PROXY_UID} goto of_proxy")?;
     writeln!(out, "        oifname \"lo\" accept")?;
     // A rule for each: a set refuses ranges that overlap.
-    for network in &of.except_outbound_networks {
+    let networks = of.except_outbound_networks.iter();
+    for network in networks.filter(|network| of.ipv6 || network.address.is_ipv4()) {
         let family = if network.address.is_ipv4() { "ip" } else { "ip6" };
         writeln!(out, "        {family} daddr {network} accept")?;
     }
@@ -109,7 +122,9 @@ fn write_rules(out: &mut String, of: &Interception) -> fmt::Result {
         writeln!(out, "        meta priority != 0:{CALL_PRIORITY:x} accept")?;
         writeln!(out, "        oifname != \"lo\" accept")?;
         writeln!(out, "        ip daddr 127.0.0.0/8 accept")?;
-        writeln!(out, "        ip6 daddr ::1 accept")?;
+        if of.ipv6 {
+            writeln!(out, "        ip6 daddr ::1 accept")?;
+        }
         writeln!(out, "        goto into_pod")?;
     }
     writeln!(out, "    }}")?;
@@ -198,6 +213,7 @@ mod tests {
 
     fn everything() -> Interception {
         Interception {
+            ipv6: true,
             inbound: true,
             except_inbound_ports: BTreeSet::new(),
             except_outbound_ports: BTreeSet::new(),
@@ -272,6 +288,18 @@ table inet airlane {
         assert!(chain("into_pod").contains(
             "        tcp dport { 22, 9100 } accept\n        meta l4proto tcp redirect to :15006\n"
         ));
+    }
+
+    #[test]
+    fn without_ipv6_nothing_is_said_about_it() {
+        let network = |text: &str| text.parse::<Network>().expect("a network");
+        let excepted = ["10.0.0.0/8", "fd00::/8"].map(network).into();
+        let rules = rules(&Interception { ipv6: false, except_outbound_networks: excepted, ..everything() });
+        assert!(
+            rules.contains("table ip airlane") && rules.contains("ip daddr 10.0.0.0/8 accept"),
+            "{rules}"
+        );
+        assert!(!rules.contains("ip6") && !rules.contains("inet"), "{rules}");
     }
 
     #[test]

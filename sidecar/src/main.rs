@@ -79,7 +79,7 @@ fn tell_to_stderr() {
 fn intercept(wanted: args::Intercept) -> ExitCode {
     tell_to_stderr();
     let print = wanted.print;
-    let rules = intercept::rules(&wanted.into());
+    let rules = intercept::rules(&intercept::Interception::asked(wanted, intercept::has_ipv6()));
     let done = if print {
         io::stdout().write_all(rules.as_bytes()).map_err(anyhow::Error::from)
     } else {

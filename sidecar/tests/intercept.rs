@@ -18,6 +18,7 @@ use nix::{
     unistd::{Uid, geteuid, gettid, setfsuid},
 };
 use std::{
+    fs,
     io::{Read, Write},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::AsRawFd,
@@ -253,6 +254,26 @@ fn without_inbound_only_calls_are_redirected() {
     assert_eq!(node.call(APPLICATION, 0, "10.1.0.2:8080"), "application -");
     assert_eq!(pod.call(APPLICATION, 0, "10.1.0.1:80"), "outbound 10.1.0.1:80");
     assert_eq!(pod.call(PROXY, CALL, "10.1.0.2:8080"), "application -");
+}
+
+#[test]
+fn without_ipv6_only_ipv4_is_redirected() {
+    let Some(World { pod, node }) = World::new() else { return };
+    pod.intercept(&["--ipv4-only"]);
+    assert_eq!(pod.call(APPLICATION, 0, "10.1.0.1:80"), "outbound 10.1.0.1:80");
+    assert_eq!(pod.call(APPLICATION, 0, "[fd01::1]:80"), "node -");
+    assert_eq!(node.call(APPLICATION, 0, "10.1.0.2:8080"), "inbound 10.1.0.2:8080");
+    assert_eq!(node.call(APPLICATION, 0, "10.1.0.2:15006"), "nobody");
+    assert_eq!(pod.call(PROXY, CALL, "10.1.0.2:8080"), "inbound 10.1.0.2:8080");
+}
+
+#[test]
+fn where_ipv6_is_switched_off_ipv4_is_redirected_all_the_same() {
+    let Some(World { pod, node }) = World::new() else { return };
+    pod.run(|| fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").expect("switched off"));
+    pod.intercept(&[]);
+    assert_eq!(pod.call(APPLICATION, 0, "10.1.0.1:80"), "outbound 10.1.0.1:80");
+    assert_eq!(node.call(APPLICATION, 0, "10.1.0.2:8080"), "inbound 10.1.0.2:8080");
 }
 
 #[test]
