@@ -127,6 +127,7 @@ pub(super) struct Entrance<'a> {
     doors: BTreeMap<u16, Opening>,
     undeclared: Opening,
     trust_domain: &'a TrustDomain,
+    ipv6: bool,
 }
 
 impl<'a> Entrance<'a> {
@@ -135,6 +136,7 @@ impl<'a> Entrance<'a> {
         ports: &BTreeMap<u16, Door>,
         undeclared: &Undeclared,
         trust_domain: &'a TrustDomain,
+        ipv6: bool,
     ) -> Self {
         // What runs there is unknown, and no caller in the mesh comes by mTLS to a port that no service leads to: where
         // plaintext may come in, bytes pass as they are, without waiting to see what they are.
@@ -150,6 +152,7 @@ impl<'a> Entrance<'a> {
             doors: exceptions.chain(declared).collect(),
             undeclared: unknown(undeclared.mtls),
             trust_domain,
+            ipv6,
         }
     }
 
@@ -189,7 +192,7 @@ impl Lowered for Entrance<'_> {
         let chains = self.doors().flat_map(|(port, door)| before(port, door).chains());
         let elsewhere = before(UNDECLARED, &self.undeclared).chains();
         let server_may_speak_first = self.doors().any(|(_, door)| server_may_speak_first(door));
-        let (address, additional_addresses) = any_port(INBOUND_PORT);
+        let (address, additional_addresses) = any_port(INBOUND_PORT, self.ipv6);
         packed(Listener {
             name: self.name(),
             address,

@@ -3,6 +3,7 @@
 use super::{
     Lowered,
     cluster::TUNNEL,
+    lookup::domain,
     proto::{duration, fields, matching, metadata, number, packed, text},
     routes::{PortRoutes, ROUTES, Routes, direct_response, unknown_name},
 };
@@ -138,15 +139,32 @@ impl<'a> Host<'a> {
 
     /// The cluster's own names for the service, and its addresses as URLs have them.
     fn names_in_cluster(&self) -> impl Iterator<Item = String> {
+        let addresses = self.in_cluster.addresses.iter().copied().map(domain);
+        self.names_below_cluster_domain().chain(addresses)
+    }
+
+    fn names_below_cluster_domain(&self) -> impl Iterator<Item = String> + use<> {
         let ServiceId { namespace, name } = &self.port.service;
         let below = self.in_cluster.domain.map(|domain| {
             let service = format!("{name}.{namespace}.svc");
             [format!("{service}.{domain}"), service]
         });
-        below.into_iter().flatten().chain(self.in_cluster.addresses.iter().map(|address| match address {
-            IpAddr::V4(address) => address.to_string(),
-            IpAddr::V6(address) => format!("[{address}]"),
-        }))
+        below.into_iter().flatten()
+    }
+
+    /// Everything that may be meant by the name of the service where nobody else can be.
+    pub(super) fn names(&self) -> Vec<String> {
+        let ServiceId { namespace, name } = &self.port.service;
+        let own = [name.to_string(), format!("{name}.{namespace}")];
+        own.into_iter().chain(self.names_below_cluster_domain()).collect()
+    }
+
+    pub(super) fn request_timeout(&self) -> Option<Millis> {
+        self.request_timeout
+    }
+
+    pub(super) fn stream_idle_timeout(&self) -> Millis {
+        self.stream_idle_timeout
     }
 
     fn domains(&self) -> Vec<String> {
@@ -189,7 +207,7 @@ impl<'a> Host<'a> {
         domains
     }
 
-    fn routes(&self) -> Vec<Route> {
+    pub(super) fn routes(&self) -> Vec<Route> {
         let grpc = RouteMatch { grpc: Some(GrpcRouteMatchOptions {}), ..anything() };
         if !self.protocol.is_http() {
             return vec![self.route("connect", connect(), Class::Bytes), self.not_bytes()];
@@ -399,6 +417,30 @@ pub(super) fn anything() -> RouteMatch {
     RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".to_owned())), ..Default::default() }
 }
 
+/// The routes for requests that ask for one of these names, whatever the port they add.
+pub(super) fn named(routes: Vec<Route>, names: &[String]) -> impl Iterator<Item = Route> + use<> {
+    let names: Vec<String> = names.iter().map(|name| literally(name)).collect();
+    let authority = HeaderMatcher {
+        name: ":authority".to_owned(),
+        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(matching(format!(
+            "(?i)({})(:[0-9]+)?",
+            names.join("|")
+        )))),
+        ..Default::default()
+    };
+    routes.into_iter().map(move |mut route| {
+        if let Some(matching) = &mut route.r#match {
+            matching.headers.push(authority.clone());
+        }
+        route
+    })
+}
+
+/// A regular expression for exactly this text.
+fn literally(text: &str) -> String {
+    text.chars().flat_map(|c| [(!c.is_ascii_alphanumeric()).then_some('\\'), Some(c)]).flatten().collect()
+}
+
 fn connect() -> RouteMatch {
     RouteMatch {
         path_specifier: Some(PathSpecifier::ConnectMatcher(ConnectMatcher {})),
@@ -408,14 +450,7 @@ fn connect() -> RouteMatch {
 
 fn having_method(methods: &BTreeSet<String>) -> RouteMatch {
     // A method is any token (RFC 9110, 9.1), which may hold what means something in a regular expression.
-    let literal = |method: &String| -> String {
-        method
-            .chars()
-            .flat_map(|c| [(!c.is_ascii_alphanumeric()).then_some('\\'), Some(c)])
-            .flatten()
-            .collect()
-    };
-    let methods: Vec<String> = methods.iter().map(literal).collect();
+    let methods: Vec<String> = methods.iter().map(|method| literally(method)).collect();
     let header = HeaderMatcher {
         name: ":method".to_owned(),
         header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(matching(methods.join("|")))),

@@ -10,6 +10,7 @@ mod door;
 mod endpoints;
 mod host;
 mod listener;
+mod lookup;
 mod original;
 mod outside;
 mod pods;
@@ -21,7 +22,9 @@ mod signals;
 mod tls;
 
 pub use original::CALL_PRIORITY;
-pub use signals::{ACCESS_FILTER, ATTEMPT_COUNT, DENIED, DENIED_BY, FIRST_ATTEMPTS, OUT_OF_TIME};
+pub use signals::{
+    ACCESS_FILTER, ACCESS_SECTION, ATTEMPT_COUNT, DENIED, DENIED_BY, FIRST_ATTEMPTS, OUT_OF_TIME,
+};
 pub(crate) use {
     shared::ROLLOUTS,
     signals::OPERATOR,
@@ -30,23 +33,25 @@ pub(crate) use {
 
 use crate::catalog::{Catalog, Change, Key, Kind, Resource, Scope, Version};
 use airlane_core::{
-    id::{InstanceId, Name, Namespace, ObjectId, ServiceId, ServicePort},
+    id::{Identity, InstanceId, Name, Namespace, ObjectId, ServiceId, ServicePort},
     mesh::{Destination, Door, Mesh, Proxy, Undeclared},
     policy::MtlsMode,
     world::Protocol,
 };
 use envoy_types::pb::google::protobuf::Any;
+use pods::{Kin, Place, Places};
+use redirected::{Ways, bytes, requests};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     hash::{Hash, Hasher},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
 use xxhash_rust::xxh3::Xxh3Default;
 
 /// Raised whenever the same value is encoded differently than before, so that proxies get the difference.
-const LOWERING: u32 = 3;
+const LOWERING: u32 = 4;
 
 /// What is the same for every mesh.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -83,9 +88,12 @@ trait Lowered: Hash {
 enum Origin {
     Everywhere,
     Caller(Namespace),
-    Redirected(Namespace),
+    Redirected,
     Requests(Namespace, u16),
     Bytes(SocketAddr),
+    Pod(SocketAddr),
+    Pods(u16),
+    Kin(Kin),
     Ambiguous(Name),
     Destination(ServicePort),
     Proxy(InstanceId),
@@ -96,6 +104,7 @@ enum Origin {
 pub struct Lowerer {
     settings: Settings,
     lowered: Option<(Settings, Mesh)>,
+    places: Places,
     catalog: Catalog,
     /// What each origin had at the last lowering.
     made: HashMap<Origin, BTreeSet<(Scope, Key)>>,
@@ -104,7 +113,13 @@ pub struct Lowerer {
 impl Lowerer {
     /// A lowerer that has published nothing.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, lowered: None, catalog: Catalog::default(), made: HashMap::new() }
+        Self {
+            settings,
+            lowered: None,
+            places: Places::default(),
+            catalog: Catalog::default(),
+            made: HashMap::new(),
+        }
     }
 
     /// Replaces the roots to trust; the next [`Self::lower`] publishes them.
@@ -141,26 +156,31 @@ impl Lowerer {
             for caller in &mesh.caller_namespaces {
                 work.caller(caller);
             }
-            for caller in old
-                .into_iter()
-                .flat_map(|old| old.transparent_namespaces.difference(&mesh.transparent_namespaces))
-            {
-                work.replace(Origin::Redirected(caller.clone()), Made::default());
-            }
-            for caller in &mesh.transparent_namespaces {
-                work.redirected(caller);
-            }
         }
-        let (requests, requested) = (old.map(requests).unwrap_or_default(), requests(mesh));
-        let services = service_ranges(mesh);
-        let same_services = old.is_some_and(|old| service_ranges(old) == services);
-        for gone in requests.difference(&requested) {
+        if !same_callers || !same_authority {
+            work.redirected(mesh);
+        }
+        let places = Places::of(mesh);
+        let (requests, requested) =
+            (old.map(|old| requests(old, &self.places)).unwrap_or_default(), requests(mesh, &places));
+        for gone in requests.keys().filter(|request| !requested.contains_key(request)) {
             work.replace(Origin::Requests(gone.0.clone(), gone.1), Made::default());
         }
-        for (caller, port) in requested.iter().filter(|request| !same_services || !requests.contains(request))
+        for (request, ways) in requested.iter().filter(|(request, ways)| requests.get(request) != Some(ways))
         {
-            work.requests(caller, *port, &services);
+            work.requests(&request.0, request.1, ways);
         }
+        let (pods_had, pods_have) = (self.places.request_ports(), places.request_ports());
+        for port in pods_had.symmetric_difference(&pods_have) {
+            work.pods(*port, pods_have.contains(port));
+        }
+        for (kin, place) in changed(Some(&self.places.requests), &places.requests, same_callers) {
+            work.kin(kin, place, mesh);
+        }
+        for (at, identity) in changed(Some(&self.places.bytes), &places.bytes, same_callers) {
+            work.pod(*at, identity, mesh);
+        }
+        self.places = places;
         for (port, destination) in
             changed(old.map(|old| &old.destinations), &mesh.destinations, same_callers && same_authority)
         {
@@ -189,44 +209,6 @@ impl Lowerer {
         self.lowered = Some((self.settings.clone(), mesh.clone()));
         (self.catalog.clone(), Change { epoch: self.catalog.epoch, keys })
     }
-}
-
-/// The ports on which requests of redirected callers are routed, by the callers' namespaces.
-fn requests(mesh: &Mesh) -> BTreeSet<(Namespace, u16)> {
-    if mesh.transparent_namespaces.is_empty() {
-        return BTreeSet::new();
-    }
-    let http = mesh.destinations.values().filter(|destination| destination.protocol.is_http());
-    let ports: BTreeSet<u16> = http.map(|destination| destination.port.port).collect();
-    let of = |caller: &Namespace| {
-        let caller = caller.clone();
-        ports.iter().map(move |port| (caller.clone(), *port)).collect::<Vec<_>>()
-    };
-    mesh.transparent_namespaces.iter().flat_map(of).collect()
-}
-
-/// The ranges that hold the services' addresses.
-fn service_ranges(mesh: &Mesh) -> BTreeSet<(IpAddr, u8)> {
-    if mesh.transparent_namespaces.is_empty() {
-        return BTreeSet::new();
-    }
-    let destinations = mesh.destinations.values();
-    redirected::ranges(destinations.flat_map(|destination| destination.addresses.iter().copied()))
-}
-
-/// The addresses at which redirected callers reach what speaks bytes: services, and the pods of those that have none.
-fn bytes(mesh: &Mesh) -> BTreeMap<SocketAddr, Arc<Destination>> {
-    if mesh.transparent_namespaces.is_empty() {
-        return BTreeMap::new();
-    }
-    let tcp = mesh.destinations.values().filter(|destination| !destination.protocol.is_http());
-    let addresses = tcp.flat_map(|destination| {
-        let own = destination.addresses.iter().map(|own| SocketAddr::new(*own, destination.port.port));
-        let pods = pods::Pods::of(destination, &mesh.trust_domain).and(destination.clusters.first());
-        let pods = pods.into_iter().flat_map(|all| all.endpoints.iter()).filter(|endpoint| endpoint.mtls);
-        own.chain(pods.map(|pod| pod.address)).map(|at| (at, Arc::clone(destination)))
-    });
-    addresses.collect()
 }
 
 /// What differs between two maps of shared values: `None` for what is gone. Everything, unless `same_context`.
@@ -283,30 +265,68 @@ impl Work<'_> {
         self.replace(Origin::Caller(caller.clone()), made);
     }
 
-    fn redirected(&mut self, caller: &Namespace) {
+    /// What every redirected caller calls.
+    fn redirected(&mut self, mesh: &Mesh) {
         let mut made = Made::default();
-        self.add(&mut made, Scope::Namespace(caller.clone()), &original::Direct, &Arc::default());
-        self.replace(Origin::Redirected(caller.clone()), made);
+        if !mesh.transparent_namespaces.is_empty() {
+            let nobody = Arc::default();
+            self.add(&mut made, Scope::Everyone, &original::Direct, &nobody);
+            for spoken in pods::Spoken::ALL {
+                let pods = pods::Pods { spoken, trust_domain: &mesh.trust_domain };
+                self.add(&mut made, Scope::Everyone, &pods, &nobody);
+            }
+        }
+        self.replace(Origin::Redirected, made);
     }
 
-    fn requests(&mut self, caller: &Namespace, port: u16, services: &BTreeSet<(IpAddr, u8)>) {
+    fn requests(&mut self, caller: &Namespace, port: u16, ways: &Ways) {
         let mut made = Made::default();
         let (scope, nobody) = (|| Scope::Namespace(caller.clone()), Arc::default());
-        self.add(&mut made, scope(), &redirected::Requests { caller, port, services }, &nobody);
-        self.add(&mut made, scope(), &routes::PortRoutes { caller, port }, &nobody);
-        self.add(&mut made, scope(), &routes::PortItself { caller, port }, &nobody);
+        let Ways { services, pods } = ways;
+        self.add(&mut made, scope(), &redirected::Requests { caller, port, services, pods: *pods }, &nobody);
+        if !services.is_empty() {
+            self.add(&mut made, scope(), &routes::PortRoutes { caller, port }, &nobody);
+            self.add(&mut made, scope(), &routes::PortItself { caller, port }, &nobody);
+        }
         self.replace(Origin::Requests(caller.clone(), port), made);
+    }
+
+    /// Requests to pods, whoever makes them.
+    fn pods(&mut self, port: u16, any: bool) {
+        let mut made = Made::default();
+        if any {
+            let nobody = Arc::default();
+            self.add(&mut made, Scope::Everyone, &routes::PodRoutes { port }, &nobody);
+            self.add(&mut made, Scope::Everyone, &routes::PodItself { port }, &nobody);
+        }
+        self.replace(Origin::Pods(port), made);
+    }
+
+    fn kin(&mut self, kin: &Kin, place: Option<&Arc<Place>>, mesh: &Mesh) {
+        let mut made = Made::default();
+        if let Some(place) = place {
+            let at = pods::AtAddresses::new(kin, place, mesh.cluster_domain.as_ref());
+            self.add(&mut made, Scope::Everyone, &at, &Arc::new(place.shaped_by()));
+        }
+        self.replace(Origin::Kin(kin.clone()), made);
+    }
+
+    fn pod(&mut self, at: SocketAddr, identity: Option<&Arc<Identity>>, mesh: &Mesh) {
+        let mut made = Made::default();
+        if let Some(identity) = identity {
+            let bytes = redirected::Bytes::to_pod(at, identity);
+            for caller in &mesh.transparent_namespaces {
+                self.add(&mut made, Scope::Namespace(caller.clone()), &bytes, &Arc::default());
+            }
+        }
+        self.replace(Origin::Pod(at), made);
     }
 
     fn bytes(&mut self, at: SocketAddr, destination: Option<&Arc<Destination>>, mesh: &Mesh) {
         let mut made = Made::default();
         if let Some(destination) = destination {
             let shaped_by = Arc::new(destination.shaped_by.clone());
-            let bytes = if destination.addresses.contains(&at.ip()) {
-                redirected::Bytes::to_service(at, destination)
-            } else {
-                redirected::Bytes::to_pod(at, destination)
-            };
+            let bytes = redirected::Bytes::to_service(at, destination);
             for caller in &mesh.transparent_namespaces {
                 self.add(&mut made, Scope::Namespace(caller.clone()), &bytes, &shaped_by);
             }
@@ -333,35 +353,14 @@ impl Work<'_> {
                 let host = host::Host::new(caller, destination, mesh.cluster_domain.as_ref());
                 self.add(&mut made, Scope::Namespace(caller.clone()), &host, &shaped_by);
             }
-            for caller in &mesh.transparent_namespaces {
-                self.redirected_to(&mut made, caller, destination, mesh);
+            // Who has no address is called at its pods'.
+            let found = destination.protocol.is_http() && !destination.addresses.is_empty();
+            for caller in mesh.transparent_namespaces.iter().filter(|_| found) {
+                let host = host::Host::redirected(caller, destination, mesh.cluster_domain.as_ref());
+                self.add(&mut made, Scope::Namespace(caller.clone()), &host, &shaped_by);
             }
         }
         self.replace(Origin::Destination(port.clone()), made);
-    }
-
-    /// How the redirected callers of a namespace reach a destination, but for listeners.
-    fn redirected_to(&mut self, made: &mut Made, caller: &Namespace, destination: &Destination, mesh: &Mesh) {
-        let scope = || Scope::Namespace(caller.clone());
-        let shaped_by = Arc::new(destination.shaped_by.clone());
-        let cluster_domain = mesh.cluster_domain.as_ref();
-        let requests = destination.protocol.is_http();
-        if requests {
-            let host = host::Host::redirected(caller, destination, cluster_domain);
-            self.add(made, scope(), &host, &shaped_by);
-        }
-        let Some(pods) = pods::Pods::of(destination, &mesh.trust_domain) else { return };
-        self.add(made, scope(), &pods, &shaped_by);
-        if requests {
-            let names = pods::Names {
-                caller,
-                port: &destination.port,
-                cluster_domain,
-                request_timeout: destination.calls.request_timeout,
-                stream_idle_timeout: destination.calls.stream_idle_timeout,
-            };
-            self.add(made, scope(), &names, &shaped_by);
-        }
     }
 
     fn ambiguous(&mut self, name: &Name, candidates: Option<&Arc<BTreeSet<ServiceId>>>, mesh: &Mesh) {
@@ -420,7 +419,8 @@ impl Work<'_> {
             self.entrance(made, proxy, mesh);
         }
         if let Some(port) = proxy.outbound_port {
-            self.add(made, Scope::Proxy(proxy.id.clone()), &redirected::Exit { port }, &Arc::default());
+            let exit = redirected::Exit { port, ipv6: proxy.ipv6 };
+            self.add(made, Scope::Proxy(proxy.id.clone()), &exit, &Arc::default());
         }
     }
 
@@ -431,7 +431,7 @@ impl Work<'_> {
         // Whose doors are not known keeps them closed.
         let unknown = Undeclared { mtls: MtlsMode::Strict, exceptions: BTreeMap::new(), access: Vec::new() };
         let undeclared = inbound.undeclared.as_ref().unwrap_or(&unknown);
-        let entrance = door::Entrance::new(&inbound.ports, undeclared, &mesh.trust_domain);
+        let entrance = door::Entrance::new(&inbound.ports, undeclared, &mesh.trust_domain, proxy.ipv6);
         let applications = entrance.doors().map(|(port, door)| (port, door.protocol));
         for (port, protocol) in applications.chain([(door::UNDECLARED, Protocol::Tcp)]) {
             self.add(made, scope(), &original::Application { port, protocol }, &shaped_by);

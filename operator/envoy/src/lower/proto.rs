@@ -75,11 +75,14 @@ pub(super) fn address(at: SocketAddr) -> Address {
     }
 }
 
-/// A port on every address of the host, of both families.
-pub(super) fn any_port(port: u16) -> (Option<Address>, Vec<AdditionalAddress>) {
-    let v6 = address(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
-    let v6 = AdditionalAddress { address: Some(v6), ..Default::default() };
-    (Some(address(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))), vec![v6])
+/// A port on every address of the host. Envoy refuses a listener whose kernel has no IPv6 to listen on.
+pub(super) fn any_port(port: u16, ipv6: bool) -> (Option<Address>, Vec<AdditionalAddress>) {
+    let v6 = || AdditionalAddress {
+        address: Some(address(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)))),
+        ..Default::default()
+    };
+    let v4 = address(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)));
+    (Some(v4), ipv6.then(v6).into_iter().collect())
 }
 
 pub(super) fn range((prefix, length): (IpAddr, u8)) -> CidrRange {

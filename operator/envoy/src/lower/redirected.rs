@@ -9,15 +9,16 @@ use super::{
     Lowered,
     door::{any_http1, closed, listener_filter, original_destination, tls_inspector},
     listener::{HTTP, listener, network_filter, routed},
+    lookup::Key,
     original::DIRECT,
-    pods::Pods,
+    pods::{self, Places, expectation, expecting},
     proto::{address, any_port, duration, no, number, packed, range, yes},
-    routes::PortRoutes,
+    routes::{PodRoutes, PortRoutes},
 };
 use crate::catalog::Kind;
 use airlane_core::{
-    id::Namespace,
-    mesh::{Destination, Route},
+    id::{Identity, Namespace},
+    mesh::{Destination, Mesh, Route},
     policy::Millis,
 };
 use envoy_types::pb::{
@@ -40,7 +41,7 @@ use envoy_types::pb::{
     google::protobuf::{Any, Duration},
 };
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
@@ -57,6 +58,7 @@ const CONNECT_ATTEMPTS: u32 = 3;
 #[derive(Hash)]
 pub(super) struct Exit {
     pub(super) port: u16,
+    pub(super) ipv6: bool,
 }
 
 impl Lowered for Exit {
@@ -71,7 +73,7 @@ impl Lowered for Exit {
     }
 
     fn encode(&self) -> Any {
-        let (address, additional_addresses) = any_port(self.port);
+        let (address, additional_addresses) = any_port(self.port, self.ipv6);
         packed(Listener {
             name: self.name(),
             address,
@@ -84,13 +86,60 @@ impl Lowered for Exit {
     }
 }
 
+/// Where requests of redirected callers go on one port.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub(super) struct Ways {
+    /// The ranges that hold the services' addresses, if one of them has this port.
+    pub(super) services: BTreeSet<(IpAddr, u8)>,
+    /// Whether pods take requests on it.
+    pub(super) pods: bool,
+}
+
+/// The ports on which requests of redirected callers are routed, by the callers' namespaces.
+pub(super) fn requests(mesh: &Mesh, places: &Places) -> BTreeMap<(Namespace, u16), Ways> {
+    if mesh.transparent_namespaces.is_empty() {
+        return BTreeMap::new();
+    }
+    let destinations = mesh.destinations.values();
+    let services = ranges(destinations.flat_map(|destination| destination.addresses.iter().copied()));
+    let http = mesh.destinations.values().filter(|destination| destination.protocol.is_http());
+    let with_address = http.filter(|destination| !destination.addresses.is_empty());
+    let mut ports: BTreeMap<u16, Ways> = BTreeMap::new();
+    for destination in with_address {
+        ports.entry(destination.port.port).or_default().services.clone_from(&services);
+    }
+    for port in places.request_ports() {
+        ports.entry(port).or_default().pods = true;
+    }
+    let of = |caller: &Namespace| {
+        let caller = caller.clone();
+        ports.iter().map(move |(port, ways)| ((caller.clone(), *port), ways.clone())).collect::<Vec<_>>()
+    };
+    mesh.transparent_namespaces.iter().flat_map(of).collect()
+}
+
+/// The addresses at which redirected callers reach services that speak bytes.
+pub(super) fn bytes(mesh: &Mesh) -> BTreeMap<SocketAddr, Arc<Destination>> {
+    if mesh.transparent_namespaces.is_empty() {
+        return BTreeMap::new();
+    }
+    let tcp = mesh.destinations.values().filter(|destination| !destination.protocol.is_http());
+    let addresses = tcp.flat_map(|destination| {
+        let port = destination.port.port;
+        destination.addresses.iter().map(move |own| (SocketAddr::new(*own, port), Arc::clone(destination)))
+    });
+    addresses.collect()
+}
+
 /// Calls to any address with a port on which the mesh has requests to route.
 #[derive(Hash)]
 pub(super) struct Requests<'a> {
     pub(super) caller: &'a Namespace,
     pub(super) port: u16,
-    /// Where the services' addresses are.
+    /// Where the services' addresses are, if one of them has this port.
     pub(super) services: &'a BTreeSet<(IpAddr, u8)>,
+    /// Whether pods take requests on this port.
+    pub(super) pods: bool,
 }
 
 impl Lowered for Requests<'_> {
@@ -105,11 +154,12 @@ impl Lowered for Requests<'_> {
     }
 
     fn encode(&self) -> Any {
-        let manager = HttpConnectionManager {
+        let manager = |routes| HttpConnectionManager {
             http_protocol_options: Some(any_http1()),
-            ..routed(PortRoutes::of(self.caller, self.port), "outbound")
+            ..routed(routes, "outbound")
         };
-        let requests = network_filter(HTTP, manager);
+        let of_services = || Key::Name.of(manager(PortRoutes::of(self.caller, self.port)));
+        let of_pods = || expecting(Key::Address.of(manager(PodRoutes::of(self.port))));
         let chain = |name: &str, matching: FilterChainMatch, filter: Filter| FilterChain {
             name: name.to_owned(),
             filter_chain_match: Some(matching),
@@ -125,14 +175,17 @@ impl Lowered for Requests<'_> {
             ..Default::default()
         };
         let tls = FilterChainMatch { transport_protocol: "tls".to_owned(), ..to_services.clone() };
-        let mut filter_chains = vec![chain("requests", seen, requests.clone())];
+        let mut filter_chains = Vec::new();
+        if self.pods {
+            filter_chains.push(chain("pods", seen, network_filter(HTTP, of_pods())));
+        }
         if !self.services.is_empty() {
-            // A request in small pieces is sometimes not known for one, and no service that has this port speaks bytes.
-            filter_chains.push(chain("services", to_services, requests));
-            let as_it_came = bytes(ClusterSpecifier::Cluster(DIRECT.to_owned()));
+            // No service that has this port speaks bytes, so that nobody need show what he speaks.
+            filter_chains.push(chain("services", to_services, network_filter(HTTP, of_services())));
+            let as_it_came = passed_on(ClusterSpecifier::Cluster(DIRECT.to_owned()));
             filter_chains.push(chain("tls", tls, as_it_came));
         }
-        let (address, additional_addresses) = any_port(self.port);
+        let (address, additional_addresses) = any_port(self.port, true);
         packed(Listener {
             name: self.name(),
             address,
@@ -175,15 +228,17 @@ fn smallest_range(low: IpAddr, high: IpAddr) -> Option<(IpAddr, u8)> {
     }
 }
 
-/// Calls to one address where bytes are spoken: a service's, or that of one pod of a service without any.
+/// Calls to one address where bytes are spoken: a service's, or a pod's.
 #[derive(Hash)]
-pub(super) struct Bytes {
+pub(super) struct Bytes<'a> {
     at: SocketAddr,
     /// The clusters that take a share.
     shares: Vec<(String, u32)>,
+    /// Who must answer, besides what the clusters ask.
+    identity: Option<&'a Identity>,
 }
 
-impl Bytes {
+impl<'a> Bytes<'a> {
     /// To any endpoint of the service. There is no coin for connections: the fail-safe shares hold.
     pub(super) fn to_service(at: SocketAddr, destination: &Destination) -> Self {
         let shares = match &destination.route {
@@ -193,16 +248,16 @@ impl Bytes {
                 shares.map(|(cluster, share)| (cluster.to_string(), *share)).collect()
             }
         };
-        Self { at, shares }
+        Self { at, shares, identity: None }
     }
 
     /// To the pod that was called, and no other.
-    pub(super) fn to_pod(at: SocketAddr, destination: &Destination) -> Self {
-        Self { at, shares: vec![(Pods::cluster(&destination.port), 1)] }
+    pub(super) fn to_pod(at: SocketAddr, identity: &'a Identity) -> Self {
+        Self { at, shares: vec![(pods::bytes(), 1)], identity: Some(identity) }
     }
 }
 
-impl Lowered for Bytes {
+impl Lowered for Bytes<'_> {
     const KIND: Kind = Kind::Listener;
 
     fn name(&self) -> String {
@@ -228,7 +283,10 @@ impl Lowered for Bytes {
             name: self.name(),
             address: Some(address(self.at)),
             bind_to_port: Some(no()),
-            filter_chains: vec![FilterChain { filters: vec![bytes(to)], ..Default::default() }],
+            filter_chains: vec![FilterChain {
+                filters: self.identity.map(expectation).into_iter().chain([passed_on(to)]).collect(),
+                ..Default::default()
+            }],
             ..listener(TrafficDirection::Outbound)
         })
     }
@@ -238,12 +296,12 @@ impl Lowered for Bytes {
 fn as_it_came() -> FilterChain {
     FilterChain {
         name: "direct".to_owned(),
-        filters: vec![bytes(ClusterSpecifier::Cluster(DIRECT.to_owned()))],
+        filters: vec![passed_on(ClusterSpecifier::Cluster(DIRECT.to_owned()))],
         ..Default::default()
     }
 }
 
-fn bytes(to: ClusterSpecifier) -> Filter {
+fn passed_on(to: ClusterSpecifier) -> Filter {
     let proxy = TcpProxy {
         stat_prefix: "outbound".to_owned(),
         cluster_specifier: Some(to),

@@ -5,6 +5,7 @@ use super::{
     Lowered,
     cluster::OUTSIDE,
     host::{SUFFIX, connect_upgrade},
+    lookup::{by_address_then, sought},
     original::DIRECT,
     outside::filters,
     proto::{ads, duration, fields, header, matching, packed, text},
@@ -23,7 +24,7 @@ use envoy_types::pb::{
             route_match::{ConnectMatcher, PathSpecifier},
         },
     },
-    google::protobuf::{Any, Duration, Struct},
+    google::protobuf::{Any, Duration, Struct, Value},
 };
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -135,19 +136,55 @@ impl Lowered for PortRoutes<'_> {
     }
 
     fn encode(&self) -> Any {
-        let outside = either_way().map(|(name, matching)| outside(name, matching, DIRECT, vec![]));
-        packed(RouteConfiguration {
-            name: self.name(),
-            vhds: Some(Vhds { config_source: Some(ads()) }),
-            ignore_port_in_host_matching: true,
-            virtual_hosts: vec![VirtualHost {
-                name: "unknown".to_owned(),
-                domains: vec!["*".to_owned()],
-                routes: outside.into(),
-                ..Default::default()
-            }],
-            ..Default::default()
-        })
+        let unknown = VirtualHost { typed_per_filter_config: by_address_then(), ..as_it_came() };
+        packed(found_by_vhds(self.name(), unknown))
+    }
+}
+
+/// The route configuration for requests to pods at one port, found by their addresses.
+#[derive(Hash)]
+pub(super) struct PodRoutes {
+    pub(super) port: u16,
+}
+
+impl PodRoutes {
+    pub(super) fn of(port: u16) -> String {
+        format!("pods|{port}")
+    }
+}
+
+impl Lowered for PodRoutes {
+    const KIND: Kind = Kind::Routes;
+
+    fn name(&self) -> String {
+        Self::of(self.port)
+    }
+
+    fn clusters(&self) -> BTreeSet<Arc<str>> {
+        [DIRECT.into()].into()
+    }
+
+    fn encode(&self) -> Any {
+        packed(found_by_vhds(self.name(), as_it_came()))
+    }
+}
+
+fn found_by_vhds(name: String, unknown: VirtualHost) -> RouteConfiguration {
+    sought(RouteConfiguration {
+        name,
+        vhds: Some(Vhds { config_source: Some(ads()) }),
+        virtual_hosts: vec![unknown],
+        ..Default::default()
+    })
+}
+
+/// The host of nobody: its requests go where they went.
+fn as_it_came() -> VirtualHost {
+    VirtualHost {
+        name: "unknown".to_owned(),
+        domains: vec!["*".to_owned()],
+        routes: either_way().map(|(name, matching)| outside(name, matching, DIRECT, vec![])).into(),
+        ..Default::default()
     }
 }
 
@@ -188,7 +225,29 @@ impl Lowered for PortItself<'_> {
     }
 }
 
+/// The same for requests to pods.
+#[derive(Hash)]
+pub(super) struct PodItself {
+    pub(super) port: u16,
+}
+
+impl Lowered for PodItself {
+    const KIND: Kind = Kind::VirtualHost;
+
+    fn name(&self) -> String {
+        format!("{}/itself", PodRoutes::of(self.port))
+    }
+
+    fn encode(&self) -> Any {
+        answering(self.name(), "pods", text(self.port.to_string()))
+    }
+}
+
 fn itself(name: String, caller: &Namespace) -> Any {
+    answering(name, "caller_namespace", text(caller.as_str()))
+}
+
+fn answering(name: String, key: &str, value: Value) -> Any {
     packed(VirtualHost {
         name,
         // No service can have this name.
@@ -198,7 +257,7 @@ fn itself(name: String, caller: &Namespace) -> Any {
                 path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
                 ..Default::default()
             }),
-            action: Some(direct_response(200, fields([("caller_namespace", text(caller.as_str()))]))),
+            action: Some(direct_response(200, fields([(key, value)]))),
             ..Default::default()
         }],
         ..Default::default()

@@ -49,11 +49,16 @@ pub(super) fn calling(
         // Without a matcher Envoy would believe every leaf of the mesh. This one matches none: identities have a path.
         expected.push(exactly(&format!("spiffe://{trust_domain}")));
     }
+    calling_any(expected, speaking)
+}
+
+/// Calls only endpoints that prove an identity which one of these matches.
+pub(super) fn calling_any(identities: Vec<StringMatcher>, speaking: Option<&str>) -> TransportSocket {
     let alpn = [Some(ALPN), speaking].into_iter().flatten().map(str::to_owned).collect();
     transport_socket(
         SOCKET,
         UpstreamTlsContext {
-            common_tls_context: Some(common(expected, alpn)),
+            common_tls_context: Some(common(identities, alpn)),
             // A resumed session would not show the peer's renewed leaf.
             max_session_keys: Some(number(0)),
             ..Default::default()

@@ -163,22 +163,24 @@ fn a_new_service_touches_no_listener_but_its_own() {
 }
 
 #[test]
-fn a_pod_of_a_service_without_an_address_is_one_listener_if_it_speaks_bytes_and_none_if_requests() {
+fn a_new_pod_is_one_listener_if_it_speaks_bytes_and_none_if_requests() {
     for (protocol, expected) in [
-        (Protocol::Http, &["Endpoints 80|pay|shop"][..]),
-        (Protocol::Tcp, &["Endpoints 80|pay|shop", "Listener outbound|127.0.0.1:9009"]),
+        (Protocol::Http, "VirtualHost pods|8080/pay|shop|pay"),
+        (Protocol::Tcp, "Listener outbound|10.244.0.3:8080"),
     ] {
-        let mut mesh = shop().pod("back-1", "back", &[], open());
-        edit(&mut mesh, "pay", |pay| pay.protocol = protocol);
+        let pod = |mesh: Mesh, number: u8| {
+            let (instance, address) = (format!("pay-{number}"), IpAddr::from([10, 244, 0, number]));
+            mesh.pod(&instance, "pay", &[(8080, door(MtlsMode::Strict, protocol))], open())
+                .at(&instance, address)
+        };
+        let mesh = pod(meshes::empty(), 2);
         let mut lowerer = lowerer();
         lowerer.lower(&mesh);
-        edit(&mut mesh, "pay", |pay| {
-            Arc::make_mut(&mut pay.clusters[0].endpoints).push(endpoint("pay-9", 9009, true));
-        });
-        let (_, change) = lowerer.lower(&mesh);
+        let (_, change) = lowerer.lower(&pod(mesh, 3));
+        let others = change.keys.iter().filter(|(scope, _)| !matches!(scope, Scope::Proxy(_)));
         let changed: Vec<String> =
-            change.keys.values().flatten().map(|key| format!("{:?} {}", key.kind, key.name)).collect();
-        assert_eq!(changed, expected);
+            others.flat_map(|(_, keys)| keys).map(|key| format!("{:?} {}", key.kind, key.name)).collect();
+        assert_eq!(changed, [expected]);
     }
 }
 

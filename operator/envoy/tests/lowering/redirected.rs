@@ -18,6 +18,7 @@ use std::{
     io::{ErrorKind, Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -70,7 +71,9 @@ impl Town {
             mesh = mesh.with(meshes::in_cluster("pay", (PAY, *number), Http, transport, endpoints));
         }
         let doors: Vec<(u16, Door)> = ports.iter().map(|(_, app)| (*app, door(mtls, Http))).collect();
-        mesh.pod("front-1", "front", &[], undeclared(Permissive)).pod("pay-1", "pay", &doors, elsewhere)
+        mesh.pod("front-1", "front", &[], undeclared(Permissive))
+            .pod("pay-1", "pay", &doors, elsewhere)
+            .at("pay-1", self.pay.address)
     }
 
     fn endpoint(&self, pod: &Host, instance: &str, app: u16) -> Endpoint {
@@ -324,7 +327,8 @@ fn pods_of_a_service_without_an_address_are_called_as_themselves_over_mtls() {
         .with(headless("web", 9_080, Http))
         .with(headless("log", 9_092, Tcp))
         .pod("front-1", "front", &[], undeclared(Permissive))
-        .pod("pay-1", "pay", &doors, undeclared(Strict));
+        .pod("pay-1", "pay", &doors, undeclared(Strict))
+        .at("pay-1", town.pay.address);
     let (front, pay) = town.proxies(&mesh);
     let at = town.pay.address;
     let pod_names =
@@ -341,6 +345,80 @@ fn pods_of_a_service_without_an_address_are_called_as_themselves_over_mtls() {
         1,
         "only the service's name takes the share"
     );
+}
+
+#[test]
+fn a_call_to_a_services_address_is_one_to_the_service_whatever_host_it_names() {
+    let Some(mut town) = Town::new() else { return };
+    says(&town.pay, 9_080, "pay");
+    let mesh = town.mesh(Strict, &[(80, 9_080)], undeclared(Strict));
+    let (front, _pay) = town.proxies(&mesh);
+    for host in ["shop.example", "10.244.9.9:80", "pay.bank", "_", "*"] {
+        let answer = town.get((PAY, 80), host).unwrap();
+        assert_eq!(answer.status, 200, "{host}: {answer:?}\n{}", front.log());
+        assert!(answer.body.contains("spiffe://airlane.local/ns/shop/sa/front"), "{}", answer.body);
+        assert!(answer.body.contains(&format!("(\"host\", \"{host}\")")), "{}", answer.body);
+        assert!(!answer.body.contains("x-airlane"), "{}", answer.body);
+    }
+    // No header of the caller's own says where to go.
+    let mut connection = town.front.dial((PAY, 80).into()).unwrap();
+    let astray = [("x-airlane-sought", "nowhere")];
+    let answer = client::ask(&mut connection, "GET", "/", "shop.example", &astray).unwrap();
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(front.stat("cluster.80|pay|shop.upstream_rq_total"), 6);
+}
+
+#[test]
+fn a_pod_that_is_called_by_its_address_answers_itself_over_mtls() {
+    let Some(mut town) = Town::new() else { return };
+    says(&town.pay, 9_080, "pay");
+    app::greet_from(town.pay.listen(9_092));
+    let doors = [(9_080, door(Strict, Http)), (9_092, door(Strict, Tcp))];
+    let pods = |town: &Town| {
+        town.mesh(Strict, &[(80, 9_080)], undeclared(Strict))
+            .pod("pay-1", "pay", &doors, undeclared(Strict))
+            .at("pay-1", town.pay.address)
+    };
+    let mesh = pods(&town);
+    let (front, pay) = town.proxies(&mesh);
+    let at = town.pay.address;
+    for host in [&format!("{at}:9080"), "shop.example", "pay", "10.244.9.9"] {
+        let answer = town.get((at, 9_080), host).unwrap();
+        assert_eq!(answer.status, 200, "{host}: {answer:?}\n{}", front.log());
+        assert!(answer.body.contains("spiffe://airlane.local/ns/shop/sa/front"), "{}", answer.body);
+        assert!(!answer.body.contains("x-airlane"), "{}", answer.body);
+    }
+    assert_eq!(pay.stat("http.inbound|9080|mtls.downstream_rq_total"), 4);
+    assert_eq!(greeting(&mut town.front.dial((at, 9_092).into()).unwrap()), "hello\n");
+    assert_eq!(pay.stat("tcp.inbound|9092|mtls.downstream_cx_total"), 1);
+
+    // Whoever proves to be somebody else there is given nothing.
+    let mut other = pods(&town);
+    let proxy = other.proxies.get_mut(&"pay-1".parse().unwrap()).unwrap();
+    Arc::make_mut(proxy).identity = identity("shop", "ledger");
+    town.publish(&other);
+    until("nobody is believed to be ledger", || {
+        (town.get((at, 9_080), "pay").unwrap().status == 503).then_some(())
+    });
+    assert!(refused(town.front.dial((at, 9_092).into())));
+    // A pod that goes takes nothing with it.
+    town.publish(&mesh);
+    until("pay is pay again", || (town.get((at, 9_080), "pay").unwrap().status == 200).then_some(()));
+}
+
+#[test]
+fn a_pod_without_ipv6_needs_none() {
+    let Some(mut town) = Town::new() else { return };
+    for pod in [&town.front, &town.pay] {
+        pod.without_ipv6();
+    }
+    says(&town.pay, 9_080, "pay");
+    let mesh = town.mesh(Strict, &[(80, 9_080)], undeclared(Strict)).at("front-1", town.front.address);
+    let (front, _pay) = town.proxies(&mesh);
+    assert_eq!(town.get((PAY, 80), "pay").unwrap().status, 200, "{}", front.log());
+    for pod in [&town.front, &town.pay] {
+        assert_eq!(pod.listens_on_ipv6(), Vec::<String>::new());
+    }
 }
 
 #[test]

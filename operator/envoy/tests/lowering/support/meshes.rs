@@ -139,6 +139,8 @@ pub trait Build {
     fn called(self, instance: &str, name: &str, mesh_port: u16, app_port: u16, door: Door) -> Self;
     /// A proxy of `shop/NAME` in a pod, with these doors, and one that holds elsewhere.
     fn pod(self, instance: &str, name: &str, doors: &[(u16, Door)], undeclared: Undeclared) -> Self;
+    /// That pod is here, and has no IPv6.
+    fn at(self, instance: &str, address: IpAddr) -> Self;
 }
 
 impl Build for Mesh {
@@ -210,6 +212,14 @@ impl Build for Mesh {
         };
         self.workloads.insert(workload, Arc::new(inbound));
         self.proxies.insert(id, Arc::new(proxy));
+        self
+    }
+
+    fn at(mut self, instance: &str, address: IpAddr) -> Self {
+        let proxy = Arc::make_mut(self.proxies.get_mut(&instance.parse::<InstanceId>().unwrap()).unwrap());
+        let ports = self.workloads[&proxy.workload].ports.keys();
+        proxy.inbound = ports.map(|port| (SocketAddr::new(address, *port), *port)).collect();
+        proxy.ipv6 = false;
         self
     }
 }

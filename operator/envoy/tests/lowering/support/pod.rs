@@ -67,6 +67,19 @@ impl Host {
         self.within(|| TcpListener::bind((self.address, port)).unwrap())
     }
 
+    /// Has no IPv6 any more, as on a node where it is switched off.
+    pub fn without_ipv6(&self) {
+        self.within(|| std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap());
+    }
+
+    /// The local ends of listening IPv6 sockets, as the kernel writes them.
+    pub fn listens_on_ipv6(&self) -> Vec<String> {
+        const LISTENING: &str = "0A";
+        let table = self.within(|| std::fs::read_to_string("/proc/thread-self/net/tcp6").unwrap());
+        let lines = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+        lines.filter(|line| line.get(3) == Some(&LISTENING)).map(|line| line[1].to_owned()).collect()
+    }
+
     /// A command that runs in the namespace as the proxy's user.
     pub fn command(&self) -> Command {
         let mut command = Command::new("ip");
