@@ -64,12 +64,18 @@ async fn ask(caller: &Workload, method: &str, path: &str) -> Answer {
     send_through(caller.outbound(), request(method, &format!("http://payments{path}"), "")).await.unwrap()
 }
 
+/// `by` is the policy, and the rule that admits the caller with other requests if there is one.
 #[track_caller]
-fn assert_denied(answer: &Answer, policy: &str) {
+fn assert_denied(answer: &Answer, by: &str) {
     assert_eq!(answer.status, 403, "{answer}");
     let told = answer.json();
     let details = told["details"].as_str().unwrap();
-    assert!(told["error"] == "denied" && details.ends_with(&format!("[MeshPolicy_{policy}]")), "{answer}");
+    let (policy, why) = match by.split_once(' ') {
+        Some((policy, rule)) => (policy, format!("_rule_{rule}:_not_this_method_or_path]")),
+        None => (by, ":_no_rule_admits_this]".to_owned()),
+    };
+    let expected = format!("[MeshPolicy_{policy}_access{why}");
+    assert!(told["error"] == "denied" && details.ends_with(&expected), "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,11 +91,11 @@ async fn only_who_is_named_may_ask_for_what_is_named() {
            to: [{ methods: [GET], paths: [/healthz] }]\n",
     )
     .await;
-    let policy = "default/payments";
+    let (policy, rule) = ("default/payments", "default/payments front-may-charge");
     assert_eq!(ask(front, "POST", "/charge").await.status, 200);
     assert_eq!(ask(front, "POST", "/charge?cents=300").await.status, 200, "a query is no part of the path");
-    assert_denied(&ask(front, "GET", "/charge").await, policy);
-    assert_denied(&ask(front, "POST", "/refund").await, policy);
+    assert_denied(&ask(front, "GET", "/charge").await, rule);
+    assert_denied(&ask(front, "POST", "/refund").await, rule);
     let denied = ask(cart, "POST", "/charge").await;
     assert_denied(&denied, policy);
     assert_eq!(denied.json()["caller"], "spiffe://airlane.local/ns/default/sa/cart", "{denied}");

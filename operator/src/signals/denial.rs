@@ -3,7 +3,7 @@
 //! The operator writes them to its log, where whoever wrote the policy looks for them. Anybody who may connect can
 //! cause entries, so each batch tells a request once with its number, and no more than [`TOLD_MAX`] of them.
 
-use airlane_envoy::lower::{ACCESS_FILTER, DENIED_BY};
+use airlane_envoy::lower::{ACCESS_FILTER, ACCESS_SECTION, DENIED_BY};
 use envoy_types::pb::{
     envoy::data::accesslog::v3::{
         HttpAccessLogEntry, tls_properties::certificate_properties::subject_alt_name::San,
@@ -21,7 +21,7 @@ const PATH_MAX: usize = 200;
 /// A request that a policy did not let pass.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Denial {
-    /// The policy.
+    /// The policy, and which of its rules came nearest.
     by: String,
     /// Whether it was let in all the same.
     audited: bool,
@@ -73,9 +73,11 @@ pub(super) fn tell(proxy: &str, entries: &[HttpAccessLogEntry]) {
     let untold: usize = denials.values().skip(TOLD_MAX).sum();
     for (denial, times) in denials.into_iter().take(TOLD_MAX) {
         let Denial { by, audited, caller, method, path } = denial;
+        let (policy, because) = by.split_once(ACCESS_SECTION).unwrap_or((&by, ""));
+        let because = because.trim_start_matches([':', ' ']);
         let caller = caller.as_deref().unwrap_or("nobody known");
         let what = if audited { "a request would be denied" } else { "a request was denied" };
-        tracing::warn!(proxy, policy = by, caller, method, ?path, times, "{what}");
+        tracing::warn!(proxy, policy, because, caller, method, ?path, times, "{what}");
     }
     if untold > 0 {
         tracing::warn!(proxy, times = untold, "more requests were denied");

@@ -1,8 +1,9 @@
 //! Who may ask for what, in the words of Envoy's role-based filter and of a door for bytes.
 //!
-//! Requests: one policy of ours is one policy of the filter, which *denies* what none of its rules admits. So each
-//! must let a request pass, and the filter names the one that did not. All of it stands in a principal, since only
-//! there can a caller, a method and a path be joined.
+//! Requests: a policy of ours is a policy of the filter, which *denies* what none of its rules admits. So each must let a
+//! request pass, and the filter names the one that did not; and first a rule that would have admitted the caller with
+//! another request, since the filter compares policies in the order of their names. All of it stands in a principal,
+//! since only there can a caller, a method and a path be joined.
 //!
 //! Bytes have neither methods nor paths, and a filter would see the caller after the application's first words; so who
 //! may send them is a matter of the handshake.
@@ -11,11 +12,11 @@ use super::{
     Lowered,
     cluster::Application,
     proto::{ads, exactly, matching, packed, starting_with},
-    signals::ACCESS_FILTER,
+    signals::{ACCESS_FILTER, ACCESS_SECTION},
 };
 use crate::catalog::Kind;
 use airlane_core::{
-    id::{Identity, TrustDomain},
+    id::{Identity, Name, TrustDomain},
     mesh::Access,
     policy::{AccessMode, AccessRule, AccessSpec, Asked, Caller, PathPattern},
 };
@@ -43,6 +44,7 @@ use envoy_types::pb::{
 };
 use std::{
     collections::{BTreeSet, HashMap},
+    fmt,
     sync::Arc,
 };
 
@@ -72,8 +74,7 @@ impl Admission<'_> {
     fn filter(&self) -> HashMap<String, Any> {
         let rules = |mode: AccessMode| {
             let says = self.access.iter().filter(|access| access.says.mode == mode);
-            let policies: HashMap<String, Policy> =
-                says.map(|access| (access.by.to_string(), self.denial(&access.says))).collect();
+            let policies: HashMap<String, Policy> = says.flat_map(|access| self.denials(access)).collect();
             (!policies.is_empty()).then(|| Rules {
                 action: Effect::Deny as i32,
                 policies,
@@ -89,16 +90,29 @@ impl Admission<'_> {
         HashMap::from([(ACCESS_FILTER.to_owned(), packed(filter))])
     }
 
-    /// Everybody whom a policy does not admit.
-    fn denial(&self, says: &AccessSpec) -> Policy {
-        let anything = Permission { rule: Some(permission::Rule::Any(true)) };
-        let admitted = says.rules.iter().map(|rule| self.admitted(rule)).collect::<Vec<_>>();
-        let denied = match () {
-            () if says.admits_others => not(anybody()),
-            () if admitted.is_empty() => anybody(),
-            () => not(any_of(admitted)),
+    /// Everybody whom a policy does not admit, by the reason.
+    fn denials(&self, Access { by, says }: &Access) -> Vec<(String, Policy)> {
+        if says.admits_others {
+            return Vec::new();
+        }
+        let denied = || {
+            let admitted = says.rules.iter().map(|rule| self.admitted(rule)).collect::<Vec<_>>();
+            if admitted.is_empty() { anybody() } else { not(any_of(admitted)) }
         };
-        Policy { permissions: vec![anything], principals: vec![denied], ..Default::default() }
+        let nearly =
+            says.rules.iter().filter(|rule| !rule.from.is_empty() && !rule.to.is_empty()).map(|rule| {
+                let callers = any_of(rule.from.iter().map(|caller| self.caller(caller)).collect());
+                (Reason::NotThis(&rule.name), all_of(vec![callers, denied()]))
+            });
+        nearly
+            .chain([(Reason::NoRule, denied())])
+            .map(|(reason, whom)| {
+                let anything = Permission { rule: Some(permission::Rule::Any(true)) };
+                let policy =
+                    Policy { permissions: vec![anything], principals: vec![whom], ..Default::default() };
+                (format!("{by}{reason}"), policy)
+            })
+            .collect()
     }
 
     fn admitted(&self, rule: &AccessRule) -> Principal {
@@ -112,6 +126,25 @@ impl Admission<'_> {
         let principal_name = Some(identities(caller, self.trust_domain));
         let authenticated = Authenticated { principal_name };
         principal(Identifier::Authenticated(authenticated))
+    }
+}
+
+/// Why a policy denies, as its name in the filter goes on after the object's. The first in the order of the alphabet is
+/// told.
+enum Reason<'a> {
+    /// The rule admits the caller, with other requests.
+    NotThis(&'a Name),
+    /// None is about the caller, or none about such a request.
+    NoRule,
+}
+
+impl fmt::Display for Reason<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(ACCESS_SECTION)?;
+        match self {
+            Reason::NotThis(rule) => write!(f, " rule {rule}: not this method or path"),
+            Reason::NoRule => f.write_str(": no rule admits this"),
+        }
     }
 }
 

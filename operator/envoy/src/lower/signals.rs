@@ -80,6 +80,9 @@ pub const ACCESS_FILTER: &str = "envoy.filters.http.rbac";
 /// tells.
 pub const DENIED_BY: [&str; 2] = ["enforced_effective_policy_id", "shadow_effective_policy_id"];
 
+/// What parts the policy from the reason in [`DENIED_BY`].
+pub const ACCESS_SECTION: &str = " access";
+
 /// Whether a request did not pass, in the same order.
 const RESULTS: [&str; 2] = ["enforced_engine_result", "shadow_engine_result"];
 
