@@ -13,7 +13,10 @@ use crate::{
     lease::{self, Candidate, Lead},
     local::server::{self, Local},
     members::Members as _,
-    observe::{kubernetes, world::MeshSettings},
+    observe::{
+        kubernetes::{self, WATCH_SECONDS},
+        world::MeshSettings,
+    },
     pods::Pods,
     readiness,
     rollouts::Rollouts,
@@ -42,6 +45,9 @@ use tokio::sync::watch;
 /// should be renewed. Whether pods live, the kubelet knows.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(5);
 
+/// How long a connection to the API server may take.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+
 /// Runs the control plane until SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -54,8 +60,7 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
         system_namespace: args.namespace.clone(),
         cluster_domain: Some(args.cluster_domain.clone()),
     };
-    let client =
-        kube::Client::try_default().await.context("there is no cluster: run it in one, or set KUBECONFIG")?;
+    let client = api_server().await?;
     let lifetime = SignedDuration::try_from(args.leaf_ttl)?;
     let ca =
         Ca::in_cluster(client.clone(), &args.namespace, mesh.trust_domain.clone(), lifetime, clock.now());
@@ -199,6 +204,16 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
 
     ready(&address.to_string());
     tasks.run().await
+}
+
+/// The API server. A connection on which nothing comes for so long is dead, whatever is waited for: a watch ends
+/// before, and begins anew.
+async fn api_server() -> anyhow::Result<kube::Client> {
+    let mut config =
+        kube::Config::infer().await.context("there is no cluster: run it in one, or set KUBECONFIG")?;
+    config.connect_timeout = Some(CONNECT_WITHIN);
+    config.read_timeout = Some(Duration::from_secs(WATCH_SECONDS.into()) + CONNECT_WITHIN);
+    kube::Client::try_from(config).context("the way to the cluster cannot be used")
 }
 
 /// The name of the service before the operator's replicas.

@@ -6,6 +6,7 @@
 //! proxy would be one that no policy holds for. Validation stays `Ignore`: what it refuses is refused again, and said,
 //! when it is read.
 
+use crate::observe::kubernetes::WATCH_SECONDS;
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
@@ -65,7 +66,7 @@ pub(crate) async fn keep(client: Client, roots: watch::Receiver<String>, shutdow
 
 async fn keep_one<R: Registration>(client: Client, mut roots: watch::Receiver<String>) {
     let api: Api<R> = Api::all(client);
-    let only = watcher::Config::default().fields(&format!("metadata.name={NAME}"));
+    let only = watcher::Config::default().timeout(WATCH_SECONDS).fields(&format!("metadata.name={NAME}"));
     let mut events = watcher(api.clone(), only).default_backoff().applied_objects().boxed();
     let mut present: Option<R> = None;
     loop {
