@@ -12,7 +12,6 @@ use nix::{
 };
 use serde_json::{Value, json};
 use std::{fs, time::Duration};
-use tokio::time::Instant;
 
 const URL: &str = "http://payments/pay";
 
@@ -46,15 +45,13 @@ async fn a_killed_sidecar_takes_everything_with_it_and_no_caller_notices() {
     go_on(&load, 50).await;
 
     killed.sidecar().kill();
-    let since = Instant::now();
-    until("Envoy and the application are gone", Duration::from_secs(2), async || {
+    until("Envoy and the application are gone", SOON, async || {
         let left = killed.processes();
         if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
     })
     .await;
-    // Five heartbeats of a second, and the half second in which silence is looked for.
-    let deadline = Duration::from_millis(5_500) + Duration::from_secs(1);
-    until("the endpoint is gone", deadline.saturating_sub(since.elapsed()), async || {
+    // After five heartbeats of a second: one whose Envoy lived on would be waited for a minute.
+    until("the endpoint is gone", SOON, async || {
         endpoint(&mesh, &killed).await?.map_or(Ok(()), |row| Err(row.to_string()))
     })
     .await;
