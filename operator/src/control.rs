@@ -2,6 +2,7 @@
 
 use crate::{
     apply::Statuses,
+    clock::Clock,
     observe::{declared::Declared, world},
     signals,
     xds::Publisher,
@@ -26,6 +27,9 @@ const BEAT: Duration = Duration::from_millis(500);
 /// How long the vouching lasts: a loop that is stuck for longer lets the proxies' layers expire.
 const VOUCHED: Duration = Duration::from_secs(2);
 
+/// A loop that has not turned for so long is stuck: it beats every half second, and compiles a large mesh in less.
+const STUCK: Duration = Duration::from_secs(30);
+
 /// How long a mesh that was forgotten is given to join again: more than a sidecar's longest pause between two tries
 /// to reach its operator (5 s).
 pub(crate) const RECOLLECTION: Duration = Duration::from_secs(6);
@@ -45,6 +49,30 @@ pub(crate) struct Picture {
     pub(crate) published_in: BTreeMap<ObjectId, (i64, u64)>,
     /// What is published.
     pub(crate) catalog: Arc<Catalog>,
+}
+
+/// When the loop turned last. Clones are the same one.
+#[derive(Clone, Debug)]
+pub(crate) struct Pulse {
+    clock: Arc<dyn Clock>,
+    turned_at: watch::Sender<Option<Duration>>,
+}
+
+impl Pulse {
+    /// Of a loop that has not begun.
+    pub(crate) fn new(clock: Arc<dyn Clock>) -> Pulse {
+        Pulse { clock, turned_at: watch::Sender::default() }
+    }
+
+    fn beat(&self) {
+        self.turned_at.send_replace(Some(self.clock.uptime()));
+    }
+
+    /// For how long the loop has been stuck, if it is. One that has not begun waits for its cluster.
+    pub(crate) fn stuck_for(&self) -> Option<Duration> {
+        let silence = self.clock.uptime().saturating_sub((*self.turned_at.borrow())?);
+        (silence >= STUCK).then_some(silence)
+    }
 }
 
 /// What the loop watches.
@@ -67,6 +95,8 @@ pub(crate) struct Outputs {
     pub(crate) picture: watch::Sender<Option<Picture>>,
     /// To the receivers of evidence.
     pub(crate) clusters: watch::Sender<Arc<HashSet<ClusterName>>>,
+    /// To whoever asks whether it goes on.
+    pub(crate) pulse: Pulse,
 }
 
 /// Runs until shutdown. Nothing is published before `complete`: what is observed until then is a part of the mesh, and
@@ -87,6 +117,7 @@ pub(crate) async fn run(
     let mut before: Option<Picture> = None;
     let mut beat = tokio::time::interval(BEAT);
     loop {
+        outputs.pulse.beat();
         let declared = inputs.declared.borrow_and_update().clone();
         let instances = inputs.instances.borrow_and_update().clone();
         let statuses = inputs.statuses.borrow_and_update().clone();
@@ -109,6 +140,7 @@ pub(crate) async fn run(
                 changed = inputs.instances.changed() => changed,
                 changed = inputs.statuses.changed() => changed,
                 _ = beat.tick() => {
+                    outputs.pulse.beat();
                     if *inputs.judged.borrow() {
                         outputs.publisher.beat(VOUCHED);
                     }
@@ -135,4 +167,26 @@ fn published_in(declared: &Declared, epoch: u64, before: Option<&Picture>) -> BT
             (id.clone(), unchanged.copied().unwrap_or((accepted.generation, epoch)))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::tests::HandClock;
+    use jiff::Timestamp;
+
+    #[test]
+    fn a_loop_that_stands_still_is_stuck() {
+        let clock = Arc::new(HandClock::at(Timestamp::UNIX_EPOCH));
+        let pulse = Pulse::new(clock.clone());
+        clock.advance(STUCK);
+        assert_eq!(pulse.stuck_for(), None, "it has not begun");
+        pulse.beat();
+        clock.advance(STUCK - Duration::from_millis(1));
+        assert_eq!(pulse.stuck_for(), None);
+        clock.advance(Duration::from_millis(1));
+        assert_eq!(pulse.stuck_for(), Some(STUCK));
+        pulse.beat();
+        assert_eq!(pulse.stuck_for(), None);
+    }
 }

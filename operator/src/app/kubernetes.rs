@@ -7,8 +7,8 @@ use crate::{
     bundle::Bundle,
     ca::{Ca, hex},
     clock::{Clock, SystemClock},
-    control::{self, Picture},
-    health,
+    control::{self, Picture, Pulse},
+    health::{self, Health, Obstacle},
     join::{Parts, PodTokens, Wire},
     lease::{self, Candidate, Lead},
     local::server::{self, Local},
@@ -39,11 +39,16 @@ use jiff::SignedDuration;
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::MetricsServiceServer;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use std::{collections::HashSet, path::Path, sync::Arc, time::Duration};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep};
+use tokio_util::sync::CancellationToken;
 
 /// How often sidecars give a sign of life: it brings what their proxies left out, and takes along that a certificate
 /// should be renewed. Whether pods live, the kubelet knows.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(5);
+
+/// How long the webhook goes on after it was announced that this replica ends: until nobody sends questions to it. The
+/// lead is given up at once.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// How long a connection to the API server may take.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -100,7 +105,13 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
         statuses: observed.statuses.clone(),
         judged: lead.held.clone(),
     };
-    let outputs = control::Outputs { publisher: publisher.clone(), picture: picture_sender, clusters };
+    let pulse = Pulse::new(clock.clone());
+    let outputs = control::Outputs {
+        publisher: publisher.clone(),
+        picture: picture_sender,
+        clusters,
+        pulse: pulse.clone(),
+    };
     let (listed, caught_up) = (observed.clone(), pods.clone());
     let complete = async move {
         listed.complete().await;
@@ -161,9 +172,10 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
     };
     let (keeping, ending) = (webhook_tls.clone(), shutdown.clone());
     tasks.spawn_sure("the webhook's certificate", async move { keeping.keep_valid(ending).await });
+    let (lingering, announced) = (CancellationToken::new(), shutdown.clone());
     tasks.spawn_sure(
         "the webhook",
-        webhook::server::serve(webhook_listener, webhook_tls, answers, shutdown.clone()),
+        webhook::server::serve(webhook_listener, webhook_tls, answers, lingering.clone()),
     );
     let (registering, leads, ending) = (client.clone(), lead.clone(), shutdown.clone());
     let (_bundle, bundle) = watch::channel(ca.bundle_pem());
@@ -181,15 +193,29 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
         clock,
     };
     leading.spawn(&mut tasks);
-    let waits_for: health::Readiness = Arc::new(move || {
+    let is_ending = shutdown.clone();
+    let waits_for: Obstacle = Arc::new(move || {
+        if is_ending.is_cancelled() {
+            return Some("it is about to end".to_owned());
+        }
         picture.borrow().is_none().then(|| match &*observed.missing() {
             [] => "the first configuration is being made".to_owned(),
             missing => format!("not listed yet: {}", missing.join(", ")),
         })
     });
-    let (health, ending) = (args.health, shutdown.clone());
+    let dead: Obstacle = Arc::new(move || {
+        pulse
+            .stuck_for()
+            .map(|silence| format!("the control loop has not turned for {} s", silence.as_secs()))
+    });
+    let (health, answers, until) = (args.health, Health { dead, waits_for }, lingering.clone());
     tasks.spawn("the health port", async move {
-        health::serve(health, waits_for, ending).await.with_context(|| format!("cannot listen on {health}"))
+        health::serve(health, answers, until).await.with_context(|| format!("cannot listen on {health}"))
+    });
+    tasks.spawn_sure("the last answers", async move {
+        announced.cancelled().await;
+        sleep(LINGER).await;
+        lingering.cancel();
     });
     let (keeping, ending) = (tls.clone(), shutdown.clone());
     tasks.spawn_sure("the operator's own certificate", async move { keeping.keep_valid(ending).await });

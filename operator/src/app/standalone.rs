@@ -6,7 +6,7 @@ use crate::{
     args::Up,
     ca::Ca,
     clock::{Clock, SystemClock},
-    control,
+    control::{self, Pulse},
     join::{self, JoinTokens, OperatorAt, Parts, Wire},
     local::{
         host::{self, Host},
@@ -88,7 +88,12 @@ pub(crate) async fn up(args: &Up, state: &Path) -> anyhow::Result<()> {
 
     let inputs =
         control::Inputs { declared, instances: registry.watch(), statuses: recorder.watch(), judged };
-    let outputs = control::Outputs { publisher: publisher.clone(), picture: picture_sender, clusters };
+    let outputs = control::Outputs {
+        publisher: publisher.clone(),
+        picture: picture_sender,
+        clusters,
+        pulse: Pulse::new(clock.clone()),
+    };
     // Others have certificates from before, and nobody knows who.
     let forgotten = store.is_new() && !ca.is_new();
     let complete = async move {
