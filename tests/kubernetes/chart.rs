@@ -5,7 +5,6 @@ use airlane_tests::{
     kube::{AIRLANE_IMAGE, Cluster, TOOLS_IMAGE},
     until::{SOON, until},
 };
-use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 use std::{
     path::{Path, PathBuf},
@@ -90,12 +89,14 @@ impl Installed {
         self.kubectl(&["apply", "--as", user, "--namespace", namespace, "--filename", path]).await
     }
 
-    /// The failure policy and the roots of the first entry of the webhook's registration.
-    async fn registration(&self) -> (String, String) {
+    /// The failure policy and the roots of the first entry of the webhook's registration, and the registration's
+    /// generation.
+    async fn registration(&self) -> (String, String, i64) {
         let configuration = self.cluster.get("mutatingwebhookconfiguration/airlane").await.unwrap();
         let entry = &configuration["webhooks"][0];
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        (text(&entry["failurePolicy"]), text(&entry["clientConfig"]["caBundle"]))
+        let generation = configuration["metadata"]["generation"].as_i64().unwrap();
+        (text(&entry["failurePolicy"]), text(&entry["clientConfig"]["caBundle"]), generation)
     }
 
     /// The log lines of the operator's pods.
@@ -212,19 +213,18 @@ async fn it_is_installed_upgraded_and_uninstalled() {
     until("all is well", SOON, async || it.airlane("check").await).await;
     it.helm(&["test", "--timeout=100s"]).await.unwrap();
 
-    // What the leader writes into the registration, an upgrade leaves there.
-    let authority =
-        it.kubectl(&["get", "configmap", "kube-root-ca.crt", "-o", r"jsonpath={.data.ca\.crt}"]).await;
-    let written = json!([
-        {"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": BASE64_STANDARD.encode(authority.unwrap())},
-        {"op": "replace", "path": "/webhooks/0/failurePolicy", "value": "Fail"},
-    ]);
-    let patch = ["patch", "mutatingwebhookconfiguration", "airlane", "--type=json", "--patch"];
-    it.kubectl(&[&patch[..], &[&written.to_string()]].concat()).await.unwrap();
+    // What the leader writes into the registration, an upgrade leaves there: nobody has to write it again.
+    let written = until("the leader has registered the webhook", SOON, async || {
+        let (policy, roots, generation) = it.registration().await;
+        if policy == "Fail" && !roots.is_empty() {
+            Ok(generation)
+        } else {
+            Err(format!("{policy}, {roots:?}"))
+        }
+    })
+    .await;
     it.helm(&["upgrade", "--set", "log=debug", "--wait", "--timeout=100s"]).await.unwrap();
-    let (failure_policy, roots) = it.registration().await;
-    assert_eq!(failure_policy, "Fail");
-    assert_ne!(roots, "");
+    assert_eq!(it.registration().await.2, written);
 
     let logs = it.logs().await;
     assert!(!logs.to_lowercase().contains("forbidden"), "the roles are too small: {logs}");
