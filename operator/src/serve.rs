@@ -45,7 +45,13 @@ const CONNECTIONS_PER_INSTANCE_MAX: usize = 32;
 const ANONYMOUS_MAX: usize = 256;
 const ANONYMOUS_LIFETIME: Duration = Duration::from_secs(30);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-const STREAMS_PER_CONNECTION_MAX: u32 = 128;
+/// A proxy opens a few for each of its threads on each of its connections, and more connections if it needs them.
+const STREAMS_PER_CONNECTION_MAX: u32 = 32;
+/// What may be on its way to us on a connection without our having asked for it.
+const WINDOW_BYTES: u32 = 1 << 20;
+const WINDOW_OF_STRANGERS_BYTES: u32 = 1 << 16;
+/// Who joins asks once.
+const STREAMS_PER_STRANGER_MAX: u32 = 4;
 const HEADERS_BYTES_MAX: u32 = 16 * 1024;
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -197,6 +203,10 @@ impl Port {
         };
         let lifetime =
             peer.as_ref().map_or(ANONYMOUS_LIFETIME, |peer| peer.remaining(self.tls.clock().now()));
+        let (streams, window) = match &peer {
+            Some(_) => (STREAMS_PER_CONNECTION_MAX, WINDOW_BYTES),
+            None => (STREAMS_PER_STRANGER_MAX, WINDOW_OF_STRANGERS_BYTES),
+        };
         let shutdown = self.shutdown.clone();
         let service = service_fn(move |request| {
             let (port, peer) = (Arc::clone(&self), peer.clone());
@@ -205,7 +215,9 @@ impl Port {
         let mut connection = pin!(
             http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
-                .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+                .max_concurrent_streams(streams)
+                .initial_stream_window_size(window)
+                .initial_connection_window_size(window)
                 .max_header_list_size(HEADERS_BYTES_MAX)
                 .keep_alive_interval(KEEPALIVE_EVERY)
                 .keep_alive_timeout(KEEPALIVE_TIMEOUT)

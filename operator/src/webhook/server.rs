@@ -47,7 +47,8 @@ const CATCH_UP: Duration = Duration::from_secs(2);
 const REQUESTS_MAX: usize = 8;
 /// Of them, those of one address: an API server in need waits for its own, not for a stranger's.
 const REQUESTS_PER_ADDRESS_MAX: usize = 5;
-const CONNECTIONS_MAX: usize = 256;
+/// An API server has one or two; each may have a megabyte on its way before it is this request's turn.
+const CONNECTIONS_MAX: usize = 64;
 /// How long somebody may be silent after the handshake.
 const FIRST_REQUEST: Duration = Duration::from_secs(5);
 /// How long a connection may wait for its next request; an API server's client waits for 90 s.
