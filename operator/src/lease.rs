@@ -23,7 +23,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 /// The Lease's name.
-const NAME: &str = "airlane-leader";
+pub(crate) const NAME: &str = "airlane-leader";
 /// Without a renewal for so long, another replica takes the lead.
 const DURATION: Duration = Duration::from_secs(15);
 /// A leader that could not renew for so long stops leading: well before another one takes over.

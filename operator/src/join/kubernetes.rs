@@ -1,5 +1,6 @@
 //! Who is let in in a cluster: a pod that was given a proxy, with the service account token that the kubelet projects
-//! into it for the audience [`AUDIENCE`].
+//! into it for the audience [`TOKEN_AUDIENCE`]: a token for anybody else, the API server included, is not for us, and ours
+//! is for nobody else.
 //!
 //! The API server says whose token it is ([`review`]); what the request says of its sender is not looked at.
 
@@ -8,9 +9,9 @@ mod review;
 use super::{Doorkeeper, LetIn, Refused, internal};
 use crate::{ca::Ca, clock::Clock, pods::Pods, turns::Turns};
 use airlane_core::id::TrustDomain;
-use airlane_wire::{crowd::host, message::JoinRequest};
+use airlane_wire::{crowd::host, message::JoinRequest, pod::TOKEN_AUDIENCE};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
-use review::{AUDIENCE, Bearer, NotLetIn};
+use review::{Bearer, NotLetIn};
 use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tonic::Status;
@@ -71,7 +72,7 @@ impl PodTokens {
             let review = TokenReview {
                 spec: TokenReviewSpec {
                     token: Some(token.to_owned()),
-                    audiences: Some(vec![AUDIENCE.to_owned()]),
+                    audiences: Some(vec![TOKEN_AUDIENCE.to_owned()]),
                 },
                 ..TokenReview::default()
             };

@@ -6,7 +6,9 @@ use super::Cluster;
 use crate::{
     args::Where,
     cli::{say, table::plain},
-    webhook::inject::refuses_redirection,
+    lease::NAME as LEASE,
+    observe::kubernetes::pod::MESHED,
+    webhook::inject::{INJECTED, refuses_redirection},
 };
 use anyhow::{Context, bail};
 use jiff::Timestamp;
@@ -32,13 +34,8 @@ use std::collections::BTreeMap;
 const MINOR_MIN: u32 = 29;
 /// Admission policies bound the operator's account from this one.
 const MINOR_OF_ADMISSION_POLICIES: u32 = 30;
-/// What marks pods that have a sidecar.
-const MESHED: &str = "airlane.dev/meshed=true";
-/// What the injector leaves on a pod.
-const INJECTED: &str = "airlane.dev/injected";
 /// The operator's Deployment, and its entry for the webhook.
 const OPERATOR: &str = "airlane";
-const LEASE: &str = "airlane-leader";
 const DEFINITIONS: [&str; 2] = ["meshpolicies.airlane.dev", "canaries.airlane.dev"];
 
 /// What one look at something found.
@@ -357,7 +354,9 @@ pub(crate) async fn uninstall(place: &Where) -> anyhow::Result<()> {
     let cluster = Cluster::connect(place).await?;
     let pods: Api<Pod> = Api::all(cluster.client.clone());
     // Whoever has ended needs nobody any more.
-    let alive = ListParams::default().labels(MESHED).fields("status.phase!=Succeeded,status.phase!=Failed");
+    let alive = ListParams::default()
+        .labels(&format!("{MESHED}=true"))
+        .fields("status.phase!=Succeeded,status.phase!=Failed");
     let list = pods.list_metadata(&alive).await.context("cannot list the pods of the mesh")?;
     let mut by_namespace: BTreeMap<String, usize> = BTreeMap::new();
     for pod in list.items {

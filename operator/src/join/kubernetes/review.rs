@@ -4,14 +4,11 @@ use airlane_core::{
     id::{Identity, InstanceId, Namespace, ServiceAccount, TrustDomain},
     world::{Instance, Interception},
 };
+use airlane_wire::pod::TOKEN_AUDIENCE;
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{TokenReviewStatus, UserInfo};
 use serde::Deserialize;
-
-/// The audience of the tokens that are projected for us: a token for anybody else, the API server included, is not
-/// for us, and ours is for nobody else.
-pub(super) const AUDIENCE: &str = "airlane";
 
 /// The longest token that is looked at, in bytes; a projected one has about 1200.
 const TOKEN_MAX: usize = 8192;
@@ -123,7 +120,7 @@ pub(super) fn bearer(status: &TokenReviewStatus, token: &str, now: Timestamp) ->
         return Err(why_rejected(token, now));
     }
     // A server that knows no audiences confirms none, and would let any token pass.
-    if !status.audiences.iter().flatten().any(|audience| audience == AUDIENCE) {
+    if !status.audiences.iter().flatten().any(|audience| audience == TOKEN_AUDIENCE) {
         return Err(NotLetIn::Audience);
     }
     let user = status.user.as_ref().ok_or(NotLetIn::NoAccount)?;
@@ -175,8 +172,8 @@ fn why_rejected(token: &str, now: Timestamp) -> NotLetIn {
         return NotLetIn::Shape;
     };
     let for_us = match &claims.aud {
-        Audiences::One(audience) => audience == AUDIENCE,
-        Audiences::Many(audiences) => audiences.iter().any(|audience| audience == AUDIENCE),
+        Audiences::One(audience) => audience == TOKEN_AUDIENCE,
+        Audiences::Many(audiences) => audiences.iter().any(|audience| audience == TOKEN_AUDIENCE),
     };
     if !for_us {
         NotLetIn::Audience

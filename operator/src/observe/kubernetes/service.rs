@@ -9,15 +9,13 @@ use airlane_core::{
     protocol::Protocol,
     world::{self, Instance, InstancePort, Interception, Port},
 };
+use airlane_wire::pod::OUTBOUND_PORT;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
 };
-
-/// Where a proxy that intercepts takes the application's calls.
-const OUTBOUND_PORT: u16 = 15_001;
 
 /// The first of the ports on which a proxy that does not intercept takes calls, one for each port of the application.
 const FIRST_DOOR: u16 = 15_040;

@@ -53,7 +53,7 @@ fn some(names: &[String]) -> Option<String> {
 /// Whether workloads can be told from each other: who has the account has the identity.
 pub(super) async fn accounts(cluster: &Cluster) -> Finding {
     let pods: Api<Pod> = Api::all(cluster.client.clone());
-    match pods.list(&ListParams::default().labels(MESHED)).await {
+    match pods.list(&ListParams::default().labels(&format!("{MESHED}=true"))).await {
         Ok(pods) => shared(pods.items),
         Err(error) => unanswered("accounts", &error),
     }
