@@ -207,13 +207,17 @@ impl Ca {
         Ok(())
     }
 
-    /// The key of a PKCS#10 request in DER that asks for exactly this identity.
+    /// The key of a PKCS#10 request in DER that asks for exactly this identity, which is not the operator's: whoever
+    /// had that could speak to proxies as the operator, and to the leader as another replica.
     ///
     /// # Errors
     /// If it asks for anything else.
     pub(crate) fn admit(request: &[u8], identity: Identity) -> Result<Admitted, Refusal> {
         let (asked, key) = read_request(request)?;
         pki::admit(&asked, &identity)?;
+        if identity.to_string() == operator_identity(identity.trust_domain.as_str()) {
+            return Err(Refusal::Operator { identity });
+        }
         // P-256 alone is admitted, so that there is a key.
         Ok(Admitted { identity, key: key.ok_or(Refusal::Key)? })
     }

@@ -234,9 +234,10 @@ fn peer_of<T>(request: &Request<T>) -> Result<Peer, Status> {
 
 fn not_signed(refusal: &Refusal) -> Status {
     match refusal {
-        Refusal::Names { .. } | Refusal::OtherIdentity { .. } | Refusal::Authority => {
-            Status::permission_denied(refusal.to_string())
-        }
+        Refusal::Names { .. }
+        | Refusal::OtherIdentity { .. }
+        | Refusal::Operator { .. }
+        | Refusal::Authority => Status::permission_denied(refusal.to_string()),
         _ => Status::invalid_argument(refusal.to_string()),
     }
 }

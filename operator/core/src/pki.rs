@@ -162,6 +162,14 @@ pub enum Refusal {
     /// Its URI is longer than [`LONGEST_URI`].
     #[error("the certificate request's URI SAN is longer than {LONGEST_URI} bytes")]
     LongUri,
+    /// Whoever asks has the operator's own identity.
+    #[error(
+        "{identity} is the operator itself; run the workload under another service account, or in another namespace"
+    )]
+    Operator {
+        /// The identity.
+        identity: Identity,
+    },
     /// It asks for somebody else's identity, or writes this one in another form.
     #[error(
         "the certificate request asks for another URI SAN than {expected}; write it in exactly this form"

@@ -142,6 +142,18 @@ fn healthy() -> HeartbeatRequest {
 }
 
 #[tokio::test]
+async fn nobody_is_certified_as_the_operator() {
+    let mesh = start_mesh().await;
+    let edit = |request: &mut JoinRequest| {
+        let key = KeyPair::generate().expect("a key");
+        request.namespace = "airlane-system".into();
+        request.service = "airlane".into();
+        request.csr = csr(&key, &identity("airlane-system", "airlane"));
+    };
+    mesh.check_refused(Code::PermissionDenied, "the operator itself", edit).await;
+}
+
+#[tokio::test]
 async fn a_workload_joins_lives_drains_and_leaves() {
     let mesh = start_mesh().await;
     let pay = mesh.join("pay").await;
