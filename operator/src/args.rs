@@ -1,8 +1,13 @@
 //! The command line, as its users type it.
 
+use crate::lease::Terms;
 use airlane_core::id::{ClusterDomain, Namespace, TrustDomain};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 /// Airlane: a service mesh that proves its releases.
 #[derive(Parser, Debug)]
@@ -167,6 +172,12 @@ pub(crate) struct Operator {
     /// What this replica is called.
     #[arg(long, env = "POD_NAME", default_value = "airlane", value_name = "NAME")]
     pub(crate) pod_name: String,
+    /// Where other replicas reach this one, at the port of --listen [default: the address of --listen]
+    #[arg(long, env = "POD_IP", value_name = "ADDR")]
+    pub(crate) pod_ip: Option<IpAddr>,
+    /// How long a replica leads without renewing that, at least 3s: when it is gone, another one leads after that.
+    #[arg(long, default_value = "15s", value_parser = lease_duration, value_name = "DURATION")]
+    pub(crate) lease_duration: Duration,
     /// Whose identities are trusted: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT.
     #[arg(long, default_value = "airlane.local", value_parser = TrustDomain::parse, value_name = "DOMAIN")]
     pub(crate) trust_domain: TrustDomain,
@@ -386,6 +397,13 @@ fn fingerprint(text: &str) -> Result<String, String> {
         Ok(text.to_ascii_lowercase())
     } else {
         Err("a fingerprint is 64 hexadecimal digits".to_owned())
+    }
+}
+
+fn lease_duration(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        long if long >= Terms::SHORTEST => Ok(long),
+        short => Err(format!("{short:?} is too short to be renewed in time: 3s at least")),
     }
 }
 

@@ -3,13 +3,14 @@
 use crate::{
     apply::Statuses,
     clock::Clock,
+    milestone::{self, Milestones},
     observe::{declared::Declared, world},
     signals,
     xds::Publisher,
 };
 use airlane_core::{
     compile::{Compiled, Memo},
-    id::{ClusterName, InstanceId, ObjectId},
+    id::{ClusterName, InstanceId},
     world::{Instance, World},
 };
 use airlane_envoy::{catalog::Catalog, lower::Lowerer};
@@ -45,8 +46,8 @@ pub(crate) struct Picture {
     pub(crate) declared: Arc<Declared>,
     /// The epoch in which it was published.
     pub(crate) epoch: u64,
-    /// The generation of each object, and the epoch in which it was published.
-    pub(crate) published_in: BTreeMap<ObjectId, (i64, u64)>,
+    /// What holds of it, and since which epoch.
+    pub(crate) milestones: Arc<Milestones>,
     /// What is published.
     pub(crate) catalog: Arc<Catalog>,
 }
@@ -126,11 +127,13 @@ pub(crate) async fn run(
         let compiled = Arc::new(memo.compile(&world));
         let (catalog, change) = lowerer.lower(&compiled.mesh);
         let catalog = Arc::new(catalog);
-        let published_in = published_in(&declared, catalog.epoch, before.as_ref());
+        let last = before.as_ref().map(|picture| &*picture.milestones);
+        let milestones = milestone::of(&declared, &world, &compiled.mesh, catalog.epoch, last);
+        let milestones = Arc::new(milestones);
         // Evidence about a cluster may arrive as soon as a proxy knows it.
         outputs.clusters.send_replace(Arc::new(signals::clusters_of(&compiled.mesh)));
         outputs.publisher.publish(catalog.clone(), change);
-        let picture = Picture { world, compiled, declared, epoch: catalog.epoch, published_in, catalog };
+        let picture = Picture { world, compiled, declared, epoch: catalog.epoch, milestones, catalog };
         outputs.picture.send_replace(Some(picture.clone()));
         before = Some(picture);
         loop {
@@ -153,20 +156,6 @@ pub(crate) async fn run(
             break;
         }
     }
-}
-
-/// An object that changed is published in this epoch, the others in the one they had.
-fn published_in(declared: &Declared, epoch: u64, before: Option<&Picture>) -> BTreeMap<ObjectId, (i64, u64)> {
-    declared
-        .objects
-        .iter()
-        .map(|(id, accepted)| {
-            let unchanged = before
-                .and_then(|picture| picture.published_in.get(id))
-                .filter(|(generation, _)| *generation == accepted.generation);
-            (id.clone(), unchanged.copied().unwrap_or((accepted.generation, epoch)))
-        })
-        .collect()
 }
 
 #[cfg(test)]

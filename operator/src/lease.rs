@@ -15,7 +15,7 @@ use kube::{
     api::PostParams,
     runtime::{WatchStreamExt as _, watcher},
 };
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
@@ -24,16 +24,45 @@ use tokio_util::sync::CancellationToken;
 
 /// The Lease's name.
 pub(crate) const NAME: &str = "airlane-leader";
-/// Without a renewal for so long, another replica takes the lead.
-const DURATION: Duration = Duration::from_secs(15);
-/// A leader that could not renew for so long stops leading: well before another one takes over.
-const STEP_DOWN: Duration = Duration::from_secs(10);
-/// From one renewal to the next.
-const RENEW_EVERY: Duration = Duration::from_secs(2);
-/// From a failed write to the next try.
-const RETRY: Duration = Duration::from_millis(500);
-/// The longest that a write may take.
-const WRITE: Duration = Duration::from_secs(2);
+/// The Lease's annotation with the address at which the leader serves.
+const ADDRESS: &str = "airlane.dev/address";
+
+/// How a lease passes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Terms {
+    /// Without a renewal for so long, another replica takes the lead.
+    duration: Duration,
+}
+
+impl Terms {
+    /// The shortest duration: renewals come every 0.4 s then.
+    pub(crate) const SHORTEST: Duration = Duration::from_secs(3);
+
+    /// The lead passes when it was not renewed for this long, at least [`Terms::SHORTEST`].
+    pub(crate) fn lasting(duration: Duration) -> Terms {
+        Terms { duration: duration.max(Terms::SHORTEST) }
+    }
+
+    /// A leader that could not renew for so long stops leading: well before another one takes over.
+    fn step_down(self) -> Duration {
+        self.duration * 2 / 3
+    }
+
+    /// From one renewal to the next.
+    fn renew_every(self) -> Duration {
+        self.duration * 2 / 15
+    }
+
+    /// From a failed write to the next try.
+    fn retry(self) -> Duration {
+        self.duration / 30
+    }
+
+    /// The longest that a write may take.
+    fn write(self) -> Duration {
+        self.duration * 2 / 15
+    }
+}
 
 /// What is known about the lead.
 #[derive(Clone, Debug)]
@@ -42,24 +71,39 @@ pub(crate) struct Lead {
     pub(crate) mine: watch::Receiver<bool>,
     /// Whether any replica does.
     pub(crate) held: watch::Receiver<bool>,
+    /// Where the replica serves that leads in the place of this one.
+    pub(crate) elsewhere: watch::Receiver<Option<SocketAddr>>,
+}
+
+/// Who a candidate is.
+#[derive(Clone, Debug)]
+pub(crate) struct Me {
+    /// What no other process is called, before or after it.
+    pub(crate) name: String,
+    /// Where other replicas reach it.
+    pub(crate) address: Option<SocketAddr>,
 }
 
 /// A candidate for the lead.
 pub(crate) struct Candidate {
     api: Api<Lease>,
-    me: String,
+    me: Me,
+    terms: Terms,
     clock: Arc<dyn Clock>,
     known: Option<Known>,
     /// The uptime at which the last renewal of our own was begun.
     renewed_at: Option<Duration>,
     mine: watch::Sender<bool>,
     held: watch::Sender<bool>,
+    elsewhere: watch::Sender<Option<SocketAddr>>,
 }
 
 /// The Lease as it was seen last.
 #[derive(Clone, PartialEq, Debug)]
 struct Known {
     holder: Option<String>,
+    /// Where the holder serves, as it says.
+    address: Option<SocketAddr>,
     duration: Duration,
     transitions: i32,
     version: String,
@@ -77,12 +121,12 @@ enum Act {
 }
 
 /// Whose the lead is by what is known, and what `me` does about it. Pure.
-fn act(known: Option<&Known>, me: &str, renewed_at: Option<Duration>, now: Duration) -> Act {
+fn act(known: Option<&Known>, me: &str, terms: Terms, renewed_at: Option<Duration>, now: Duration) -> Act {
     let Some(known) = known else { return Act::Take };
     match (known.holder.as_deref(), renewed_at) {
         (None, _) => Act::Take,
         (Some(holder), Some(renewed_at)) if holder == me => {
-            let due = renewed_at + RENEW_EVERY;
+            let due = renewed_at + terms.renew_every();
             if now >= due { Act::Take } else { Act::Wait(due) }
         }
         (Some(_), _) => {
@@ -92,27 +136,39 @@ fn act(known: Option<&Known>, me: &str, renewed_at: Option<Duration>, now: Durat
     }
 }
 
-fn leads(known: Option<&Known>, me: &str, renewed_at: Option<Duration>, now: Duration) -> bool {
+fn leads(known: Option<&Known>, me: &str, terms: Terms, renewed_at: Option<Duration>, now: Duration) -> bool {
     known.is_some_and(|known| known.holder.as_deref() == Some(me))
-        && renewed_at.is_some_and(|renewed_at| now < renewed_at + STEP_DOWN)
+        && renewed_at.is_some_and(|renewed_at| now < renewed_at + terms.step_down())
 }
 
 fn is_held(known: Option<&Known>, now: Duration) -> bool {
     known.is_some_and(|known| known.holder.is_some() && now < known.seen_at + known.duration)
 }
 
+/// Whether the value is a new one.
+fn set<T: PartialEq>(sender: &watch::Sender<T>, value: T) -> bool {
+    sender.send_if_modified(|before| {
+        let changed = *before != value;
+        *before = value;
+        changed
+    })
+}
+
 impl Candidate {
-    /// A candidate called `me`, which no other process may be called, before or after it.
+    /// A candidate for the lead among the replicas in this namespace.
     pub(crate) fn new(
         client: Client,
         namespace: &str,
-        me: String,
+        me: Me,
+        terms: Terms,
         clock: Arc<dyn Clock>,
     ) -> (Candidate, Lead) {
         let (mine, held) = (watch::Sender::new(false), watch::Sender::new(false));
-        let lead = Lead { mine: mine.subscribe(), held: held.subscribe() };
+        let elsewhere = watch::Sender::new(None);
+        let lead = Lead { mine: mine.subscribe(), held: held.subscribe(), elsewhere: elsewhere.subscribe() };
         let api = Api::namespaced(client, namespace);
-        (Candidate { api, me, clock, known: None, renewed_at: None, mine, held }, lead)
+        let (known, renewed_at) = (None, None);
+        (Candidate { api, me, terms, clock, known, renewed_at, mine, held, elsewhere }, lead)
     }
 
     /// Takes the lead whenever it is free and keeps it, until shutdown; then gives it to whoever waits for it.
@@ -126,10 +182,10 @@ impl Candidate {
         loop {
             self.tell();
             let now = self.clock.uptime();
-            let pause = match act(self.known.as_ref(), &self.me, self.renewed_at, now) {
+            let pause = match act(self.known.as_ref(), &self.me.name, self.terms, self.renewed_at, now) {
                 Act::Wait(until) => until.saturating_sub(now),
                 Act::Take if self.take().await => continue,
-                Act::Take => RETRY,
+                Act::Take => self.terms.retry(),
             };
             tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -143,23 +199,21 @@ impl Candidate {
 
     fn tell(&self) {
         let now = self.clock.uptime();
-        let leads = leads(self.known.as_ref(), &self.me, self.renewed_at, now);
-        self.mine.send_if_modified(|before| {
-            let changed = *before != leads;
-            if changed {
-                tracing::info!(me = self.me, leads, "the lead");
-            }
-            *before = leads;
-            changed
-        });
-        let held = is_held(self.known.as_ref(), now);
-        self.held.send_if_modified(|before| std::mem::replace(before, held) != held);
+        let leads = leads(self.known.as_ref(), &self.me.name, self.terms, self.renewed_at, now);
+        if set(&self.mine, leads) {
+            tracing::info!(me = self.me.name, leads, "the lead");
+        }
+        let held = self.known.as_ref().filter(|known| is_held(Some(known), now));
+        set(&self.held, held.is_some());
+        // A name of ours without the lead: it was not renewed in time, and nobody has taken it yet.
+        let other = held.filter(|known| known.holder.as_deref() != Some(&*self.me.name));
+        set(&self.elsewhere, other.and_then(|known| known.address));
     }
 
     /// Writes our name into the Lease. True if that went well.
     async fn take(&mut self) -> bool {
         let begun_at = self.clock.uptime();
-        match timeout(WRITE, self.write(Some(&self.me))).await {
+        match timeout(self.terms.write(), self.write(Some(&self.me.name))).await {
             Ok(Ok(lease)) => {
                 self.renewed_at = Some(begun_at);
                 self.note(&lease);
@@ -167,7 +221,7 @@ impl Candidate {
             }
             Ok(Err(kube::Error::Api(refused))) if refused.code == 409 || refused.code == 404 => {
                 // Somebody was faster, or deleted it. The watch may be away: look at once.
-                match timeout(WRITE, self.api.get_opt(NAME)).await {
+                match timeout(self.terms.write(), self.api.get_opt(NAME)).await {
                     Ok(Ok(Some(lease))) => self.note(&lease),
                     Ok(Ok(None)) => self.known = None,
                     Ok(Err(_)) | Err(_) => {}
@@ -179,22 +233,23 @@ impl Candidate {
                 false
             }
             Err(_) => {
-                tracing::warn!("the lead cannot be taken or kept: no answer within {WRITE:?}");
+                let within = self.terms.write();
+                tracing::warn!("the lead cannot be taken or kept: no answer within {within:?}");
                 false
             }
         }
     }
 
     async fn release(&mut self) {
-        if self.known.as_ref().is_none_or(|known| known.holder.as_deref() != Some(&*self.me)) {
+        if self.known.as_ref().is_none_or(|known| known.holder.as_deref() != Some(&*self.me.name)) {
             return;
         }
-        match timeout(WRITE, self.write(None)).await {
+        match timeout(self.terms.write(), self.write(None)).await {
             Ok(Ok(_)) => tracing::info!("gave up the lead"),
             Ok(Err(error)) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "the lead was not given up");
             }
-            Err(_) => tracing::warn!("the lead was not given up: no answer within {WRITE:?}"),
+            Err(_) => tracing::warn!("the lead was not given up: no answer in time"),
         }
     }
 
@@ -203,15 +258,17 @@ impl Candidate {
         let known = self.known.as_ref();
         let transitions = known.map_or(0, |known| known.transitions);
         let stays = known.is_some_and(|known| known.holder.as_deref() == holder);
+        let address = holder.and(self.me.address).map(|address| (ADDRESS.to_owned(), address.to_string()));
         let lease = Lease {
             metadata: ObjectMeta {
                 name: Some(NAME.to_owned()),
                 resource_version: known.map(|known| known.version.clone()),
+                annotations: Some(address.into_iter().collect()),
                 ..ObjectMeta::default()
             },
             spec: Some(LeaseSpec {
                 holder_identity: Some(holder.unwrap_or_default().to_owned()),
-                lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
+                lease_duration_seconds: i32::try_from(self.terms.duration.as_secs()).ok(),
                 acquire_time: (!stays).then(|| now.clone()),
                 renew_time: Some(now),
                 lease_transitions: Some(if stays { transitions } else { transitions.saturating_add(1) }),
@@ -239,12 +296,15 @@ impl Candidate {
         if self.known.as_ref().is_some_and(|known| known.version == version) {
             return;
         }
+        let annotations = lease.metadata.annotations.as_ref();
+        let address = annotations.and_then(|annotations| annotations.get(ADDRESS));
         self.known = Some(Known {
             holder: spec.holder_identity.filter(|holder| !holder.is_empty()),
+            address: address.and_then(|address| address.parse().ok()),
             duration: spec
                 .lease_duration_seconds
                 .and_then(|seconds| u64::try_from(seconds).ok())
-                .map_or(DURATION, Duration::from_secs),
+                .map_or(self.terms.duration, Duration::from_secs),
             transitions: spec.lease_transitions.unwrap_or(0),
             version,
             seen_at: self.clock.uptime(),
@@ -284,7 +344,8 @@ mod tests {
     fn held_by(holder: &str, seen_at: Duration) -> Known {
         Known {
             holder: (!holder.is_empty()).then(|| holder.to_owned()),
-            duration: DURATION,
+            address: None,
+            duration: s(15),
             transitions: 0,
             version: "1".to_owned(),
             seen_at,
@@ -298,8 +359,9 @@ mod tests {
         now: Duration,
         expected: (Act, bool, bool),
     ) {
-        let act = act(known, "a", renewed_at, now);
-        assert_eq!((act, leads(known, "a", renewed_at, now), is_held(known, now)), expected);
+        let terms = Terms::lasting(s(15));
+        let act = act(known, "a", terms, renewed_at, now);
+        assert_eq!((act, leads(known, "a", terms, renewed_at, now), is_held(known, now)), expected);
     }
 
     #[test]
@@ -322,7 +384,11 @@ mod tests {
         check(Some(&held), Some(s(1)), s(2), (Act::Wait(s(3)), true, true));
         check(Some(&held), Some(s(1)), s(3), (Act::Take, true, true));
         check(Some(&held), Some(s(1)), s(11), (Act::Take, false, true));
-        assert!(STEP_DOWN + WRITE < DURATION, "it stops leading before another begins");
+        for seconds in [0, 3, 15, 60] {
+            let terms = Terms::lasting(s(seconds));
+            assert!(terms.step_down() + terms.write() < terms.duration, "it stops before another begins");
+            assert!(terms.renew_every() + terms.write() < terms.step_down(), "it is renewed in time");
+        }
     }
 
     #[test]

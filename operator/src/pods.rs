@@ -95,6 +95,11 @@ impl Pods {
         }
     }
 
+    /// The pod's sidecar said, to this replica or to another one, that it leaves.
+    pub(crate) fn leaving(&self, instance: &InstanceId) {
+        self.change(|roll, now| roll.leaving(instance, now));
+    }
+
     fn look<T>(&self, f: impl FnOnce(&Roll) -> T) -> T {
         f(&self.roll.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -137,7 +142,7 @@ impl Members for Pods {
 
     fn drain(&self, peer: &Peer) {
         if self.instance_of(peer).is_some() {
-            self.change(|roll, now| roll.leaving(&peer.instance, now));
+            self.leaving(&peer.instance);
         }
     }
 

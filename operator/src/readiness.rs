@@ -3,8 +3,10 @@
 
 use crate::{
     control::Picture,
+    fleet::Fleet,
     join::{Drained, Rotation},
     members::Members,
+    milestone::Milestone,
     registry::Registry,
     xds::Publisher,
 };
@@ -75,11 +77,12 @@ pub(crate) async fn vouch(publisher: Publisher, registry: Arc<Registry>, shutdow
 }
 
 /// Takes instances out of rotation.
+#[derive(Clone)]
 pub(crate) struct Leaving {
     /// Where it shows that the instance is not published any more.
     pub(crate) picture: watch::Receiver<Option<Picture>>,
     /// Who acknowledges that.
-    pub(crate) publisher: Publisher,
+    pub(crate) fleet: Fleet,
 }
 
 #[tonic::async_trait]
@@ -87,26 +90,28 @@ impl Rotation for Leaving {
     async fn out_of_rotation(&self, instance: &InstanceId, wait: Duration) -> Drained {
         let deadline = Instant::now() + wait;
         let mut picture = self.picture.clone();
-        let unpublished = picture.wait_for(|picture| {
+        let withdrawn = picture.wait_for(|picture| {
             picture.as_ref().is_some_and(|picture| {
-                picture
-                    .world
-                    .instances
-                    .get(instance)
-                    .is_none_or(|instance| instance.health == Health::Draining)
+                let instance = picture.world.instances.get(instance);
+                instance.is_none_or(|instance| instance.health == Health::Draining)
             })
         });
-        let epoch = match tokio::time::timeout_at(deadline, unpublished).await {
-            Ok(Ok(picture)) => picture.as_ref().map_or(0, |picture| picture.epoch),
-            Ok(Err(_)) | Err(_) => return drained(0, self.publisher.connected().len()),
+        let withdrawn = tokio::time::timeout_at(deadline, withdrawn).await;
+        let picture = withdrawn.ok().and_then(Result::ok).and_then(|picture| picture.clone());
+        let Some(picture) = picture else {
+            let connected = self.fleet.connected();
+            return Drained { acknowledged: 0, outstanding: count(connected) };
         };
-        let acks =
-            self.publisher.acknowledged(epoch, deadline.saturating_duration_since(Instant::now())).await;
-        drained(acks.acknowledged.len(), acks.outstanding.len())
+        let milestone = Milestone::Withdrawn(instance.clone());
+        let left = deadline.saturating_duration_since(Instant::now());
+        let acks = self.fleet.acknowledged(&picture, &milestone, left).await;
+        Drained {
+            acknowledged: count(acks.acknowledged.len()),
+            outstanding: count(acks.outstanding.len() + acks.unheard.len()),
+        }
     }
 }
 
-fn drained(acknowledged: usize, outstanding: usize) -> Drained {
-    let count = |proxies: usize| u32::try_from(proxies).unwrap_or(u32::MAX);
-    Drained { acknowledged: count(acknowledged), outstanding: count(outstanding) }
+fn count(proxies: usize) -> u32 {
+    u32::try_from(proxies).unwrap_or(u32::MAX)
 }

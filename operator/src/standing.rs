@@ -1,9 +1,6 @@
 //! How an object stands: what is wrong with it, and how many proxies run it.
 
-use crate::{
-    control::Picture,
-    xds::{ProxyState, Refusals},
-};
+use crate::{control::Picture, fleet::Census, milestone::Milestone, xds::Refusals};
 use airlane_api::status::Proxies;
 use airlane_core::{
     id::{InstanceId, ObjectId},
@@ -44,24 +41,20 @@ pub(crate) fn rejected(refusals: &Refusals) -> impl Iterator<Item = Problem> {
 }
 
 /// How far the object's present version has come with the connected proxies.
-pub(crate) fn proxies(
-    id: &ObjectId,
-    picture: &Picture,
-    connected: &[ProxyState],
-    refusals: &Refusals,
-) -> Proxies {
-    let since = picture.published_in.get(id).map_or(picture.epoch, |(_, epoch)| *epoch);
+pub(crate) fn proxies(id: &ObjectId, picture: &Picture, census: &Census, refusals: &Refusals) -> Proxies {
+    let Some(accepted) = picture.declared.objects.get(id) else { return Proxies::default() };
+    let milestone = Milestone::Object(id.clone(), accepted.generation);
     let refused_by: BTreeSet<&InstanceId> = refusals
         .values()
         .filter(|refusal| refusal.rejection.shaped_by.contains(id))
         .flat_map(|refusal| &refusal.proxies)
         .collect();
     let mut counted = Proxies::default();
-    for proxy in connected {
+    for (instance, reached) in census.of(picture, &milestone) {
         counted.targeted += 1;
-        if refused_by.contains(&proxy.instance) {
+        if refused_by.contains(instance) {
             counted.rejected += 1;
-        } else if proxy.acked_epoch.is_some_and(|acked| acked >= since) {
+        } else if reached {
             counted.acknowledged += 1;
         } else {
             counted.outdated += 1;

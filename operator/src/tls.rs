@@ -13,9 +13,11 @@ use airlane_core::{
 };
 use airlane_wire::join::OPERATOR_DNS_NAME;
 use arc_swap::ArcSwap;
+use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use rustls::{
-    RootCertStore, ServerConfig,
+    ClientConfig, RootCertStore, ServerConfig, SignatureScheme,
+    client::{ResolvesClientCert, Resumption},
     crypto::CryptoProvider,
     server::{
         ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier,
@@ -24,9 +26,10 @@ use rustls::{
     sign::CertifiedKey,
     time_provider::TimeProvider,
 };
-use rustls_pki_types::{CertificateDer, UnixTime};
-use std::{sync::Arc, time::Duration};
-use tokio_rustls::TlsAcceptor;
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 use tokio_util::sync::CancellationToken;
 use x509_parser::{
     extensions::GeneralName,
@@ -51,6 +54,47 @@ pub(crate) enum TlsError {
     /// The library refused the root.
     #[error("cannot set up the verification of client certificates")]
     Verifier(#[from] rustls::server::VerifierBuilderError),
+}
+
+/// Another replica could not be reached.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DialError {
+    /// No connection.
+    #[error("cannot connect")]
+    Connect(#[source] io::Error),
+    /// It is not trusted, or does not trust this one.
+    #[error("the TLS handshake failed")]
+    Handshake(#[source] io::Error),
+    /// It is a workload.
+    #[error("it is not a replica of the operator")]
+    NotTheOperator,
+}
+
+/// Connects to other replicas: shows the leaf that this one serves with, and believes the operator alone. Cheap to
+/// clone.
+#[derive(Clone)]
+pub(crate) struct Dialer {
+    ca: Arc<Ca>,
+    connector: TlsConnector,
+}
+
+impl Dialer {
+    /// Connects to a replica.
+    ///
+    /// # Errors
+    /// If there is none, or it is somebody else.
+    pub(crate) async fn dial(&self, at: SocketAddr) -> Result<TokioIo<TlsStream<TcpStream>>, DialError> {
+        let stream = TcpStream::connect(at).await.map_err(DialError::Connect)?;
+        stream.set_nodelay(true).map_err(DialError::Connect)?;
+        let name = ServerName::try_from(OPERATOR_DNS_NAME).map_err(|_| DialError::NotTheOperator)?;
+        let stream = self.connector.connect(name, stream).await.map_err(DialError::Handshake)?;
+        let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let peer = leaf.and_then(|leaf| Peer::of(leaf, self.ca.trust_domain()));
+        match peer {
+            Some(peer) if peer.identity == *self.ca.operator() => Ok(TokioIo::new(stream)),
+            _ => Err(DialError::NotTheOperator),
+        }
+    }
 }
 
 /// A workload's proxy or agent, as its client certificate names it.
@@ -155,6 +199,24 @@ impl ServerTls {
         TlsAcceptor::from(Arc::clone(&self.config))
     }
 
+    /// What connects to other replicas as this one.
+    ///
+    /// # Errors
+    /// If the library refuses the configuration.
+    pub(crate) fn dialer(&self) -> Result<Dialer, TlsError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(self.ca.root().clone())?;
+        let time = Arc::new(ClockTime(Arc::clone(&self.clock)));
+        let mut config = ClientConfig::builder_with_details(provider, time)
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_root_certificates(roots)
+            .with_client_cert_resolver(Arc::clone(&self.leaf) as Arc<dyn ResolvesClientCert>);
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.resumption = Resumption::disabled();
+        Ok(Dialer { ca: Arc::clone(&self.ca), connector: TlsConnector::from(Arc::new(config)) })
+    }
+
     /// The trust domain of the peers.
     pub(crate) fn trust_domain(&self) -> &TrustDomain {
         self.ca.trust_domain()
@@ -230,6 +292,16 @@ impl HeldKey {
 impl ResolvesServerCert for Leaf {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(Arc::clone(&self.0.load().key))
+    }
+}
+
+impl ResolvesClientCert for Leaf {
+    fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.load().key))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
     }
 }
 

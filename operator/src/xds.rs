@@ -9,5 +9,5 @@ mod tests;
 mod wire;
 
 #[cfg(test)]
-use publisher::Acks;
-pub(crate) use publisher::{ProxyState, Publisher, Refusals};
+pub(crate) use publisher::ProxyShares;
+pub(crate) use publisher::{ProxyState, Publisher, Refusal, Refusals, Shares};

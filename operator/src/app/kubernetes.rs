@@ -8,9 +8,10 @@ use crate::{
     ca::{Ca, hex},
     clock::{Clock, SystemClock},
     control::{self, Picture, Pulse},
+    fleet::Fleet,
     health::{self, Health, Obstacle},
     join::{Parts, PodTokens, Wire},
-    lease::{self, Candidate, Lead},
+    lease::{self, Candidate, Lead, Me, Terms},
     local::server::{self, Local},
     members::Members as _,
     observe::{
@@ -19,10 +20,11 @@ use crate::{
     },
     pods::Pods,
     readiness,
+    replicas::{Follower, Leader, Rotations},
     rollouts::Rollouts,
     serve,
     signals::{
-        Signals,
+        Signals, Way,
         access_log::{FailureLog, MESSAGE_BYTES_MAX},
         gate::Gate,
         metrics::Totaliser,
@@ -38,8 +40,11 @@ use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::A
 use jiff::SignedDuration;
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::MetricsServiceServer;
 use ring::rand::{SecureRandom as _, SystemRandom};
-use std::{collections::HashSet, path::Path, sync::Arc, time::Duration};
-use tokio::{sync::watch, time::sleep};
+use std::{collections::HashSet, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use tokio::{
+    sync::{broadcast, watch},
+    time::sleep,
+};
 use tokio_util::sync::CancellationToken;
 
 /// How often sidecars give a sign of life: it brings what their proxies left out, and takes along that a certificate
@@ -52,6 +57,9 @@ const LINGER: Duration = Duration::from_secs(5);
 
 /// How long a connection to the API server may take.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+
+/// Instances that leave, until every replica was told: a node that is drained has a hundred of them at most.
+const WORDS_KEPT: usize = 256;
 
 /// Runs the control plane until SIGTERM or SIGINT.
 ///
@@ -85,12 +93,15 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
     let mut tasks = Tasks::new();
     let shutdown = tasks.shutdown();
     let publisher = Publisher::new(clock.clone());
+    let fleet = Fleet::new(publisher.clone(), clock.clone());
     let (clusters, published_clusters) = watch::channel(Arc::new(HashSet::new()));
     let (picture_sender, picture) = watch::channel(None);
     let signals = Signals::new(published_clusters);
-    let me = process_name(args)?;
+    let me = Me { name: process_name(args)?, address: reached_at(args, address) };
+    let terms = Terms::lasting(args.lease_duration);
     let (candidate, lead) =
-        Candidate::new(client.clone(), mesh.system_namespace.as_str(), me.clone(), clock.clone());
+        Candidate::new(client.clone(), mesh.system_namespace.as_str(), me.clone(), terms, clock.clone());
+    let (judges, judging) = watch::channel(false);
     let lowerer =
         Lowerer::new(Settings { bundle_pem: ca.bundle_pem(), fail_safe_after: args.fail_safe_after });
 
@@ -126,12 +137,40 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
         readiness::announce(picture.clone(), publisher.clone(), pods.clone(), shutdown.clone()),
     );
     let bundle = Bundle::new(client.clone(), ca.bundle_pem(), observed.joined.clone());
-    tasks.spawn_sure("the ConfigMaps with the root", bundle.run(shutdown.clone()));
+    let (leads, ending) = (lead.clone(), shutdown.clone());
+    tasks.spawn_sure("the ConfigMaps with the root", async move {
+        lease::while_leading(&leads, ending, |ending| bundle.clone().run(ending)).await;
+    });
+    let leader = Leader {
+        lead: Lead { mine: judging.clone(), ..lead.clone() },
+        fleet: fleet.clone(),
+        signals: signals.clone(),
+        pods: pods.clone(),
+        leaving: readiness::Leaving { picture: picture.clone(), fleet: fleet.clone() },
+        words: broadcast::Sender::new(WORDS_KEPT),
+        clock: clock.clone(),
+        shutdown: shutdown.clone(),
+    };
+    let follower = Follower {
+        lead: lead.clone(),
+        judges,
+        dialer: tls.dialer().context("cannot speak to other replicas")?,
+        picture: picture.clone(),
+        publisher: publisher.clone(),
+        fleet: fleet.clone(),
+        signals: signals.clone(),
+        pods: pods.clone(),
+        leader: watch::Sender::new(None),
+        clock: clock.clone(),
+    };
+    let rotations = Rotations { own: leader.clone(), leader: follower.leader.subscribe() };
+    signals.turn(Way::Nowhere);
+    tasks.spawn_sure("the side that this replica is on", follower.run(shutdown.clone()));
     let joining = Wire::new(Parts {
         ca: ca.clone(),
         door: Arc::new(PodTokens::new(client.clone(), pods.clone(), &ca, clock.clone())),
         members: pods.clone(),
-        rotation: Arc::new(readiness::Leaving { picture: picture.clone(), publisher: publisher.clone() }),
+        rotation: Arc::new(rotations),
         clock: clock.clone(),
         heartbeat_every: HEARTBEAT_EVERY,
         operator: (service_name(args), args.listen.port()),
@@ -139,6 +178,7 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
     let known = pods.clone();
     let is_member = Arc::new(move |peer: &Peer| known.instance_of(peer).is_some());
     let routes = tonic::service::Routes::new(OperatorServer::new(Arc::new(joining)))
+        .add_service(leader.service(ca.operator().clone()))
         .add_service(publisher.service(is_member, shutdown.clone()))
         .add_service(Gate::before(MetricsServiceServer::new(Totaliser {
             signals: signals.clone(),
@@ -158,6 +198,7 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
         picture: picture.clone(),
         signals: signals.clone(),
         publisher: publisher.clone(),
+        fleet: fleet.clone(),
         members: pods.clone(),
         tls: tls.clone(),
     });
@@ -185,10 +226,10 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
     });
     tasks.spawn_sure("the lease", candidate.run(shutdown.clone()));
     let leading = Leading {
-        lead,
-        writer: Writer::new(client, observed.clone(), picture.clone(), publisher.clone(), clock.clone(), me),
+        lead: Lead { mine: judging, ..lead },
+        writer: Writer::new(client, observed.clone(), picture.clone(), fleet.clone(), clock.clone(), me.name),
         picture: picture.clone(),
-        publisher: publisher.clone(),
+        fleet,
         signals,
         clock,
     };
@@ -247,6 +288,16 @@ fn service_name(args: &Operator) -> String {
     format!("airlane.{}.svc.{}", args.namespace, args.cluster_domain)
 }
 
+/// Where other replicas reach this one.
+fn reached_at(args: &Operator, listens: SocketAddr) -> Option<SocketAddr> {
+    let own = (!listens.ip().is_unspecified()).then_some(listens.ip());
+    let reached = args.pod_ip.or(own).map(|ip| SocketAddr::new(ip, listens.port()));
+    if reached.is_none() {
+        tracing::warn!("other replicas cannot report to this one: set POD_IP");
+    }
+    reached
+}
+
 /// A name that no other process has, before or after this one: a container that was started again must not take what
 /// the one before it held for its own.
 fn process_name(args: &Operator) -> anyhow::Result<String> {
@@ -263,7 +314,7 @@ struct Leading {
     lead: Lead,
     writer: Writer,
     picture: watch::Receiver<Option<Picture>>,
-    publisher: Publisher,
+    fleet: Fleet,
     signals: Signals,
     clock: Arc<dyn Clock>,
 }
@@ -281,7 +332,7 @@ impl Leading {
                 let rollouts = Rollouts {
                     picture: self.picture.clone(),
                     signals: self.signals.clone(),
-                    publisher: self.publisher.clone(),
+                    fleet: self.fleet.clone(),
                     memory: Arc::new(self.writer.clone()),
                     clock: self.clock.clone(),
                 };

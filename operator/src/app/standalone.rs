@@ -7,6 +7,7 @@ use crate::{
     ca::Ca,
     clock::{Clock, SystemClock},
     control::{self, Pulse},
+    fleet::Fleet,
     join::{self, JoinTokens, OperatorAt, Parts, Wire},
     local::{
         host::{self, Host},
@@ -77,6 +78,7 @@ pub(crate) async fn up(args: &Up, state: &Path) -> anyhow::Result<()> {
     let mut tasks = Tasks::new();
     let shutdown = tasks.shutdown();
     let publisher = Publisher::new(clock.clone());
+    let fleet = Fleet::new(publisher.clone(), clock.clone());
     let (clusters, published_clusters) = watch::channel(Arc::new(HashSet::new()));
     let (picture_sender, picture) = watch::channel(None);
     let (declared_sender, declared) = watch::channel(Arc::new(directory.declared().clone()));
@@ -121,7 +123,7 @@ pub(crate) async fn up(args: &Up, state: &Path) -> anyhow::Result<()> {
     let judging = rollouts::Rollouts {
         picture: picture.clone(),
         signals: signals.clone(),
-        publisher: publisher.clone(),
+        fleet: fleet.clone(),
         memory: Arc::new(recorder.clone()),
         clock: clock.clone(),
     };
@@ -130,6 +132,7 @@ pub(crate) async fn up(args: &Up, state: &Path) -> anyhow::Result<()> {
         picture: picture.clone(),
         signals: signals.clone(),
         publisher: publisher.clone(),
+        fleet: fleet.clone(),
         members: registry.clone(),
         tls: tls.clone(),
     };
@@ -137,7 +140,7 @@ pub(crate) async fn up(args: &Up, state: &Path) -> anyhow::Result<()> {
         host::router(Host { local, recorder, store: store.clone(), operator_at: at, clock: clock.clone() });
     let ending = shutdown.clone();
     tasks.spawn("the command socket", async move { Ok(server::serve(commands, answers, ending).await?) });
-    let leaving = readiness::Leaving { picture, publisher: publisher.clone() };
+    let leaving = readiness::Leaving { picture, fleet };
     let joining = Wire::new(Parts {
         ca: ca.clone(),
         door: Arc::new(JoinTokens::new(store.clone(), registry.clone(), &ca, clock.clone())),

@@ -3,6 +3,7 @@
 use super::sources::Sources;
 use crate::{
     control::Picture,
+    fleet::Fleet,
     members::{Member, Members},
     signals::Signals,
     tls::ServerTls,
@@ -33,6 +34,8 @@ pub(crate) struct Local {
     pub(crate) signals: Signals,
     /// Who is connected.
     pub(crate) publisher: Publisher,
+    /// How far everybody has come.
+    pub(crate) fleet: Fleet,
     /// What sidecars said of themselves.
     pub(crate) members: Arc<dyn Members>,
     /// The operator's own certificates.
@@ -112,9 +115,16 @@ pub(super) async fn with_sources<T>(local: &Local, f: impl FnOnce(&Sources<'_>) 
     };
     let proxies = local.publisher.connected();
     let members = local.members.everybody();
-    let refusals = local.publisher.refusals().borrow().clone();
+    let (census, refusals) = (local.fleet.census(), local.fleet.refusals());
     Ok(local.signals.with(|intake| {
-        f(&Sources { picture: &picture, intake, proxies: &proxies, members: &members, refusals: &refusals })
+        f(&Sources {
+            picture: &picture,
+            intake,
+            proxies: &proxies,
+            census: &census,
+            members: &members,
+            refusals: &refusals,
+        })
     }))
 }
 

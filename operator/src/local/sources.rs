@@ -6,6 +6,7 @@ use super::view::{
 };
 use crate::{
     control::Picture,
+    fleet::Census,
     members::Member,
     signals::intake::{Intake, Totals},
     standing,
@@ -32,6 +33,8 @@ pub(crate) struct Sources<'a> {
     pub(crate) intake: &'a Intake,
     /// Who is connected.
     pub(crate) proxies: &'a [ProxyState],
+    /// How far everybody has come.
+    pub(crate) census: &'a Census,
     /// What sidecars said of themselves.
     pub(crate) members: &'a [Member],
     /// What proxies refuse.
@@ -240,7 +243,7 @@ impl Sources<'_> {
             .values()
             .map(|policy| {
                 let accepted = self.picture.declared.objects.get(&policy.id);
-                let proxies = standing::proxies(&policy.id, self.picture, self.proxies, self.refusals);
+                let proxies = standing::proxies(&policy.id, self.picture, self.census, self.refusals);
                 PolicyView {
                     namespace: policy.id.namespace.to_string(),
                     name: policy.id.name.to_string(),

@@ -3,14 +3,15 @@
 
 mod evidence;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::{
     apply::{Memory, NotRemembered},
     clock::Clock,
     control::Picture,
+    fleet::Fleet,
+    milestone::{Milestone, planned},
     signals::Signals,
-    xds::Publisher,
 };
 use airlane_core::{
     id::{ClusterName, InstanceId, ObjectId, Revision},
@@ -56,7 +57,7 @@ pub(crate) struct Rollouts {
     /// What proxies reported.
     pub(crate) signals: Signals,
     /// What proxies acknowledged.
-    pub(crate) publisher: Publisher,
+    pub(crate) fleet: Fleet,
     /// Where steps are written.
     pub(crate) memory: Arc<dyn Memory>,
     /// The time.
@@ -71,8 +72,6 @@ struct Trial {
     /// What is remembered of it: `saved`, or nothing before its first step.
     remembered: Option<Progress>,
     saved_at: Timestamp,
-    /// The shares the world carries, and the first epoch that published them.
-    published: Option<(Acknowledged, u64)>,
 }
 
 /// A trial that another operator went on with.
@@ -166,7 +165,7 @@ impl Rollouts {
             trial.gatherer = Gatherer::new(comparison(canary), share, senders, news.now);
         }
         let site = Site::of(canary, picture);
-        trial.note_published(canary, &site, picture.epoch);
+        trial.note_coin(canary, &site);
         self.note_usage(trial, &site, news.now);
         let around = Surroundings {
             endpoints: &site.endpoints,
@@ -182,7 +181,7 @@ impl Rollouts {
         let facts = Facts {
             canary_ready: site.canary_ready,
             stable_ready: site.stable_ready,
-            acknowledged: self.acknowledged(trial),
+            acknowledged: self.acknowledged(canary, picture),
             asked,
         };
         let Step { next, because, refused, .. } = step(plan, &trial.progress, &verdict, &facts, news.now);
@@ -223,7 +222,7 @@ impl Rollouts {
     /// Tells the books which callers use the shares that are published.
     fn note_usage(&self, trial: &mut Trial, site: &Site, now: Timestamp) {
         let published = site.canary_share() == Some(trial.gatherer.share());
-        trial.gatherer.note_usage(|caller| match self.publisher.acked_shares(caller) {
+        trial.gatherer.note_usage(|caller| match self.fleet.acked_shares(caller) {
             Some((shares, since))
                 if published && site.shares.iter().all(|(key, share)| shares.get(key) == Some(share)) =>
             {
@@ -234,9 +233,9 @@ impl Rollouts {
     }
 
     /// The shares that every connected proxy runs.
-    fn acknowledged(&self, trial: &Trial) -> Option<Acknowledged> {
-        let (shares, epoch) = trial.published?;
-        self.publisher.acks(epoch).outstanding.is_empty().then_some(shares)
+    fn acknowledged(&self, canary: &Canary, picture: &Picture) -> Option<Acknowledged> {
+        let shares = planned(canary)?;
+        self.fleet.all_reached(picture, &Milestone::shares(&canary.id, shares)).then_some(shares)
     }
 }
 
@@ -250,7 +249,6 @@ impl Trial {
             remembered: canary.progress.clone(),
             progress,
             saved_at: now,
-            published: None,
         }
     }
 
@@ -266,25 +264,13 @@ impl Trial {
         untold || age >= SAVE_EVERY || next.judge.outgrew(&self.saved.judge)
     }
 
-    /// Notes what is published: the shares the world carries with the first epoch of them, and the coin that makes.
-    fn note_published(&mut self, canary: &Canary, site: &Site, epoch: u64) {
-        let planned = canary.progress.as_ref().map(|progress| Acknowledged {
-            share: progress.share,
-            fail_safe_share: progress.fail_safe_share,
-        });
+    /// Notes the coin that is published.
+    fn note_coin(&mut self, canary: &Canary, site: &Site) {
         // A step that was saved a moment ago is published with the next picture.
-        if let Some(planned) = planned
-            && planned.share == self.progress.share
+        if planned(canary).is_some_and(|planned| planned.share == self.progress.share)
             && let Some(share) = site.canary_share()
         {
             self.gatherer.publish(share);
-        }
-        // A revision without a healthy endpoint yields its share: then it is not the planned one that proxies run.
-        let planned = planned.filter(|planned| site.shares.iter().all(|(_, share)| *share == planned.share));
-        match (planned, self.published) {
-            (Some(shares), Some((published, _))) if shares == published => {}
-            (Some(shares), _) => self.published = Some((shares, epoch)),
-            (None, _) => self.published = None,
         }
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::{milestone, observe::declared::Declared};
 use airlane_core::{
     compile::compile,
     id::{Name, Namespace, ObjectKind, ServiceId, TrustDomain, WorkloadRevision},
@@ -17,7 +18,8 @@ fn now() -> Timestamp {
     Timestamp::from_second(1_000).expect("in range")
 }
 
-fn canary(share: u32) -> Canary {
+/// A canary under way with this share.
+pub(crate) fn canary(share: u32) -> Canary {
     let revision = |text| Revision::parse(text).expect("a name");
     let plan = Rollout {
         service: service(),
@@ -35,7 +37,7 @@ fn canary(share: u32) -> Canary {
 }
 
 /// A service whose v1 and v2 have one copy each, with these healths.
-fn picture(canary: &Canary, healths: [Health; 2]) -> Picture {
+pub(crate) fn picture(canary: &Canary, healths: [Health; 2]) -> Picture {
     let ServiceId { namespace, name: pay } = service();
     let instances = ["v1", "v2"].into_iter().zip(healths).enumerate().map(|(i, (revision, health))| {
         let workload = WorkloadRevision {
@@ -72,12 +74,14 @@ fn picture(canary: &Canary, healths: [Health; 2]) -> Picture {
         policies: BTreeMap::new(),
         canaries: BTreeMap::from([(canary.id.clone(), Arc::new(canary.clone()))]),
     };
+    let compiled = compile(&world);
+    let milestones = milestone::of(&Declared::default(), &world, &compiled.mesh, 7, None);
     Picture {
-        compiled: Arc::new(compile(&world)),
+        compiled: Arc::new(compiled),
         world: Arc::new(world),
         declared: Arc::default(),
         epoch: 7,
-        published_in: BTreeMap::new(),
+        milestones: Arc::new(milestones),
         catalog: Arc::default(),
     }
 }
@@ -88,7 +92,7 @@ fn check(healths: [Health; 2], coin: f64, planned: bool) {
     let picture = picture(&canary, healths);
     let mut trial = Trial::resume(&canary, BTreeSet::new(), now());
     let site = Site::of(&canary, &picture);
-    trial.note_published(&canary, &site, picture.epoch);
+    trial.note_coin(&canary, &site);
     let caller = InstanceId::parse("front-v1-abcd").expect("a name");
     let cluster = ClusterName {
         port: airlane_core::id::ServicePort { service: service(), port: 80 },
@@ -103,7 +107,8 @@ fn check(healths: [Health; 2], coin: f64, planned: bool) {
     };
     let evidence = trial.gatherer.gather(&[(caller, failure)], &[], &around, now());
     assert_eq!(evidence.callers[0].coin, Coin { share: coin, settled: false }, "{healths:?}");
-    assert_eq!(trial.published.is_some(), planned, "{healths:?}");
+    let milestone = Milestone::shares(&canary.id, milestone::planned(&canary).expect("a share"));
+    assert_eq!(picture.milestones.contains_key(&milestone), planned, "{healths:?}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Failures: the logs of first attempts that failed, the router's and, for requests out of time, the request's own;
 //! streamed within a tenth of a second.
 
-use super::{Signals, denial, intake::Failure};
+use super::{Signal, Signals, denial, intake::Failure};
 use crate::{clock::Clock, members::Members, tls::Peer};
 use airlane_core::id::ClusterName;
 use envoy_types::pb::envoy::{
@@ -45,7 +45,7 @@ impl AccessLogService for FailureLog {
         let peer =
             request.extensions().get::<Peer>().cloned().ok_or_else(|| Status::unauthenticated("no peer"))?;
         let ended = self.read(&peer, request.into_inner()).await;
-        self.signals.with(|intake| intake.log_broke(&peer.instance));
+        self.signals.take(Signal::LogBroke(peer.instance), self.clock.now());
         ended.map(|()| Response::new(StreamAccessLogsResponse {}))
     }
 }
@@ -66,10 +66,7 @@ impl FailureLog {
             let (published, others): (Vec<Failure>, Vec<Failure>) =
                 failures.partition(|failure| self.signals.is_published(&failure.cluster));
             if !published.is_empty() {
-                self.signals.with(|intake| {
-                    published.into_iter().for_each(|failure| intake.failure(&peer.instance, failure));
-                });
-                self.signals.announce_failure();
+                self.signals.take(Signal::Failures(peer.instance.clone(), published), now);
             }
             if let Some(failure) = others.first() {
                 tracing::warn!(proxy = %peer.instance, cluster = %failure.cluster, "evidence for a destination that is not published to this proxy");

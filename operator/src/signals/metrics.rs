@@ -1,6 +1,6 @@
 //! Totals: Envoy's OpenTelemetry statistics sink, per cluster and endpoint, as deltas of about a second.
 
-use super::{Signals, intake::Window};
+use super::{Signal, Signals, intake::Window};
 use crate::{clock::Clock, members::Members, tls::Peer};
 use airlane_core::id::ClusterName;
 use opentelemetry_proto::tonic::{
@@ -36,7 +36,7 @@ impl MetricsService for Totaliser {
         let (window, refused) = translate(request.get_ref(), |cluster| self.signals.is_published(cluster));
         if window.end_ns != 0 {
             let now = self.clock.now();
-            self.signals.with(|intake| intake.window(&peer.instance, window, now));
+            self.signals.take(Signal::Window(peer.instance, window), now);
         }
         let partial_success = (refused > 0).then(|| ExportMetricsPartialSuccess {
             rejected_data_points: refused,

@@ -1,7 +1,7 @@
 //! What proxies report: totals each second by OpenTelemetry, failures within a tenth of a second by access log.
 //!
 //! Reports are untrusted until their sender is known, and count only for destinations published to it. The
-//! receivers translate; [`intake::Intake`] keeps the books.
+//! receivers translate; [`intake::Intake`] keeps the books, at the replica that judges.
 
 pub(crate) mod access_log;
 mod denial;
@@ -10,19 +10,47 @@ pub(crate) mod intake;
 pub(crate) mod metrics;
 
 use crate::{members::Members, tls::Peer};
-use airlane_core::{id::ClusterName, mesh::Mesh};
-use intake::Intake;
+use airlane_core::{
+    id::{ClusterName, InstanceId},
+    mesh::Mesh,
+};
+use intake::{Failure, Intake, Window};
+use jiff::Timestamp;
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tonic::Status;
+
+/// What a proxy reported, when it is known who that is and that it may.
+#[derive(Clone, Debug)]
+pub(crate) enum Signal {
+    /// What it counted.
+    Window(InstanceId, Window),
+    /// What failed.
+    Failures(InstanceId, Vec<Failure>),
+    /// Its log broke: what was under way is lost.
+    LogBroke(InstanceId),
+}
+
+/// Where signals go: to whoever judges.
+#[derive(Debug)]
+pub(crate) enum Way {
+    /// Into the books of this process.
+    Here,
+    /// To the replica that leads.
+    Onward(mpsc::Sender<Signal>),
+    /// Nobody judges, or it is not known who does: they are dropped. Whoever judges next begins new books.
+    Nowhere,
+}
 
 /// The books, shared by the receivers and the rollouts that read them.
 #[derive(Clone)]
 pub(crate) struct Signals {
     intake: Arc<Mutex<Intake>>,
+    way: Arc<Mutex<(Way, u64)>>,
     published: watch::Receiver<Arc<HashSet<ClusterName>>>,
     failures: Arc<tokio::sync::Notify>,
 }
@@ -30,12 +58,54 @@ pub(crate) struct Signals {
 impl Signals {
     /// Empty books that accept evidence about the clusters in `published`.
     pub(crate) fn new(published: watch::Receiver<Arc<HashSet<ClusterName>>>) -> Self {
-        Signals { intake: Arc::default(), published, failures: Arc::default() }
+        let way = Arc::new(Mutex::new((Way::Here, 0)));
+        Signals { intake: Arc::default(), way, published, failures: Arc::default() }
+    }
+
+    /// Sends signals another way from now on. The books are empty afterwards.
+    pub(crate) fn turn(&self, way: Way) {
+        let (before, dropped) = mem::replace(&mut *locked(&self.way), (way, 0));
+        if dropped > 0 {
+            tracing::info!(dropped, way = ?before, "signals did not reach whoever judges");
+        }
+        self.with(|intake| *intake = Intake::default());
+    }
+
+    /// Takes what a proxy reported at this moment to whoever judges.
+    pub(crate) fn take(&self, signal: Signal, now: Timestamp) {
+        let mut way = locked(&self.way);
+        match &way.0 {
+            Way::Here => {
+                drop(way);
+                self.enter(signal, now);
+            }
+            Way::Onward(leader) => {
+                if leader.try_send(signal).is_err() {
+                    // A gap in a log would not be noticed; the leader doubts whatever is reported after the stream
+                    // from here began anew.
+                    *way = (Way::Nowhere, 1);
+                }
+            }
+            Way::Nowhere => way.1 += 1,
+        }
+    }
+
+    fn enter(&self, signal: Signal, now: Timestamp) {
+        match signal {
+            Signal::Window(caller, window) => {
+                self.with(|intake| intake.window(&caller, window, now));
+            }
+            Signal::LogBroke(caller) => self.with(|intake| intake.log_broke(&caller)),
+            Signal::Failures(caller, failures) => {
+                self.with(|intake| failures.into_iter().for_each(|failure| intake.failure(&caller, failure)));
+                self.failures.notify_one();
+            }
+        }
     }
 
     /// Reads or writes the books; never held across an await.
     pub(crate) fn with<T>(&self, f: impl FnOnce(&mut Intake) -> T) -> T {
-        f(&mut self.intake.lock().unwrap_or_else(PoisonError::into_inner))
+        f(&mut locked(&self.intake))
     }
 
     /// Whether a cluster is published, so that evidence about it may count.
@@ -47,10 +117,10 @@ impl Signals {
     pub(crate) async fn failure_logged(&self) {
         self.failures.notified().await;
     }
+}
 
-    fn announce_failure(&self) {
-        self.failures.notify_one();
-    }
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A certificate alone does not prove that its bearer is still in the mesh.
@@ -68,4 +138,47 @@ pub(crate) fn clusters_of(mesh: &Mesh) -> HashSet<ClusterName> {
         .flat_map(|destination| destination.clusters.iter())
         .map(|cluster| cluster.name.clone())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn broke() -> Signal {
+        Signal::LogBroke(InstanceId::parse("front-abcd").expect("a name"))
+    }
+
+    #[test]
+    fn signals_go_where_they_are_judged_and_nowhere_else() {
+        let signals = Signals::new(watch::Sender::default().subscribe());
+        let window = || Signal::Window(InstanceId::parse("front-abcd").expect("a name"), Window::default());
+        let heard = |signals: &Signals| {
+            let caller = InstanceId::parse("front-abcd").expect("a name");
+            signals.with(|intake| intake.last_heard_at(&caller)).is_some()
+        };
+        signals.take(window(), Timestamp::UNIX_EPOCH);
+        assert!(heard(&signals), "whoever does not know of others judges itself");
+        signals.turn(Way::Nowhere);
+        assert!(!heard(&signals), "the next judge begins new books");
+        signals.take(window(), Timestamp::UNIX_EPOCH);
+        assert!(!heard(&signals), "nobody judges");
+
+        let (leader, mut passed_on) = mpsc::channel(2);
+        signals.turn(Way::Onward(leader));
+        signals.take(window(), Timestamp::UNIX_EPOCH);
+        assert!(matches!(passed_on.try_recv(), Ok(Signal::Window(..))));
+        assert!(!heard(&signals), "the leader's books are the only ones");
+    }
+
+    #[test]
+    fn a_flood_ends_the_stream_and_leaves_no_gap_unnoticed() {
+        let signals = Signals::new(watch::Sender::default().subscribe());
+        let (leader, mut passed_on) = mpsc::channel(2);
+        signals.turn(Way::Onward(leader));
+        for _ in 0..4 {
+            signals.take(broke(), Timestamp::UNIX_EPOCH);
+        }
+        assert!(passed_on.try_recv().is_ok() && passed_on.try_recv().is_ok());
+        assert_eq!(passed_on.try_recv().err(), Some(mpsc::error::TryRecvError::Disconnected));
+    }
 }

@@ -48,23 +48,21 @@ pub(crate) struct ProxyState {
     pub(crate) acked_epoch: Option<u64>,
     /// How many responses it refused on this stream.
     pub(crate) rejections: u64,
-}
-
-/// How far the connected proxies have come.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Acks {
-    /// Those that reached the epoch.
-    pub(crate) acknowledged: BTreeSet<InstanceId>,
-    /// Those that did not.
-    pub(crate) outstanding: BTreeSet<InstanceId>,
+    /// The shares it uses, if it acknowledged any.
+    pub(crate) shares: Option<ProxyShares>,
 }
 
 /// The shares that a proxy acknowledged.
 #[derive(Clone, Debug)]
-struct ProxyShares {
-    shares: Arc<Shares>,
-    acked_at: Timestamp,
-    certain_until: Duration,
+pub(crate) struct ProxyShares {
+    /// Their version, the same at every replica.
+    pub(crate) version: Version,
+    /// What they are.
+    pub(crate) shares: Arc<Shares>,
+    /// When it acknowledged them.
+    pub(crate) acked_at: Timestamp,
+    /// The uptime until which it certainly uses them.
+    pub(crate) certain_until: Duration,
 }
 
 /// One moment of what is published.
@@ -100,7 +98,7 @@ pub(super) struct Connection {
 struct Reached {
     acked_epoch: Option<u64>,
     rejections: u64,
-    shares: Option<(Version, ProxyShares)>,
+    shares: Option<ProxyShares>,
 }
 
 /// Publishes to every connected proxy. Cheap to clone.
@@ -198,37 +196,15 @@ impl Publisher {
         self.0.refusals.subscribe()
     }
 
-    /// Waits until every connected proxy has acknowledged an epoch, at most for `patience`, and says who has.
-    /// A proxy that leaves meanwhile is not waited for.
-    pub(crate) async fn acknowledged(&self, epoch: u64, patience: Duration) -> Acks {
-        let mut progress = self.progress();
-        let complete = async {
-            while !self.all_reached(epoch) {
-                if progress.changed().await.is_err() {
-                    break;
-                }
-            }
-        };
-        // Either way the answer is read below.
-        let _ = tokio::time::timeout(patience, complete).await;
-        self.acks(epoch)
-    }
-
-    /// Who of the connected has acknowledged an epoch.
-    pub(crate) fn acks(&self, epoch: u64) -> Acks {
-        let mut acks = Acks::default();
-        for proxy in self.connected() {
-            let reached = proxy.acked_epoch.is_some_and(|acked| acked >= epoch);
-            let side = if reached { &mut acks.acknowledged } else { &mut acks.outstanding };
-            side.insert(proxy.instance);
-        }
-        acks
-    }
-
-    /// Asked again at each answer of each proxy: it stops at the first that has not come so far.
-    fn all_reached(&self, epoch: u64) -> bool {
+    /// Whether every connected proxy has acknowledged an epoch. It stops at the first that has not.
+    pub(crate) fn all_reached(&self, epoch: u64) -> bool {
         let reached = |connection: &Arc<Connection>| locked(&connection.reached).acked_epoch >= Some(epoch);
         locked(&self.0.connections).values().all(reached)
+    }
+
+    /// Whether a proxy is connected.
+    pub(crate) fn is_connected(&self, instance: &InstanceId) -> bool {
+        locked(&self.0.connections).contains_key(instance)
     }
 
     /// The shares that a connected proxy uses and since when it does, as far as that is certain: `None` if it has
@@ -236,7 +212,7 @@ impl Publisher {
     pub(crate) fn acked_shares(&self, instance: &InstanceId) -> Option<(Arc<Shares>, Timestamp)> {
         let connection = locked(&self.0.connections).get(instance).cloned()?;
         let reached = locked(&connection.reached);
-        let (_, shares) = reached.shares.as_ref()?;
+        let shares = reached.shares.as_ref()?;
         (shares.certain_until > self.0.clock.uptime()).then(|| (shares.shares.clone(), shares.acked_at))
     }
 
@@ -377,6 +353,7 @@ impl Connection {
             connected_at: self.connected_at,
             acked_epoch: reached.acked_epoch,
             rejections: reached.rejections,
+            shares: reached.shares.clone(),
         }
     }
 }
@@ -389,13 +366,15 @@ impl Reached {
         now: impl FnOnce() -> Timestamp,
     ) {
         match (acked, &mut self.shares) {
-            (Some(acked), Some((version, shares))) if acked.resource.version == *version => {
+            (Some(acked), Some(shares)) if acked.resource.version == shares.version => {
                 shares.certain_until = acked.certain_until;
             }
             (Some(acked), place) => {
-                *place = decode(&acked).map(|shares| {
-                    let certain_until = acked.certain_until;
-                    (acked.resource.version, ProxyShares { shares, acked_at: now(), certain_until })
+                *place = decode(&acked).map(|shares| ProxyShares {
+                    version: acked.resource.version,
+                    shares,
+                    acked_at: now(),
+                    certain_until: acked.certain_until,
                 });
             }
             (None, place) => *place = None,

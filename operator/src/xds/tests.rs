@@ -1,6 +1,6 @@
 //! The service over real connections, with a proxy that says exactly what the test wants.
 
-use super::{Acks, Publisher};
+use super::Publisher;
 use crate::{clock::tests::HandClock, tls::Peer};
 use airlane_core::id::InstanceId;
 use airlane_envoy::catalog::{Catalog, Change, Key, Kind, Resource, Scope, Version};
@@ -238,25 +238,27 @@ async fn nothing_is_answered_before_the_first_publication() {
     assert_eq!(names(&proxy.hears().await), ["a"]);
 }
 
+fn reached(publisher: &Publisher, name: &str, epoch: u64) -> bool {
+    let instance = InstanceId::parse(name).expect("a name");
+    publisher.acked_epoch(&instance) == Some(epoch)
+}
+
 #[tokio::test]
 async fn an_epoch_is_acknowledged_when_every_proxy_has_answered() {
     let mut plane = Plane::start().await;
     plane.publish(&[cluster("a", 1)]);
     let mut one = plane.settled("pay/pay-1").await;
     let mut other = plane.settled("cart/cart-1").await;
-    assert_eq!(plane.publisher.acknowledged(1, PATIENCE).await.outstanding, BTreeSet::new());
+    eventually(&plane.publisher, |publisher| publisher.all_reached(1)).await;
     plane.publish(&[cluster("a", 1), cluster("b", 1)]);
     let response = one.hears().await;
     assert_eq!(names(&response), ["b"]);
     one.accepts(&response).await;
-    eventually(&plane.publisher, |publisher| publisher.acks(2).acknowledged.len() == 1).await;
-    let instance = |name| BTreeSet::from([InstanceId::parse(name).expect("a name")]);
-    let half = Acks { acknowledged: instance("pay-1"), outstanding: instance("cart-1") };
-    assert_eq!(plane.publisher.acknowledged(2, SILENCE).await, half);
+    eventually(&plane.publisher, |publisher| reached(publisher, "pay-1", 2)).await;
+    assert!(!reached(&plane.publisher, "cart-1", 2) && !plane.publisher.all_reached(2));
     let response = other.hears().await;
-    let answer = async { other.accepts(&response).await };
-    let (acks, ()) = tokio::join!(plane.publisher.acknowledged(2, PATIENCE), answer);
-    assert_eq!(acks.outstanding, BTreeSet::new());
+    other.accepts(&response).await;
+    eventually(&plane.publisher, |publisher| publisher.all_reached(2)).await;
 }
 
 #[tokio::test]
@@ -274,7 +276,7 @@ async fn a_stream_that_lags_far_gets_the_newest() {
         proxy.accepts(&response).await;
     }
     assert!(heard.len() < 100, "{} of 200 versions were sent", heard.len());
-    assert_eq!(plane.publisher.acknowledged(201, PATIENCE).await.outstanding, BTreeSet::new());
+    eventually(&plane.publisher, |publisher| publisher.all_reached(201)).await;
 }
 
 #[tokio::test]
@@ -284,7 +286,7 @@ async fn a_second_stream_of_an_instance_ends_the_first() {
     let mut first = plane.settled("pay/pay-1").await;
     let second = plane.settled("pay/pay-1").await;
     assert_eq!(first.ends().await.code(), Code::Aborted);
-    eventually(&plane.publisher, |p| p.acks(1).acknowledged.len() == 1).await;
+    eventually(&plane.publisher, |publisher| publisher.all_reached(1)).await;
     assert_eq!(plane.publisher.connected().len(), 1);
     drop(second);
     eventually(&plane.publisher, |publisher| publisher.connected().is_empty()).await;
@@ -319,7 +321,7 @@ async fn a_refusal_is_shown_until_a_mended_version_is_published() {
     let shown = timeout(PATIENCE, shown).await.expect("in time").expect("a publisher").clone();
     let refusal = shown.values().next().expect("one");
     assert_eq!((&*refusal.rejection.key.name, &*refusal.rejection.detail), ("bad", "bad is bad"));
-    assert_eq!(plane.publisher.acknowledged(2, PATIENCE).await.outstanding, BTreeSet::new());
+    eventually(&plane.publisher, |publisher| publisher.all_reached(2)).await;
 
     let mut third = plane.connect("web/web-1").await;
     third.asks(Kind::Cluster, &[]).await;
@@ -383,7 +385,7 @@ async fn a_proxy_that_never_answers_is_not_waited_for_for_ever() {
     mute.hears().await;
     let response = other.hears().await;
     other.accepts(&response).await;
-    eventually(&plane.publisher, |publisher| publisher.acks(2).acknowledged.len() == 1).await;
+    eventually(&plane.publisher, |publisher| reached(publisher, "cart-1", 2)).await;
     plane.clock.advance(Duration::from_secs(60));
     // Whatever happens next on the stream.
     plane.publish(&[cluster("a", 2), cluster("b", 1)]);
@@ -396,7 +398,7 @@ async fn a_proxy_that_never_answers_is_not_waited_for_for_ever() {
     let response = other.hears().await;
     assert_eq!(names(&response), ["b"], "who answers stays");
     other.accepts(&response).await;
-    assert_eq!(plane.publisher.acknowledged(3, PATIENCE).await.outstanding, BTreeSet::new());
+    eventually(&plane.publisher, |publisher| publisher.all_reached(3)).await;
 }
 
 #[tokio::test]

@@ -12,9 +12,9 @@ use super::{Memory, NotRemembered, Statuses};
 use crate::{
     clock::Clock,
     control::Picture,
+    fleet::Fleet,
     observe::kubernetes::{self as shapes, ANSWERED, Answered, Kept, Observed, memory},
     standing,
-    xds::Publisher,
 };
 use airlane_api::status::CanaryStatus;
 use airlane_core::{
@@ -93,7 +93,7 @@ struct Inner {
     client: Client,
     observed: Observed,
     picture: watch::Receiver<Option<Picture>>,
-    publisher: Publisher,
+    fleet: Fleet,
     clock: Arc<dyn Clock>,
     events: Recorder,
     /// Told apart from every other writer's: the name of this process, and a count.
@@ -136,7 +136,7 @@ impl Writer {
         client: Client,
         observed: Observed,
         picture: watch::Receiver<Option<Picture>>,
-        publisher: Publisher,
+        fleet: Fleet,
         clock: Arc<dyn Clock>,
         me: String,
     ) -> Writer {
@@ -146,7 +146,7 @@ impl Writer {
             client,
             observed,
             picture,
-            publisher,
+            fleet,
             clock,
             me,
             writes: AtomicU64::new(0),
@@ -169,7 +169,7 @@ impl Writer {
     }
 
     fn problems_of(&self, id: &ObjectId) -> Vec<Problem> {
-        let refusals = self.0.publisher.refusals().borrow().clone();
+        let refusals = self.0.fleet.refusals();
         let picture = self.0.picture.borrow().clone();
         picture.map_or_else(Vec::new, |picture| standing::problems_of(id, &picture, &refusals))
     }

@@ -3,6 +3,7 @@
 use super::{WriteError, Writer, note};
 use crate::{
     control::Picture,
+    fleet::Census,
     observe::kubernetes::{self as shapes, Kept},
     standing,
 };
@@ -63,24 +64,26 @@ impl Teller {
         let inner = &self.writer.0;
         let mut picture = inner.picture.clone();
         let mut kept = inner.observed.kept.clone();
-        let mut progress = inner.publisher.progress();
-        let mut refusals = inner.publisher.refusals();
+        let mut movement = inner.fleet.movement();
         let mut sent: HashMap<ObjectId, Sent> = HashMap::new();
+        // What the leader before counted is not told otherwise before as many are heard of.
+        let first = picture.wait_for(Option::is_some).await.ok().and_then(|picture| picture.clone());
+        if let Some(picture) = first {
+            inner.fleet.gathered(&picture).await;
+        }
         loop {
             let again = self.look(&mut sent).await;
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 changed = picture.changed() => if changed.is_err() { return },
                 changed = kept.changed() => if changed.is_err() { return },
-                changed = progress.changed() => if changed.is_err() { return },
-                changed = refusals.changed() => if changed.is_err() { return },
+                goes_on = movement.changed() => if !goes_on { return },
                 () = pause(again) => continue,
             }
             sleep(GATHER).await;
             picture.mark_unchanged();
             kept.mark_unchanged();
-            progress.mark_unchanged();
-            refusals.mark_unchanged();
+            movement.mark_unchanged();
         }
     }
 
@@ -88,13 +91,14 @@ impl Teller {
     async fn look(&self, sent: &mut HashMap<ObjectId, Sent>) -> Option<Duration> {
         let inner = &self.writer.0;
         let picture = inner.picture.borrow().clone()?;
+        let census = inner.fleet.census();
         let kept: Arc<BTreeMap<ObjectId, Kept>> = inner.observed.kept.borrow().clone();
         sent.retain(|id, _| kept.contains_key(id));
         let mut again: Option<Duration> = None;
         let mut sooner = |pause: Duration| again = Some(again.map_or(pause, |again| again.min(pause)));
         for (id, kept) in &*kept {
             let written = match id.kind {
-                ObjectKind::MeshPolicy => self.policy(id, kept, &picture, sent.get(id)).await,
+                ObjectKind::MeshPolicy => self.policy(id, kept, &picture, &census, sent.get(id)).await,
                 ObjectKind::Canary => self.canary(id, kept, &picture).await.map(|()| Told::AsItIs),
                 ObjectKind::Service => continue,
             };
@@ -121,13 +125,14 @@ impl Teller {
         id: &ObjectId,
         kept: &Kept,
         picture: &Picture,
+        census: &Census,
         sent: Option<&Sent>,
     ) -> Result<Told, WriteError> {
         let Some(accepted) = picture.declared.objects.get(id) else { return Ok(Told::AsItIs) };
         let inner = &self.writer.0;
-        let refusals = inner.publisher.refusals().borrow().clone();
+        let refusals = inner.fleet.refusals();
         let problems = standing::problems_of(id, picture, &refusals);
-        let proxies = standing::proxies(id, picture, &inner.publisher.connected(), &refusals);
+        let proxies = standing::proxies(id, picture, census, &refusals);
         let status = MeshPolicyStatus::of(accepted.generation, &problems, proxies);
         let mut status = serde_json::to_value(status)?;
         self.writer.date(&mut status, &kept.status["conditions"]);
@@ -175,7 +180,7 @@ impl Teller {
                 _ => Ok(()),
             };
         }
-        let problems = standing::problems_of(id, picture, &self.writer.0.publisher.refusals().borrow());
+        let problems = standing::problems_of(id, picture, &self.writer.0.fleet.refusals());
         let before = CanaryStatus::deserialize(&kept.status).unwrap_or_default();
         let status =
             CanaryStatus { memory: before.memory, ..CanaryStatus::refused(accepted.generation, &problems) };

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{clock::SystemClock, observe::kubernetes::Seen, scripted_api};
+use crate::{clock::SystemClock, observe::kubernetes::Seen, scripted_api, xds::Publisher};
 use airlane_core::{
     id::{Name, Namespace, Revision, ServiceId},
     rollout::{Rollout, Transition},
@@ -131,9 +131,9 @@ impl Server {
         };
         let observed = Observed::of(Seen { kept: [(canary().id, kept)].into(), ..Seen::default() });
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
-        let publisher = Publisher::new(clock.clone());
+        let fleet = Fleet::new(Publisher::new(clock.clone()), clock.clone());
         let (_, picture) = watch::channel(None);
-        Writer::new(Client::new(service, "default"), observed, picture, publisher, clock, me.to_owned())
+        Writer::new(Client::new(service, "default"), observed, picture, fleet, clock, me.to_owned())
     }
 }
 
@@ -293,9 +293,9 @@ fn writer_of(names: &[&str], client: Client) -> (Writer, Vec<Canary>) {
     let kept = canaries.iter().map(|canary| (canary.id.clone(), kept())).collect();
     let observed = Observed::of(Seen { kept, ..Seen::default() });
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
-    let publisher = Publisher::new(clock.clone());
+    let fleet = Fleet::new(Publisher::new(clock.clone()), clock.clone());
     let (_, picture) = watch::channel(None);
-    (Writer::new(client, observed, picture, publisher, clock, "me".to_owned()), canaries)
+    (Writer::new(client, observed, picture, fleet, clock, "me".to_owned()), canaries)
 }
 
 #[tokio::test]
