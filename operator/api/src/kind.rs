@@ -132,7 +132,7 @@ impl Kind {
     /// What happens without a field that is not supported yet.
     pub(crate) fn without(self, path: &FieldPath) -> &'static str {
         match (self, path.to_string().as_str()) {
-            (Kind::MeshPolicy, "spec.access.jwt") => "nobody is refused by it",
+            (Kind::MeshPolicy, "spec.access.jwt") => "no token is looked at; default and rules alone decide",
             (Kind::MeshPolicy, "spec.rateLimits") => "nothing is limited by it",
             (Kind::Canary, "spec.match" | "spec.gates") => "the canary is held as long as this is here",
             (Kind::Canary, path) if path.ends_with(".latency") || path.ends_with(".metric") => {

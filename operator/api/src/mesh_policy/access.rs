@@ -63,11 +63,11 @@ pub struct AccessRule {
     pub name: NameText,
     /// Who; without it: anybody, also who has no identity.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32))]
+    #[schemars(length(min = 1, max = 32))]
     pub from: Vec<AccessFrom>,
     /// What for; without it: anything. Ports that do not speak HTTP have no methods and paths.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32))]
+    #[schemars(length(min = 1, max = 32))]
     pub to: Vec<AccessTo>,
 }
 
