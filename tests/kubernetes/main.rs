@@ -7,6 +7,7 @@
 //! | a pod is let in as itself, and nobody else is | [`identity`] |
 //! | the definitions refuse what is wrong, take what the docs show, and show what matters | [`resources`] |
 //! | a pod's connections pass its proxy, and it leaves the mesh before it stops | [`pod`] |
+//! | who comes in through a pod's door is who may, whatever the way | [`doors`] |
 //! | the operator tells, and leads alone | [`operator`] |
 //! | the parts together: mTLS between injected pods, releases | [`whole`] |
 //! | nothing fails because of us, whatever restarts, rotates or is lost | [`soak`] |
@@ -17,6 +18,7 @@
 
 mod chart;
 mod cluster;
+mod doors;
 mod identity;
 mod operator;
 mod pod;
