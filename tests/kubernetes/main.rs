@@ -9,6 +9,7 @@
 //! | a pod's connections pass its proxy, and it leaves the mesh before it stops | [`pod`] |
 //! | who comes in through a pod's door is who may, whatever the way | [`doors`] |
 //! | the operator tells, and leads alone | [`operator`] |
+//! | the README's first steps in a cluster are those to take | [`quickstart`] |
 //! | the parts together: mTLS between injected pods, releases | [`whole`] |
 //! | nothing fails because of us, whatever restarts, rotates or is lost | [`soak`] |
 //! | pods of a labelled namespace are injected, others are not, whatever happens to the operator | [`webhook`] |
@@ -22,6 +23,7 @@ mod doors;
 mod identity;
 mod operator;
 mod pod;
+mod quickstart;
 mod resources;
 mod shop;
 mod soak;
