@@ -49,9 +49,13 @@ use std::{
 };
 
 /// Escapes and characters by which an application may read another path than the one that was compared: `/`, `\`, `.`,
-/// `%`, `;`, `#`, `?`, control characters, and overlong or impossible UTF-8. The path is in its normal form already.
-const AMBIGUOUS: &str =
-    r"(?i).*(%([01].|7f|2[35ef]|3[bf]|5c|c[01]|e0%[89]|f0%8|f[5-9a-f])|[\\;#]|//|/\.{1,2}(/|$)).*";
+/// `%`, `;`, `#`, `?`, control characters, overlong or impossible UTF-8, and what is no escape at all (`%u002f`, `%2`),
+/// which some read as one. The path is in its normal form already.
+const AMBIGUOUS: &str = concat!(
+    r"(?i).*(%([01].|7f|2[35ef]|3[bf]|5c|c[01]|e0%[89]|f0%8|f[5-9a-f])",
+    r"|%([^0-9a-f]|$)|%[0-9a-f]([^0-9a-f]|$)",
+    r"|[\\;#]|//|/\.{1,2}(/|$)).*"
+);
 
 /// Where the requests of one port go, and who may send them: an edit of a policy changes this and no listener.
 #[derive(Hash)]
@@ -218,8 +222,8 @@ impl Senders {
         match (self, other) {
             (Senders::Anybody, other) | (other, Senders::Anybody) => other,
             (Senders::Only(these), Senders::Only(those)) => {
-                let both = these.iter().flat_map(|this| those.iter().filter_map(|that| meet(this, that)));
-                Senders::Only(both.collect())
+                let both = [admitted_by(&those, &these), admitted_by(&these, &those)];
+                Senders::Only(both.into_iter().flatten().cloned().collect())
             }
         }
     }
@@ -236,14 +240,14 @@ impl Senders {
     }
 }
 
-fn meet(this: &Caller, that: &Caller) -> Option<Caller> {
-    let same_account = match (&this.service_account, &that.service_account) {
-        (Some(this), Some(that)) => this == that,
-        _ => true,
-    };
-    (this.namespace == that.namespace && same_account).then(|| Caller {
-        namespace: this.namespace.clone(),
-        service_account: this.service_account.clone().or_else(|| that.service_account.clone()),
+/// Those of some callers whom others admit, by name or with their whole namespace.
+fn admitted_by<'a>(
+    others: &BTreeSet<Caller>,
+    callers: &'a BTreeSet<Caller>,
+) -> impl Iterator<Item = &'a Caller> {
+    callers.iter().filter(|caller| {
+        let whole = Caller { namespace: caller.namespace.clone(), service_account: None };
+        others.contains(*caller) || others.contains(&whole)
     })
 }
 

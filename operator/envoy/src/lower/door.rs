@@ -139,8 +139,12 @@ impl<'a> Entrance<'a> {
         ipv6: bool,
     ) -> Self {
         // What runs there is unknown, and no caller in the mesh comes by mTLS to a port that no service leads to: where
-        // plaintext may come in, bytes pass as they are, without waiting to see what they are.
-        let senders = Senders::through(&undeclared.access);
+        // plaintext may come in, bytes pass as they are, without waiting to see what they are. And where not everybody
+        // may come nobody can, so that an edit of who may changes no listener.
+        let senders = match Senders::through(&undeclared.access) {
+            Senders::Only(_) => Senders::NOBODY,
+            Senders::Anybody => Senders::Anybody,
+        };
         let unknown = |mode: MtlsMode| Opening {
             mtls: if mode == MtlsMode::Strict { mode } else { MtlsMode::Disabled },
             protocol: Protocol::Tcp,
@@ -149,7 +153,8 @@ impl<'a> Entrance<'a> {
         let exceptions = undeclared.exceptions.iter().map(|(port, mode)| (*port, unknown(*mode)));
         let declared = ports.iter().map(|(port, door)| (*port, Opening::from(door)));
         Self {
-            doors: exceptions.chain(declared).collect(),
+            // One chain for that port is there already, and Envoy takes no two.
+            doors: exceptions.chain(declared).filter(|(port, _)| *port != INBOUND_PORT).collect(),
             undeclared: unknown(undeclared.mtls),
             trust_domain,
             ipv6,

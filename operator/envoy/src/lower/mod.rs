@@ -51,7 +51,7 @@ use std::{
 use xxhash_rust::xxh3::Xxh3Default;
 
 /// Raised whenever the same value is encoded differently than before, so that proxies get the difference.
-const LOWERING: u32 = 4;
+const LOWERING: u32 = 5;
 
 /// What is the same for every mesh.
 #[derive(Clone, PartialEq, Eq, Debug)]
