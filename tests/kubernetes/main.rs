@@ -12,6 +12,8 @@
 //! | the README's first steps in a cluster are those to take | [`quickstart`] |
 //! | the parts together: mTLS between injected pods, releases | [`whole`] |
 //! | nothing fails because of us, whatever restarts, rotates or is lost | [`soak`] |
+//! | several replicas are one: any serves, the leader judges, and a change of leader disturbs nothing | [`replicas`] |
+//! | who led before and does not know it changes nothing | [`stale`] |
 //! | pods of a labelled namespace are injected, others are not, whatever happens to the operator | [`webhook`] |
 //! | it is installed, upgraded and uninstalled by its chart; nobody writes more than their roles are for | [`chart`] |
 
@@ -24,8 +26,10 @@ mod identity;
 mod operator;
 mod pod;
 mod quickstart;
+mod replicas;
 mod resources;
 mod shop;
 mod soak;
+mod stale;
 mod webhook;
 mod whole;

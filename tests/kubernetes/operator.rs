@@ -16,13 +16,13 @@ const HANDED_OVER: Duration = Duration::from_secs(1);
 const TAKEN_OVER: Duration = Duration::from_secs(20);
 
 /// A cluster with the operator's resources, for this test alone, and a place for states and logs.
-struct Setting {
-    cluster: Cluster,
-    dir: tempfile::TempDir,
+pub(crate) struct Setting {
+    pub(crate) cluster: Cluster,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl Setting {
-    async fn new() -> Option<Self> {
+    pub(crate) async fn new() -> Option<Self> {
         let cluster = Cluster::alone().await?;
         let crds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crds");
         cluster.kubectl(&["apply", "--server-side", "-f", &crds.display().to_string()]).await.unwrap();
@@ -34,7 +34,18 @@ impl Setting {
     }
 
     /// A replica on node 1, whose leader election is in this namespace. `number` makes its ports its own.
-    async fn operator(&self, system: &Namespace<'_>, number: u16) -> Process {
+    pub(crate) async fn operator(&self, system: &Namespace<'_>, number: u16) -> Process {
+        self.operator_with(system, number, &self.cluster.kubeconfig(), &[]).await
+    }
+
+    /// The same, reaching the API server in this way, and with more arguments.
+    pub(crate) async fn operator_with(
+        &self,
+        system: &Namespace<'_>,
+        number: u16,
+        kubeconfig: &Path,
+        more: &[&str],
+    ) -> Process {
         let name = format!("operator-{number}");
         let (port, health, webhook) = (15_100 + number, 15_200 + number, 15_300 + number);
         let mut command = self.cluster.command(binary::airlane());
@@ -42,6 +53,8 @@ impl Setting {
             .args(["operator", "--namespace", system.name(), "--pod-name", &name])
             .args(["--listen", &format!("127.0.0.1:{port}"), "--health", &format!("127.0.0.1:{health}")])
             .args(["--webhook", &format!("127.0.0.1:{webhook}")])
+            .args(more)
+            .env("KUBECONFIG", kubeconfig)
             .arg("--state")
             .arg(self.dir.path().join(&name));
         let process = Process::start(&name, command, self.dir.path());
@@ -68,7 +81,7 @@ async fn leader(system: &Namespace<'_>) -> Result<(String, Timestamp), String> {
     }
 }
 
-async fn leads(system: &Namespace<'_>, name: &str) -> Result<Timestamp, String> {
+pub(crate) async fn leads(system: &Namespace<'_>, name: &str) -> Result<Timestamp, String> {
     let (holder, since) = leader(system).await?;
     if holder == name { Ok(since) } else { Err(format!("{holder} leads")) }
 }
@@ -98,7 +111,7 @@ fn version(object: &Value) -> String {
     object["metadata"]["resourceVersion"].as_str().unwrap().to_owned()
 }
 
-const SERVICE: &str = "
+pub(crate) const SERVICE: &str = "
 apiVersion: v1
 kind: Service
 metadata: {name: pay}
@@ -235,7 +248,7 @@ async fn the_lead_is_handed_over_and_taken_over() {
     assert!(took.unsigned_abs() < TAKEN_OVER, "{took:#}");
 }
 
-fn version_of_pay(version: &str) -> String {
+pub(crate) fn version_of_pay(version: &str) -> String {
     format!(
         "
 apiVersion: apps/v1
@@ -255,14 +268,14 @@ spec:
     )
 }
 
-const CANARY: &str = "
+pub(crate) const CANARY: &str = "
 apiVersion: airlane.dev/v1alpha1
 kind: Canary
 metadata: {name: pay}
 spec: {service: pay, stable: {version: v1}, canary: {version: v2}, steps: [{weight: 5%}, {weight: 100%}]}
 ";
 
-async fn phase(shop: &Namespace<'_>, expected: &[&str]) -> Value {
+pub(crate) async fn phase(shop: &Namespace<'_>, expected: &[&str]) -> Value {
     until(&format!("the canary is {expected:?}"), SOON, async || {
         let status = shop.get("canary.airlane.dev/pay").await?["status"].clone();
         let phase = status["phase"].as_str().unwrap_or_default();
