@@ -72,6 +72,10 @@ pub fn render(of: &Bootstrap) -> String {
         },
         "layered_runtime": {
             "layers": [
+                // Who is still connected to is loaded, too: without this, all would rush to an endpoint that is gone.
+                { "name": "envoy", "static_layer": {
+                    "envoy.reloadable_features.least_request_lb_count_pending_requests": true,
+                } },
                 // A proxy that starts while nobody may speak of shares takes the routes' own after a second.
                 { "name": ROLLOUTS, "rtds_layer": { "name": ROLLOUTS, "rtds_config": bounded_ads("1s") } },
                 // The agent's last word, above the operator's.

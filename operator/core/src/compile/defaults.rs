@@ -49,9 +49,10 @@ pub(super) const BACKOFF_GROWTH: u64 = 10;
 /// three times as much.
 pub(super) const BUDGET_PERCENT: u32 = 20;
 
-/// Retries always allowed at once: a quiet service has no active requests to take a share of. With Envoy's own 3, an
-/// endpoint that dies in a moment when its host is slow takes along the fourth request that was on its way to it.
-pub(super) const BUDGET_MIN_CONCURRENT: u32 = 10;
+/// Retries always allowed at once. What is lost with an endpoint is lost in one moment, and is no share of what goes on:
+/// with Envoy's own 3, an endpoint that dies while its host is slow takes along the fourth request that was on its way to
+/// it. As many as one connection carries at once (RFC 9113, 6.5.2), so that the loss of a connection costs no request.
+pub(super) const BUDGET_MIN_CONCURRENT: u32 = 100;
 
 /// Not watched: a 500 is an application's answer, and most often the same on every endpoint.
 pub(super) const CONSECUTIVE_5XX: u32 = 0;

@@ -2,11 +2,11 @@
 
 use super::{
     Lowered,
-    original::{CALL_PRIORITY, for_the_application},
     outside::dns_cache,
     proto::{
         address, ads, duration, extension, fields, metadata, number, packed, percent, text, transport_socket,
     },
+    sockets::{self, CALL_PRIORITY},
     tls,
 };
 use crate::catalog::Kind;
@@ -72,6 +72,11 @@ pub(super) const TUNNEL: &str = "tunnel";
 
 /// The metadata key, and its value for an endpoint that accepts mTLS, by which [`Transport::Mixed`] chooses.
 const MATCH: &str = "envoy.transport_socket_match";
+
+/// The most requests at once on one connection, after which another one is opened: what servers are told not to allow less
+/// than (RFC 9113, 6.5.2). So many are lost at most when a connection breaks, which is why as many retries are allowed
+/// whatever the budget.
+const CONCURRENT_STREAMS: u32 = 100;
 
 /// Envoy's limits that nobody asked for would be 1,024.
 const UNLIMITED: u32 = u32::MAX;
@@ -241,7 +246,8 @@ impl Lowered for DestinationCluster<'_> {
             }),
             track_cluster_stats: Some(TrackClusterStats { per_endpoint_stats: true, ..Default::default() }),
             typed_extension_protocol_options: self.http(),
-            upstream_bind_config: self.marked.0.then(for_the_application),
+            upstream_bind_config: sockets::to_endpoints(self.marked.0, self.speaks_http2()),
+            upstream_connection_options: Some(sockets::kept_alive()),
             transport_socket,
             transport_socket_matches,
             ..Default::default()
@@ -394,6 +400,7 @@ pub(super) fn http_options(common: CommonHttp, http2: bool) -> HashMap<String, A
         ProtocolConfig::Http2ProtocolOptions(Http2ProtocolOptions {
             // WebSockets of HTTP/1.1 applications cross as extended CONNECT (RFC 8441).
             allow_connect: true,
+            max_concurrent_streams: Some(number(CONCURRENT_STREAMS)),
             // A peer that vanished without a word is noticed by its silence.
             connection_keepalive: Some(KeepaliveSettings {
                 interval: Some(duration(Millis(30_000))),

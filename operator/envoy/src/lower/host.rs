@@ -490,8 +490,9 @@ fn retry_policy(retries: &Retries, conditions: &BTreeSet<RetryOn>) -> RetryPolic
                 PreviousHostsPredicate {},
             ))),
         }],
-        // How often another host is looked for before the same one is taken again.
-        host_selection_retry_max_attempts: 5,
+        // How often another host is looked for before the same one is taken again. One that cannot be connected to has
+        // no active requests, and of two hosts it is the one that is picked up to three times out of four.
+        host_selection_retry_max_attempts: 20,
         ..Default::default()
     }
 }

@@ -9,6 +9,7 @@ use super::{
     proto::{address, ads, fields, header, inline, no, number, packed, text},
     routes::Routes,
     signals::{first_attempts, out_of_time},
+    sockets,
 };
 use crate::catalog::Kind;
 use airlane_core::id::Namespace;
@@ -117,6 +118,7 @@ pub(super) fn listener(direction: TrafficDirection) -> Listener {
     Listener {
         traffic_direction: direction as i32,
         drain_type: drain as i32,
+        tcp_keepalive: (direction == TrafficDirection::Inbound).then(sockets::keepalive),
         // With it a second process could take the port, and half of the connections, unnoticed.
         enable_reuse_port: Some(no()),
         ..Default::default()

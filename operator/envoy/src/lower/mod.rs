@@ -19,12 +19,13 @@ mod redirected;
 mod routes;
 mod shared;
 mod signals;
+mod sockets;
 mod tls;
 
-pub use original::CALL_PRIORITY;
 pub use signals::{
     ACCESS_FILTER, ACCESS_SECTION, ATTEMPT_COUNT, DENIED, DENIED_BY, FIRST_ATTEMPTS, OUT_OF_TIME,
 };
+pub use sockets::CALL_PRIORITY;
 pub(crate) use {
     shared::ROLLOUTS,
     signals::OPERATOR,

@@ -4,6 +4,7 @@ use super::{
     Lowered,
     cluster::{APPLICATION_IDLE, CONNECT_LOCAL, http_options, unlimited},
     proto::{duration, packed},
+    sockets,
 };
 use crate::catalog::Kind;
 use airlane_core::{policy::Millis, world::Protocol};
@@ -14,11 +15,7 @@ use envoy_types::pb::{
                 Cluster,
                 cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy},
             },
-            core::v3::{
-                BindConfig, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CommonHttp,
-                SocketOption,
-                socket_option::{SocketState, Value},
-            },
+            core::v3::{Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CommonHttp},
         },
         extensions::upstreams::http::v3::{
             HttpProtocolOptions,
@@ -31,11 +28,6 @@ use std::collections::HashMap;
 
 /// Where calls go that are no business of the mesh: to where they went.
 pub(super) const DIRECT: &str = "direct";
-
-/// `SO_PRIORITY` of connections opened for the application. A pod's own address leads back into the pod without
-/// passing the network: by this mark the redirection there tells a call of the application to itself, which must pass
-/// its door, from the door's call to the application, which must not.
-pub const CALL_PRIORITY: u32 = 4;
 
 /// Until a connection outside the mesh stands.
 const CONNECT_OUTSIDE: Millis = Millis(10_000);
@@ -70,7 +62,8 @@ impl Lowered for Direct {
         packed(Cluster {
             connect_timeout: Some(duration(CONNECT_OUTSIDE)),
             typed_extension_protocol_options: http.into(),
-            upstream_bind_config: Some(for_the_application()),
+            upstream_bind_config: Some(sockets::for_the_application()),
+            upstream_connection_options: Some(sockets::kept_alive()),
             ..original(self.name())
         })
     }
@@ -112,23 +105,6 @@ pub(super) fn original(name: String) -> Cluster {
         lb_policy: LbPolicy::ClusterProvided as i32,
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32)),
         circuit_breakers: Some(unlimited()),
-        ..Default::default()
-    }
-}
-
-/// Marks connections with [`CALL_PRIORITY`].
-pub(super) fn for_the_application() -> BindConfig {
-    // asm-generic/socket.h: SOL_SOCKET and SO_PRIORITY on every architecture Envoy is built for.
-    let (level, name) = (1, 12);
-    BindConfig {
-        socket_options: vec![SocketOption {
-            description: "SO_PRIORITY".to_owned(),
-            level,
-            name,
-            state: SocketState::StatePrebind as i32,
-            value: Some(Value::IntValue(i64::from(CALL_PRIORITY))),
-            ..Default::default()
-        }],
         ..Default::default()
     }
 }

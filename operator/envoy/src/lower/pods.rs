@@ -10,10 +10,10 @@ use super::{
     host::{Host, anything, named},
     listener::http_filter,
     lookup::domain,
-    original::{DIRECT, for_the_application, original},
+    original::{DIRECT, original},
     proto::{duration, inline, packed, starting_with},
     routes::PodRoutes,
-    tls,
+    sockets, tls,
 };
 use crate::catalog::Kind;
 use airlane_core::{
@@ -115,7 +115,8 @@ impl Lowered for Pods<'_> {
         packed(Cluster {
             connect_timeout: Some(duration(CONNECT)),
             typed_extension_protocol_options: http.unwrap_or_default(),
-            upstream_bind_config: Some(for_the_application()),
+            upstream_bind_config: sockets::to_endpoints(true, http2 == Some(true)),
+            upstream_connection_options: Some(sockets::kept_alive()),
             transport_socket: Some(tls::calling_any(members, alpn)),
             ..original(self.name())
         })
