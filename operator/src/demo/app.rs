@@ -73,6 +73,9 @@ pub(crate) struct AppArgs {
     /// Answer every request with 503 while this file exists.
     #[arg(long, value_name = "FILE")]
     sick: Option<PathBuf>,
+    /// On SIGTERM end at once, whatever is being answered.
+    #[arg(long)]
+    abrupt: bool,
 }
 
 /// How it behaves, and may be told to at run time.
@@ -128,7 +131,7 @@ pub(crate) enum AppError {
     Serve(#[source] std::io::Error),
 }
 
-/// Serves until SIGTERM or SIGINT, then finishes the requests it has.
+/// Serves until SIGTERM or SIGINT, then finishes the requests it has, unless told otherwise.
 ///
 /// # Errors
 /// [`AppError`] when it cannot start or go on.
@@ -138,15 +141,23 @@ pub(crate) async fn run(args: AppArgs) -> Result<(), AppError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(AppError::Signal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Signal)?;
     let caller = Caller::from_environment().map_err(AppError::Proxy)?;
-    axum::serve(listener, routes(App::new(args, caller)))
-        .with_graceful_shutdown(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        })
-        .await
-        .map_err(AppError::Serve)
+    let ended = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let abrupt = args.abrupt;
+    let service = axum::serve(listener, routes(App::new(args, caller)));
+    let served = if abrupt {
+        tokio::select! {
+            served = service.into_future() => served,
+            () = ended => Ok(()),
+        }
+    } else {
+        service.with_graceful_shutdown(ended).await
+    };
+    served.map_err(AppError::Serve)
 }
 
 fn routes(app: App) -> Router {
