@@ -33,6 +33,7 @@ test: build ## Run every test, on real Envoys and a real Kubernetes cluster
 
 prove: build ## Run the long proofs: more requests, more rollouts, more simulated runs; prints the figures of the docs
 	export $(with-envoy) AIRLANE_PROVE=1; $(CARGO) test --package airlane-tests --test cases -- --nocapture zero_loss rollout
+	export $(with-envoy) AIRLANE_PROVE=1; $(CARGO) test --package airlane-tests --test kubernetes -- --nocapture soak
 	export AIRLANE_RUNS=10; $(CARGO) test --package airlane-core --test pipeline -- --nocapture
 
 bench: ## Measure what the mesh costs (BENCH="compile footprint changes fleet call" picks)

@@ -2,7 +2,7 @@
 
 use airlane_tests::{
     binary, client,
-    kube::{AIRLANE_IMAGE, Cluster, Namespace, PODS_SOON, TOOLS_IMAGE},
+    kube::{AIRLANE_IMAGE, Cluster, Namespace, PODS_SOON},
     load::{Arrivals, Load, Report},
     until::{SOON, until},
 };
@@ -54,7 +54,6 @@ impl Whole {
         Some(whole)
     }
 
-    #[expect(dead_code, reason = "the next case needs it")]
     /// `helm upgrade` to these values besides those in force, until the new pods are ready.
     pub(crate) async fn upgrade(&self, values: &[&str]) {
         self.helm("upgrade", &["--reuse-values"], values).await;
@@ -75,7 +74,8 @@ impl Whole {
         self.cluster.run(airlane).await
     }
 
-    /// A namespace in the mesh, with the services `front`, which calls the other for every request, and `payments`.
+    /// A namespace in the mesh, with the services `front`, which calls the other for every request, and `payments`. The
+    /// pod of `front` is there.
     pub(crate) async fn shop(&self) -> Namespace<'_> {
         let shop = self.cluster.namespace("shop").await;
         self.cluster
@@ -157,51 +157,41 @@ pub(crate) fn deployment(app: &str, version: &str, replicas: u32, more: &[&str])
     .to_string()
 }
 
-/// A server that dies at once when it is told to end, whatever it is doing, and has no hook that would keep it.
-pub(crate) fn abrupt(app: &str, replicas: u32) -> String {
-    let mut deployment: Value = serde_json::from_str(&deployment(app, "abrupt", replicas, &[])).unwrap();
-    let container = &mut deployment["spec"]["template"]["spec"]["containers"][0];
-    let serve = "mkdir /www; echo '{}' >/www/pay; httpd -f -p 8080 -h /www & trap 'exit 0' TERM; wait";
-    container["image"] = json!(TOOLS_IMAGE);
-    container["args"] = Value::Null;
-    container["command"] = json!(["sh", "-c", serve]);
-    for probe in ["startupProbe", "readinessProbe"] {
-        container[probe]["httpGet"]["path"] = json!("/pay");
-    }
-    deployment.to_string()
-}
-
-/// Waits until a request to the service `app` reaches, by way of it, the one it calls.
-pub(crate) async fn is_through(shop: &Namespace<'_>, app: &str) {
-    until(&format!("{app} gets answers"), PODS_SOON, async || {
-        let url = format!("http://{}/", at(shop, app).await?);
-        let answer =
-            shop.cluster().inside(move || async move { client::send("GET", &url, "").await }).await?;
+/// Waits until a call of `caller` to another service is answered.
+pub(crate) async fn calls(shop: &Namespace<'_>, caller: &str, to: &str) {
+    let (caller, url) = (pod(shop, caller).await, format!("http://{}/", at(shop, to).await));
+    until(&format!("{to} answers"), PODS_SOON, async || {
+        let url = url.clone();
+        let call = move || async move { client::send("GET", &url, "").await };
+        let answer = shop.cluster().inside_pod(&caller, call).await?;
         if answer.status == 200 { Ok(()) } else { Err(answer.to_string()) }
     })
     .await;
 }
 
-/// Where the first pod of `app` listens.
-async fn at(shop: &Namespace<'_>, app: &str) -> Result<SocketAddr, String> {
-    let pods = shop.pods(&format!("app={app}")).await?;
-    let address = pods.first().and_then(|pod| pod["status"]["podIP"].as_str()).unwrap_or_default();
-    let address = address.parse().map_err(|error| format!("{app} at \"{address}\": {error}"))?;
-    Ok(SocketAddr::new(address, 8080))
+/// The first pod of `app`.
+pub(crate) async fn pod(shop: &Namespace<'_>, app: &str) -> Value {
+    shop.pods(&format!("app={app}")).await.unwrap().remove(0)
 }
 
-/// Does `work` while the only pod of `app` is asked so often each second, from node 1, and asks the service it calls each
-/// time; gives what became of the requests. `work` is told how many were due so far.
+/// Where a service is.
+async fn at(shop: &Namespace<'_>, service: &str) -> SocketAddr {
+    let service = shop.get(&format!("service/{service}")).await.unwrap();
+    SocketAddr::new(service["spec"]["clusterIP"].as_str().unwrap().parse().unwrap(), 80)
+}
+
+/// Does `work` while the only pod of `caller` calls a service so often each second; gives what became of the requests.
+/// `work` is told how many were due so far.
 pub(crate) async fn under_load(
     shop: &Namespace<'_>,
-    app: &str,
+    (caller, to): (&str, &str),
     per_second: f64,
     work: impl AsyncFnOnce(watch::Receiver<u64>),
 ) -> Report {
-    let (address, url) = (at(shop, app).await.unwrap(), format!("http://{app}/"));
+    let (caller, address, url) = (pod(shop, caller).await, at(shop, to).await, format!("http://{to}/"));
     let (counting, sent) = watch::channel(0);
     let (stop, mut stopped) = oneshot::channel::<()>();
-    let load = shop.cluster().inside(move || async move {
+    let load = shop.cluster().inside_pod(&caller, move || async move {
         let load = Load::start_at(address, &url, per_second, Arrivals::Uniform);
         let mut tick = tokio::time::interval(Duration::from_millis(100));
         loop {

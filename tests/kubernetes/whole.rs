@@ -204,7 +204,7 @@ async fn a_bad_release_is_taken_back_and_a_good_one_promoted() {
     }
     front_calls_payments(&shop).await;
 
-    let report = under_load(&shop, "front", 100.0, async |_| {
+    let report = under_load(&shop, ("front", "payments"), 100.0, async |_| {
         let status = release(&shop, "v2", &["--fail", "20%"]).await;
         assert_eq!(status["phase"], "RolledBack", "{status}");
         assert_eq!(status["weight"], "0%", "{status}");
@@ -223,7 +223,7 @@ async fn a_bad_release_is_taken_back_and_a_good_one_promoted() {
     eprintln!("{report}");
     assert!((3..=15).contains(&report.failed), "{report}");
 
-    let report = under_load(&shop, "front", 200.0, async |mut sent| {
+    let report = under_load(&shop, ("front", "payments"), 200.0, async |mut sent| {
         let status = release(&shop, "v3", &[]).await;
         assert_eq!(status["phase"], "Succeeded", "{status}");
         assert_eq!(status["weight"], "100%", "{status}");

@@ -193,19 +193,21 @@ impl Cluster {
         F: Future<Output = T>,
         W: FnOnce() -> F + Send + 'static,
     {
-        let network = File::open(self.network()).unwrap();
-        // A network namespace is a thread's, so `work` has one of its own.
-        let thread = move || {
-            std::thread::spawn(move || {
-                setns(network, CloneFlags::CLONE_NEWNET).unwrap();
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work())
-            })
-            .join()
-        };
-        match tokio::task::spawn_blocking(thread).await.unwrap() {
-            Ok(value) => value,
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
+        within(File::open(self.network()).unwrap(), work).await
+    }
+
+    /// Runs a part of the test in a pod's network: connections it opens are treated as the application's.
+    ///
+    /// # Panics
+    /// When the pod does not run, and with what `work` panics with.
+    pub async fn inside_pod<T, F, W>(&self, pod: &Value, work: W) -> T
+    where
+        T: Send + 'static,
+        F: Future<Output = T>,
+        W: FnOnce() -> F + Send + 'static,
+    {
+        let process = processes(pod).into_iter().next().expect("a pod that runs has processes");
+        within(File::open(process.join("ns/net")).unwrap(), work).await
     }
 
     /// The administrator's kubeconfig; its server is reached in the cluster's network only.
@@ -326,16 +328,13 @@ impl Cluster {
     /// # Panics
     /// When there are none.
     pub fn signal(&self, pod: &Value, program: &str, signal: Signal) {
-        let group = format!("/pod{}/", pod["metadata"]["uid"].as_str().unwrap());
-        let runs = |process: &Path| {
-            let of_pod = fs::read_to_string(process.join("cgroup")).is_ok_and(|text| text.contains(&group));
+        let is_it = |process: &PathBuf| {
             let command = fs::read(process.join("cmdline")).unwrap_or_default();
             let first = command.split(|byte| *byte == 0).next().unwrap_or_default();
-            of_pod && Path::new(OsStr::from_bytes(first)).file_name() == Some(OsStr::new(program))
+            Path::new(OsStr::from_bytes(first)).file_name() == Some(OsStr::new(program))
         };
-        let all = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
-        let processes: Vec<PathBuf> = all.filter(|process| runs(process)).collect();
-        assert!(!processes.is_empty(), "no {program} runs in {group}");
+        let processes: Vec<PathBuf> = processes(pod).into_iter().filter(is_it).collect();
+        assert!(!processes.is_empty(), "no {program} runs in {}", pod["metadata"]["name"]);
         for process in processes {
             let pid = process.file_name().unwrap().to_str().unwrap().parse().unwrap();
             kill(Pid::from_raw(pid), signal).unwrap();
@@ -374,6 +373,36 @@ impl Drop for Cluster {
         {
             eprintln!("the cluster could not be mended: {why}");
         }
+    }
+}
+
+/// The processes of a pod, as folders of `/proc`.
+fn processes(pod: &Value) -> Vec<PathBuf> {
+    let group = format!("/pod{}/", pod["metadata"]["uid"].as_str().unwrap());
+    let is_one = |process: &PathBuf| {
+        fs::read_to_string(process.join("cgroup")).is_ok_and(|text| text.contains(&group))
+    };
+    fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path()).filter(is_one).collect()
+}
+
+/// Runs a part of the test in a network namespace.
+async fn within<T, F, W>(network: File, work: W) -> T
+where
+    T: Send + 'static,
+    F: Future<Output = T>,
+    W: FnOnce() -> F + Send + 'static,
+{
+    // A network namespace is a thread's, so `work` has one of its own.
+    let thread = move || {
+        std::thread::spawn(move || {
+            setns(network, CloneFlags::CLONE_NEWNET).unwrap();
+            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work())
+        })
+        .join()
+    };
+    match tokio::task::spawn_blocking(thread).await.unwrap() {
+        Ok(value) => value,
+        Err(panic) => std::panic::resume_unwind(panic),
     }
 }
 
