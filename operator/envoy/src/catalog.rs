@@ -110,6 +110,8 @@ pub struct Resource {
     pub ttl: Option<Duration>,
     /// The clusters a virtual host or listener names: sent and acknowledged before it, removed after it.
     pub clusters: Arc<BTreeSet<Arc<str>>>,
+    /// The domains of a virtual host, as sorted hashes: no two hosts of a route configuration may have one in common.
+    pub domains: Arc<[u64]>,
     /// The objects that shaped it: what a rejection is shown on.
     pub shaped_by: Arc<BTreeSet<ObjectId>>,
 }

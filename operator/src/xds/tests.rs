@@ -176,6 +176,7 @@ fn cluster(name: &str, version: u64) -> Resource {
         body: Arc::new(Any { type_url: Kind::Cluster.type_url().into(), value: vec![1] }),
         ttl: None,
         clusters: Arc::default(),
+        domains: Arc::default(),
         shaped_by: Arc::default(),
     }
 }

@@ -1,7 +1,7 @@
 //! Random conversations between a [`Session`] and a [`model`] of Envoy's side: whatever is published and in whatever
 //! order the messages come, traffic is safe, and in the end the proxy has what it should have.
 
-use super::{model::Client, *};
+use super::{model::Client, subscription::Subscription, *};
 use crate::catalog::Version;
 use airlane_core::id::{InstanceId, Namespace};
 use envoy_types::pb::google::protobuf::Any;
@@ -100,10 +100,11 @@ fn resource(
     scope: Scope,
     generation: u8,
     clusters: BTreeSet<Arc<str>>,
+    domains: Vec<u64>,
 ) -> Arc<Resource> {
     let name = name(kind, at);
     let mut hasher = DefaultHasher::new();
-    (kind, &name, generation, &clusters).hash(&mut hasher);
+    (kind, &name, generation, &clusters, &domains).hash(&mut hasher);
     Arc::new(Resource {
         key: Key { kind, name },
         scope,
@@ -111,6 +112,7 @@ fn resource(
         body: Arc::new(Any { type_url: kind.type_url().into(), value: vec![generation] }),
         ttl: (kind == Kind::Runtime).then_some(TTL),
         clusters: Arc::new(clusters),
+        domains: domains.into(),
         shaped_by: Arc::default(),
     })
 }
@@ -128,10 +130,17 @@ impl Wish {
         }
     }
 
+    /// A host has a domain of its own, and one that the first of several hosts has: each of them in another order.
+    fn domains(&self, host: usize) -> Vec<u64> {
+        let first = |domain: usize| (0..4).map(|n| (domain + n) % 4).find(|at| self.hosts[*at].is_some());
+        let shared = (0..3).filter(|domain| first(*domain) == Some(host));
+        shared.chain([10 + host]).map(|domain| domain as u64).collect()
+    }
+
     fn catalog(&self, epoch: u64) -> Catalog {
         let mut layers: HashMap<Scope, BTreeMap<Key, Arc<Resource>>> = HashMap::new();
-        let mut put = |kind, at, scope: Scope, generation, clusters| {
-            let resource = resource(kind, at, scope.clone(), generation, clusters);
+        let mut put = |kind, at, scope: Scope, generation, clusters, domains| {
+            let resource = resource(kind, at, scope.clone(), generation, clusters, domains);
             layers.entry(scope).or_default().insert(resource.key.clone(), resource);
         };
         // Only what is published is named, but for what the bootstrap brings.
@@ -143,29 +152,29 @@ impl Wish {
         let shop = || Scope::Namespace(namespace());
         for (at, generation) in self.clusters.iter().enumerate() {
             let Some(generation) = *generation else { continue };
-            put(Kind::Cluster, at, Scope::Everyone, generation, BTreeSet::new());
+            put(Kind::Cluster, at, Scope::Everyone, generation, BTreeSet::new(), Vec::new());
             if let Some(generation) = self.endpoints[at] {
-                put(Kind::Endpoints, at, Scope::Everyone, generation, BTreeSet::new());
+                put(Kind::Endpoints, at, Scope::Everyone, generation, BTreeSet::new(), Vec::new());
             }
         }
         for (at, host) in self.hosts.iter().enumerate() {
             if let Some((generation, bits)) = *host {
-                put(Kind::VirtualHost, at, shop(), generation, named(bits));
+                put(Kind::VirtualHost, at, shop(), generation, named(bits), self.domains(at));
             }
         }
         for (at, listener) in self.listeners.iter().enumerate() {
             if let Some((generation, bits)) = *listener {
-                put(Kind::Listener, at, Scope::Proxy(proxy()), generation, named(bits));
+                put(Kind::Listener, at, Scope::Proxy(proxy()), generation, named(bits), Vec::new());
             }
         }
         let single = [(Kind::Secret, self.secret), (Kind::Routes, self.routes), (Kind::Runtime, self.shares)];
         for (kind, generation) in single {
             if let Some(generation) = generation {
-                put(kind, 0, Scope::Everyone, generation, BTreeSet::new());
+                put(kind, 0, Scope::Everyone, generation, BTreeSet::new(), Vec::new());
             }
         }
         let foreign = Scope::Namespace(Namespace::parse("foreign").expect("a name"));
-        put(Kind::Secret, 0, foreign, 0, BTreeSet::new());
+        put(Kind::Secret, 0, foreign, 0, BTreeSet::new(), Vec::new());
         let resources = layers.into_iter().map(|(scope, layer)| (scope, Arc::new(layer))).collect();
         Catalog { epoch, resources }
     }
@@ -258,6 +267,11 @@ impl Conversation {
             Op::ToClient => {
                 if let Some(response) = self.to_client.pop_front() {
                     self.client.take(&response, self.now, &mut self.to_server)?;
+                    let unknown = |hosts: &Subscription| !hosts.doubt.is_empty();
+                    let hosts = self.session.subscriptions.get(&Kind::VirtualHost);
+                    if std::mem::take(&mut self.client.conflicts) > 0 && !hosts.is_some_and(unknown) {
+                        return Err("two hosts would have a domain in common".into());
+                    }
                 }
             }
             Op::ToServer => {
@@ -348,6 +362,12 @@ impl Conversation {
                     .iter()
                     .any(|kind| refused(&Key { kind: *kind, name: cluster.clone() }))
             });
+            // Somebody else still has one of its domains, and is looked at here as well.
+            let others = self.client.of(Kind::VirtualHost).filter(|host| host.key != *key);
+            let blocked = blocked
+                || others
+                    .flat_map(|host| host.domains.iter())
+                    .any(|domain| resource.domains.contains(domain));
             if wanted && !refused(key) && !blocked && has(key).map(|r| r.version) != Some(resource.version) {
                 return Err(format!(
                     "{key:?} is at {:?}, not {}",

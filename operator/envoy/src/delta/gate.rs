@@ -54,6 +54,13 @@ impl<'a> View<'a> {
         })
     }
 
+    /// The virtual hosts that this proxy or enough others refused in some version.
+    pub(super) fn refused(&self) -> impl Iterator<Item = &'a Arc<str>> + use<'a> {
+        let by_others = self.quarantine.keys();
+        let keys = self.rejected.keys().chain(by_others).filter(|key| key.kind == Kind::VirtualHost);
+        keys.map(|key| &key.name)
+    }
+
     fn withholds(&self, resource: &Resource) -> bool {
         self.rejected.get(&resource.key) == Some(&resource.version) || self.quarantine.withholds(resource)
     }

@@ -5,7 +5,7 @@
 //! by a clock that never jumps. The rules it keeps:
 //!
 //! - **Differences only.** A proxy that reconnects names the versions it has and gets what differs.
-//! - **Make before break**, per name: see [`gate`].
+//! - **Make before break**, per name: see [`gate`], and [`handover`] for the domains of virtual hosts.
 //! - **Warming.** Envoy warms a changed cluster until its endpoints come, and does not ask for them: they are sent
 //!   again after every cluster, in the same turn.
 //! - **Answers.** Endpoints that do not exist are answered with a removal at once (Envoy would wait); a secret that
@@ -19,6 +19,7 @@
 
 mod asking;
 mod gate;
+mod handover;
 mod rejection;
 mod response;
 mod shares;
@@ -39,10 +40,14 @@ pub use shares::shares_of;
 use crate::catalog::{Catalog, Change, Key, Kind, Resource, Scope, Version};
 use airlane_core::id::{InstanceId, Namespace};
 use asking::check_names;
-use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
+use envoy_types::pb::{envoy::service::discovery::v3::DeltaDiscoveryRequest, google::rpc::Status};
 use gate::{Subscriptions, View};
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
-use subscription::Due;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+use subscription::{Due, InFlight};
 use turn::Content;
 
 /// Responses of one kind that may wait for the proxy's answer.
@@ -110,6 +115,8 @@ pub struct Session {
     subscriptions: Subscriptions,
     /// Refused by this proxy: the last refused version of each.
     rejected: BTreeMap<Key, Version>,
+    /// Virtual hosts among these that may be without fault: another one, of unknown content, may have had their domain.
+    excused: BTreeSet<Arc<str>>,
     last_nonce: u64,
     seen_epoch: u64,
     acked_epoch: Option<u64>,
@@ -122,6 +129,7 @@ impl Session {
             scopes: [Scope::Everyone, Scope::Namespace(namespace.clone()), Scope::Proxy(proxy.clone())],
             subscriptions: Subscriptions::new(),
             rejected: BTreeMap::new(),
+            excused: BTreeSet::new(),
             last_nonce: 0,
             seen_epoch: epoch,
             acked_epoch: None,
@@ -276,8 +284,23 @@ impl Session {
             return;
         };
         subscription.heard = true;
-        let Some(error) = &request.error_detail else {
-            subscription.accepted(&flight);
+        let doubts = subscription.doubt.len();
+        self.judged(kind, &flight, request.error_detail.as_ref(), reaction);
+        let Some(hosts) = self.subscriptions.get_mut(&kind).filter(|_| kind == Kind::VirtualHost) else { return };
+        if hosts.doubt.len() < doubts {
+            let since = self.acked_epoch.map_or(0, |epoch| epoch + 1);
+            for name in std::mem::take(&mut self.excused) {
+                self.rejected.remove(&Key { kind, name: name.clone() });
+                hosts.mark(name, Due::alone(since));
+            }
+        }
+    }
+
+    /// What the proxy thinks of a response.
+    fn judged(&mut self, kind: Kind, flight: &InFlight, error: Option<&Status>, reaction: &mut Reaction) {
+        let Some(subscription) = self.subscriptions.get_mut(&kind) else { return };
+        let Some(error) = error else {
+            subscription.accepted(flight);
             return;
         };
         if flight.response.heartbeat {
@@ -295,13 +318,24 @@ impl Session {
         }
         match flight.response.resources.as_slice() {
             // Nothing about a removal can be wrong, and there is nothing better to send: it counts as done.
-            [] => subscription.accepted(&flight),
+            [] => {
+                subscription.accepted(flight);
+                return;
+            }
             [offender] => {
                 subscription.refused(offender);
                 self.rejected.insert(offender.key.clone(), offender.version);
-                reaction.rejections.push(Rejection::of(offender, &error.message));
+                if handover::excuses(subscription, offender) {
+                    self.excused.insert(offender.key.name.clone());
+                } else {
+                    reaction.rejections.push(Rejection::of(offender, &error.message));
+                }
             }
-            _ => subscription.doubted(&flight),
+            _ => subscription.doubted(flight),
+        }
+        // What was to go with them did not.
+        for name in &flight.response.removed {
+            subscription.mark(name.clone(), Due::since(flight.since));
         }
     }
 }

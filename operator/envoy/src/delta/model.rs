@@ -25,6 +25,8 @@ pub(super) struct Client {
     pub(super) warming: BTreeSet<Arc<str>>,
     /// Kinds with a subscription, in the order in which they began.
     pub(super) subscribed: Vec<Kind>,
+    /// Responses refused because of a domain.
+    pub(super) conflicts: u32,
     expires_at: Option<Duration>,
 }
 
@@ -69,6 +71,19 @@ impl Client {
         }
         let mut error = None;
         let batch = response.resources.len() > 1;
+        if kind == Kind::VirtualHost {
+            // They are taken as a whole or not at all, removals first.
+            let bad = response.resources.iter().any(|host| is_bad(host.version));
+            let error = if bad { Some("a host is\n not good".to_owned()) } else { self.conflict(response) };
+            if error.is_some() {
+                self.conflicts += u32::from(!bad);
+                self.answer(response, error, requests);
+                return Ok(());
+            }
+            for name in &response.removed {
+                self.remove(kind, name)?;
+            }
+        }
         for resource in &response.resources {
             let name = &resource.key.name;
             if response.heartbeat {
@@ -96,15 +111,37 @@ impl Client {
         for name in &response.removed {
             self.remove(kind, name)?;
         }
-        let mut answer = DeltaDiscoveryRequest {
-            type_url: kind.type_url().into(),
-            response_nonce: response.nonce.to_string(),
-            ..DeltaDiscoveryRequest::default()
-        };
-        answer.error_detail = error.map(|message| Status { code: 3, message, details: vec![] });
-        requests.push_back(answer);
+        self.answer(response, error, requests);
         self.follow_up(kind, requests);
         Ok(())
+    }
+
+    fn answer(
+        &self,
+        response: &Response,
+        error: Option<String>,
+        requests: &mut VecDeque<DeltaDiscoveryRequest>,
+    ) {
+        requests.push_back(DeltaDiscoveryRequest {
+            type_url: response.kind.type_url().into(),
+            response_nonce: response.nonce.to_string(),
+            error_detail: error.map(|message| Status { code: 3, message, details: vec![] }),
+            ..DeltaDiscoveryRequest::default()
+        });
+    }
+
+    /// Two hosts with a domain in common, if there were two after a response.
+    fn conflict(&self, response: &Response) -> Option<String> {
+        let mut hosts: BTreeMap<&Arc<str>, &Arc<Resource>> =
+            self.of(Kind::VirtualHost).map(|host| (&host.key.name, host)).collect();
+        hosts.retain(|name, _| !response.removed.contains(name));
+        hosts.extend(response.resources.iter().map(|host| (&host.key.name, host)));
+        let mut owners: BTreeMap<u64, &Arc<str>> = BTreeMap::new();
+        let domains = hosts.into_iter().flat_map(|(name, host)| host.domains.iter().map(move |d| (name, d)));
+        domains.into_iter().find_map(|(name, domain)| {
+            let other = owners.insert(*domain, name)?;
+            Some(format!("{other} and {name} have {domain} in common"))
+        })
     }
 
     fn put(&mut self, resource: &Arc<Resource>, now: Duration) -> Result<(), String> {

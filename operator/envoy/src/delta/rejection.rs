@@ -91,6 +91,11 @@ impl Quarantine {
         });
     }
 
+    /// What was refused in some version, by however few.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.refused.keys().map(|(_, key)| key)
+    }
+
     /// Whether the resource is sent to nobody.
     pub fn withholds(&self, resource: &Resource) -> bool {
         // The map is empty in a healthy mesh, and this is asked for every resource of every proxy.

@@ -140,6 +140,7 @@ mod tests {
             body: Arc::new(body(*size)),
             ttl: (at % 2 == 0).then_some(ttl),
             clusters: Arc::default(),
+            domains: Arc::default(),
             shaped_by: Arc::default(),
         };
         let resources = sizes.iter().enumerate().map(resource).map(Arc::new).collect();

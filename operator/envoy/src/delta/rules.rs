@@ -17,7 +17,7 @@ struct Talk {
 
 impl Talk {
     /// With a proxy that has just connected while `resources` are published: `Cluster a`, `Cluster a@2` for another
-    /// version, `VirtualHost h > a b` for one that names clusters.
+    /// version, `VirtualHost h > a b` for one that names clusters, `VirtualHost h = 1 2` for one with domains.
     fn with(resources: &[&str]) -> Talk {
         let catalog = Arc::new(catalog(1, resources));
         Talk {
@@ -152,6 +152,7 @@ fn identity(account: &str) -> airlane_core::id::Identity {
 }
 
 fn parse(text: &str) -> Arc<Resource> {
+    let (text, domains) = text.split_once(" = ").unwrap_or((text, ""));
     let (head, clusters) = text.split_once(" > ").unwrap_or((text, ""));
     let (kind, name) = head.split_once(' ').expect("KIND NAME");
     let (name, version) = name.split_once('@').unwrap_or((name, "1"));
@@ -163,6 +164,7 @@ fn parse(text: &str) -> Arc<Resource> {
         body: Arc::new(Any { type_url: kind.type_url().into(), value: version.into() }),
         ttl: (kind == Kind::Runtime).then_some(TTL),
         clusters: Arc::new(clusters.split_whitespace().map(Arc::from).collect()),
+        domains: domains.split_whitespace().map(|domain| domain.parse().expect("a number")).collect(),
         shaped_by: Arc::default(),
     })
 }
@@ -283,6 +285,67 @@ fn a_domain_moves_from_one_host_to_another_in_one_response() {
     let mut talk = Talk::settled(&["VirtualHost h"]);
     assert_eq!(talk.publishes(&["VirtualHost i"]), ["VirtualHost +i -h"]);
     assert_eq!(talk.refuses("something is wrong"), ["VirtualHost -h", "rejected i"]);
+}
+
+#[test]
+fn a_domain_passes_from_host_to_host_in_one_response() {
+    let mut talk = Talk::settled(&["VirtualHost h = 1 2", "VirtualHost i = 3"]);
+    assert_eq!(talk.publishes(&["VirtualHost i@2 = 1 3"]), ["VirtualHost +i -h"]);
+    assert_eq!(talk.publishes(&["VirtualHost i@3 = 3", "VirtualHost j = 1"]), NOTHING, "i is on its way");
+    assert_eq!(talk.accepts(), ["VirtualHost +i +j"]);
+}
+
+#[test]
+fn a_domain_stays_until_who_takes_it_can_go() {
+    let mut talk = Talk::settled(&["VirtualHost h = 1 2", "VirtualHost i = 3"]);
+    let published =
+        ["Cluster a", "Endpoints a", "VirtualHost h@2 = 2", "VirtualHost i@2 = 3", "VirtualHost j > a = 1"];
+    assert_eq!(talk.publishes(&published), ["Cluster +a", "VirtualHost +i"]);
+    talk.accepts();
+    talk.asks(Kind::Endpoints, &["a"]);
+    assert_eq!(talk.accepts(), ["VirtualHost +h +j"]);
+    talk.accepts();
+    assert_eq!(
+        talk.publishes(&["Cluster b", "Endpoints b", "VirtualHost k > b = 1 2"]),
+        ["Cluster +b", "VirtualHost -i"]
+    );
+    talk.accepts();
+    talk.asks(Kind::Endpoints, &["b"]);
+    assert_eq!(talk.accepts(), ["VirtualHost +k -h -j"]);
+}
+
+#[test]
+fn a_rejected_handover_is_made_one_by_one() {
+    let mut talk = Talk::settled(&["VirtualHost h = 1", "VirtualHost i = 2", "VirtualHost j = 3"]);
+    let published = ["VirtualHost i@2 = 1", "VirtualHost j@2 = 3", "VirtualHost k = 2"];
+    assert_eq!(talk.publishes(&published), ["VirtualHost +i +j +k -h"]);
+    assert_eq!(talk.refuses("j is bad"), ["VirtualHost -h", "VirtualHost +i", "VirtualHost +j"]);
+    let of_j = talk.unanswered.remove(2);
+    assert_eq!(talk.answers(&of_j, Some("j is bad")), ["rejected j"]);
+    assert_eq!(talk.accepts(), ["VirtualHost +k"], "i has let go of its domain");
+}
+
+#[test]
+fn who_keeps_a_domain_by_a_refusal_keeps_others_from_it() {
+    let mut talk = Talk::settled(&["VirtualHost h = 1 2", "VirtualHost i = 3"]);
+    assert_eq!(talk.publishes(&["VirtualHost h@2 = 2", "VirtualHost i = 3"]), ["VirtualHost +h"]);
+    assert_eq!(talk.refuses("bad"), ["rejected h"]);
+    assert_eq!(talk.publishes(&["VirtualHost h@2 = 2", "VirtualHost i@2 = 1 3"]), NOTHING);
+    assert_eq!(talk.session.acked_epoch(), Some(3));
+    assert_eq!(talk.publishes(&["VirtualHost h@3 = 2", "VirtualHost i@2 = 1 3"]), ["VirtualHost +h +i"]);
+}
+
+#[test]
+fn two_that_exchange_domains_after_a_rejection_let_go_first() {
+    let mut talk = Talk::settled(&["VirtualHost h = 1", "VirtualHost i = 2", "VirtualHost j = 3"]);
+    let published = ["VirtualHost h@2 = 2", "VirtualHost i@2 = 1", "VirtualHost j@2 = 3"];
+    assert_eq!(talk.publishes(&published), ["VirtualHost +h +i +j"]);
+    assert_eq!(talk.refuses("j is bad"), ["VirtualHost +j"]);
+    assert_eq!(talk.refuses("j is bad"), ["VirtualHost -h", "rejected j"]);
+    assert_eq!(talk.accepts(), ["VirtualHost +i"]);
+    assert_eq!(talk.accepts(), ["VirtualHost +h"]);
+    talk.accepts();
+    assert_eq!(talk.session.acked_epoch(), Some(2));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use super::{
     Published, Reaction, Session, WINDOW,
     gate::{Decision, Gate, View},
+    handover,
     response::Response,
     subscription::{Due, InFlight, Subscription},
 };
@@ -25,7 +26,7 @@ pub(super) struct Content {
 struct Plan {
     batch: Content,
     alone: Vec<Content>,
-    /// In a response of its own, since a rejection is about content; but for virtual hosts.
+    /// In a response of its own, since a rejection is about content; but see [`handover`].
     removal: Content,
 }
 
@@ -46,6 +47,17 @@ impl Content {
     pub(super) fn heartbeat(resources: Vec<Arc<Resource>>) -> Content {
         Content { heartbeat: true, resources, ..Content::default() }
     }
+
+    fn is_empty(&self) -> bool {
+        self.resources.is_empty() && self.removed.is_empty() && self.declined.is_empty()
+    }
+
+    fn take(&mut self, other: Content) {
+        self.since = self.since.min(other.since);
+        self.resources.extend(other.resources);
+        self.removed.extend(other.removed);
+        self.declined.extend(other.declined);
+    }
 }
 
 impl Session {
@@ -54,16 +66,9 @@ impl Session {
         for kind in Kind::ALL {
             self.send_due(kind, published, now, reaction);
         }
-        // What refers goes before what is referred to.
-        let removing = [
-            Kind::VirtualHost,
-            Kind::Listener,
-            Kind::Routes,
-            Kind::Cluster,
-            Kind::Endpoints,
-            Kind::Secret,
-            Kind::Runtime,
-        ];
+        // What refers goes before what is referred to; virtual hosts have gone already.
+        let removing =
+            [Kind::Listener, Kind::Routes, Kind::Cluster, Kind::Endpoints, Kind::Secret, Kind::Runtime];
         for kind in removing {
             self.remove_due(kind, published, now, reaction);
         }
@@ -86,19 +91,19 @@ impl Session {
             return;
         }
 
-        let Plan { mut batch, alone, removal } = self.plan(kind, published);
-        // A domain that moves from one host to another must be neither both's, which Envoy refuses, nor nobody's.
-        if kind == Kind::VirtualHost && !(batch.resources.is_empty() && alone.is_empty()) {
-            batch.since = batch.since.min(removal.since);
-            batch.removed = removal.removed;
-        }
+        let Plan { mut batch, alone, mut removal } = self.plan(kind, published);
         let first_answer = self
             .subscriptions
             .get(&kind)
             .is_some_and(|subscription| subscription.wildcard && !subscription.answered);
-        let says_something = !batch.resources.is_empty() || !batch.removed.is_empty();
-        let batch = (first_answer || says_something).then_some(batch);
-        for content in batch.into_iter().chain(alone).take(room) {
+        if kind != Kind::VirtualHost {
+            removal = Content::default();
+        } else if alone.is_empty() {
+            batch.take(std::mem::take(&mut removal));
+        }
+        let removal = (!removal.is_empty()).then_some(removal);
+        let batch = (first_answer || !batch.is_empty()).then_some(batch);
+        for content in removal.into_iter().chain(batch).chain(alone).take(room) {
             self.send(kind, content, now, reaction);
         }
     }
@@ -109,7 +114,7 @@ impl Session {
             return;
         }
         let Plan { removal, .. } = self.plan(kind, published);
-        if !removal.removed.is_empty() || !removal.declined.is_empty() {
+        if !removal.is_empty() {
             self.send(kind, removal, now, reaction);
         }
     }
@@ -121,14 +126,23 @@ impl Session {
         if subscription.due.is_empty() {
             return plan;
         }
-        let gate = Gate::new(&self.subscriptions, View::new(published, &self.scopes, &self.rejected));
+        let view = || View::new(published, &self.scopes, &self.rejected);
+        let gate = Gate::new(&self.subscriptions, view());
+        let mut decided: Vec<_> = subscription
+            .due
+            .iter()
+            .map(|(name, due)| (name.clone(), *due, gate.decide(subscription, name, *due)))
+            .collect();
+        if kind == Kind::VirtualHost {
+            handover::arrange(subscription, &view(), &mut decided);
+        }
         let mut settled = Vec::new();
         let mut waiting = Vec::new();
-        for (name, due) in &subscription.due {
-            match gate.decide(subscription, name, *due) {
-                Decision::Settled => settled.push(name.clone()),
-                Decision::Wait => waiting.push((name.clone(), false)),
-                Decision::Park => waiting.push((name.clone(), true)),
+        for (name, due, decision) in decided {
+            match decision {
+                Decision::Settled => settled.push(name),
+                Decision::Wait => waiting.push((name, false)),
+                Decision::Park => waiting.push((name, true)),
                 Decision::Send(resource) if due.alone => {
                     plan.alone.push(Content {
                         since: due.since,
@@ -142,11 +156,11 @@ impl Session {
                 }
                 Decision::Remove => {
                     plan.removal.since = plan.removal.since.min(due.since);
-                    plan.removal.removed.push(name.clone());
+                    plan.removal.removed.push(name);
                 }
                 Decision::Decline => {
                     plan.removal.since = plan.removal.since.min(due.since);
-                    plan.removal.declined.push(name.clone());
+                    plan.removal.declined.push(name);
                 }
             }
         }

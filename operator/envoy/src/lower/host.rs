@@ -167,10 +167,6 @@ impl<'a> Host<'a> {
         self.stream_idle_timeout
     }
 
-    fn domains(&self) -> Vec<String> {
-        if self.in_cluster.redirected { self.domains_on_its_port() } else { self.domains_with_ports() }
-    }
-
     /// Without ports, which are not looked at. A short name is one of the caller's own namespace, as in its DNS: that
     /// of another namespace is somebody else's to answer.
     fn domains_on_its_port(&self) -> Vec<String> {
@@ -366,6 +362,10 @@ impl Lowered for Host<'_> {
         clusters
     }
 
+    fn domains(&self) -> Vec<String> {
+        if self.in_cluster.redirected { self.domains_on_its_port() } else { self.domains_with_ports() }
+    }
+
     fn encode(&self) -> Any {
         packed(VirtualHost {
             name: self.name(),
@@ -393,20 +393,19 @@ impl Lowered for Ambiguous<'_> {
         format!("{ROUTES}{}/ambiguous|{}", self.caller, self.name)
     }
 
-    fn encode(&self) -> Any {
+    fn domains(&self) -> Vec<String> {
         let name = self.name;
+        vec![name.to_string(), format!("{name}:*"), format!("{name}.{SUFFIX}"), format!("{name}.{SUFFIX}:*")]
+    }
+
+    fn encode(&self) -> Any {
         let candidates: Vec<String> =
             self.candidates.iter().map(|service| format!("{}.{}", service.name, service.namespace)).collect();
         let hint = format!("say which one: {}", candidates.join(", "));
         let answer = unknown_name("ambiguous service", &hint);
         packed(VirtualHost {
             name: Lowered::name(self),
-            domains: vec![
-                name.to_string(),
-                format!("{name}:*"),
-                format!("{name}.{SUFFIX}"),
-                format!("{name}.{SUFFIX}:*"),
-            ],
+            domains: self.domains(),
             routes: answer.into(),
             ..Default::default()
         })

@@ -49,7 +49,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use xxhash_rust::xxh3::Xxh3Default;
+use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
 /// Raised whenever the same value is encoded differently than before, so that proxies get the difference.
 const LOWERING: u32 = 5;
@@ -74,6 +74,11 @@ trait Lowered: Hash {
     /// The clusters it names.
     fn clusters(&self) -> BTreeSet<Arc<str>> {
         BTreeSet::new()
+    }
+
+    /// The names it answers to, if it is a virtual host.
+    fn domains(&self) -> Vec<String> {
+        Vec::new()
     }
 
     fn version(&self) -> Version {
@@ -227,6 +232,12 @@ fn changed<'a, K: Ord, V: PartialEq>(
     let other =
         new.iter().filter(move |(key, value)| !is_same(key, value)).map(|(key, value)| (key, Some(value)));
     gone.chain(other)
+}
+
+/// Domains as the catalog knows them: a mesh has as many as hosts times namespaces.
+fn hashes(domains: &[String]) -> Arc<[u64]> {
+    let hashes: BTreeSet<u64> = domains.iter().map(|domain| xxh3_64(domain.as_bytes())).collect();
+    hashes.into_iter().collect()
 }
 
 /// The resources of one origin.
@@ -479,6 +490,7 @@ impl Work<'_> {
                 body: Arc::new(lowered.encode()),
                 ttl: None,
                 clusters: Arc::new(lowered.clusters()),
+                domains: hashes(&lowered.domains()),
                 shaped_by: Arc::clone(shaped_by),
             }),
         };

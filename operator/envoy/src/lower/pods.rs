@@ -341,11 +341,15 @@ impl Lowered for AtAddresses<'_> {
         shares.chain([self.cluster().into()]).collect()
     }
 
+    fn domains(&self) -> Vec<String> {
+        self.addresses.iter().copied().map(domain).collect()
+    }
+
     fn encode(&self) -> Any {
         let by_name = self.services.iter().flat_map(|service| named(service.routes(), &service.names()));
         packed(VirtualHost {
             name: self.name(),
-            domains: self.addresses.iter().copied().map(domain).collect(),
+            domains: self.domains(),
             routes: by_name.chain([self.as_called()]).collect(),
             include_request_attempt_count: true,
             ..Default::default()

@@ -31,6 +31,9 @@ use std::{collections::BTreeSet, sync::Arc};
 /// How the name of a route configuration starts; the caller's namespace follows.
 pub(super) const ROUTES: &str = "outbound|";
 
+/// A name that no service can have.
+const NOBODY: &str = "_.mesh";
+
 /// A stream to the outside without a byte.
 const OUTSIDE_IDLE: Millis = Millis(3_600_000);
 
@@ -201,8 +204,12 @@ impl Lowered for Itself<'_> {
         format!("{ROUTES}{}/itself", self.caller)
     }
 
+    fn domains(&self) -> Vec<String> {
+        vec![NOBODY.to_owned()]
+    }
+
     fn encode(&self) -> Any {
-        itself(self.name(), self.caller)
+        itself(self.name(), self.domains(), self.caller)
     }
 }
 
@@ -220,8 +227,12 @@ impl Lowered for PortItself<'_> {
         format!("{}/itself", PortRoutes::of(self.caller, self.port))
     }
 
+    fn domains(&self) -> Vec<String> {
+        vec![NOBODY.to_owned()]
+    }
+
     fn encode(&self) -> Any {
-        itself(self.name(), self.caller)
+        itself(self.name(), self.domains(), self.caller)
     }
 }
 
@@ -238,20 +249,23 @@ impl Lowered for PodItself {
         format!("{}/itself", PodRoutes::of(self.port))
     }
 
+    fn domains(&self) -> Vec<String> {
+        vec![NOBODY.to_owned()]
+    }
+
     fn encode(&self) -> Any {
-        answering(self.name(), "pods", text(self.port.to_string()))
+        answering(self.name(), self.domains(), "pods", text(self.port.to_string()))
     }
 }
 
-fn itself(name: String, caller: &Namespace) -> Any {
-    answering(name, "caller_namespace", text(caller.as_str()))
+fn itself(name: String, domains: Vec<String>, caller: &Namespace) -> Any {
+    answering(name, domains, "caller_namespace", text(caller.as_str()))
 }
 
-fn answering(name: String, key: &str, value: Value) -> Any {
+fn answering(name: String, domains: Vec<String>, key: &str, value: Value) -> Any {
     packed(VirtualHost {
         name,
-        // No service can have this name.
-        domains: vec![format!("_.{SUFFIX}")],
+        domains,
         routes: vec![Route {
             r#match: Some(RouteMatch {
                 path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),

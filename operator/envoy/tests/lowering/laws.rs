@@ -426,8 +426,9 @@ impl Edit {
                 let address = IpAddr::V4(Ipv4Addr::new(10, 97, 0, service.len().try_into().unwrap()));
                 let protocol = [Protocol::Http, Protocol::Grpc, Protocol::Tcp][usize::from(*n)];
                 let at = (address, 8000 + n);
-                *mesh =
-                    mesh.clone().with(meshes::in_cluster(service, at, protocol, Transport::Mixed, vec![]));
+                let mut second = meshes::in_cluster(service, at, protocol, Transport::Mixed, vec![]);
+                (second.default_port, second.only_port) = (false, false);
+                *mesh = mesh.clone().with(second);
             }
             What::ShareMoves => drop(mesh.shares.insert(format!("airlane.{service}"), u32::from(*n))),
             What::ProxyComes => {
@@ -456,10 +457,27 @@ fn split(cluster: &ClusterName, n: u16) -> Route {
 /// What identifies a catalog: everything but encoded bytes, which are not stable.
 fn seen(catalog: &Catalog) -> BTreeMap<(Scope, Key), impl PartialEq + std::fmt::Debug + use<>> {
     let of = |resource: &Arc<Resource>| {
-        let Resource { key, scope, version, ttl, clusters, shaped_by, body: _ } = (**resource).clone();
-        ((scope, key), (version, ttl, clusters, shaped_by))
+        let Resource { key, scope, version, ttl, clusters, domains, shaped_by, body: _ } =
+            (**resource).clone();
+        ((scope, key), (version, ttl, clusters, domains, shaped_by))
     };
     catalog.resources.values().flat_map(|resources| resources.values().map(of)).collect()
+}
+
+/// What the delta protocol is told of domains is what Envoy reads, and no two hosts of a route configuration have one in
+/// common.
+fn assert_domains(catalog: &Catalog) {
+    let mut owners: BTreeMap<(String, String), &str> = BTreeMap::new();
+    let hosts = catalog.resources.values().flat_map(|resources| resources.values());
+    for host in hosts.filter(|resource| resource.key.kind == Kind::VirtualHost) {
+        let body = VirtualHost::decode(&*host.body.value).expect("our own");
+        assert_eq!(host.domains.len(), body.domains.len(), "{}", host.key.name);
+        let routes = host.key.name.rsplit_once('/').expect("ROUTES/HOST").0;
+        for domain in body.domains {
+            let other = owners.insert((routes.to_owned(), domain.clone()), &host.key.name);
+            assert_eq!(other, None, "{domain} of {}", host.key.name);
+        }
+    }
 }
 
 proptest! {
@@ -475,6 +493,7 @@ proptest! {
             let (after, change) = stepwise.lower(&mesh);
             let (at_once, _) = lowerer().lower(&mesh);
             prop_assert_eq!(seen(&after), seen(&at_once));
+            assert_domains(&after);
 
             let (old, new) = (seen(&before), seen(&after));
             let differs = |key: &&(Scope, Key)| old.get(*key) != new.get(*key);

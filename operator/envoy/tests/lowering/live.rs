@@ -257,6 +257,80 @@ fn requests_inside_a_connect_are_routed_like_others() {
     assert_eq!(caller.stat("cluster.80|pay|shop.upstream_rq_total"), 2);
 }
 
+/// What answers in a mesh where each of these ports of `pay` does, one of which has the service's name, and `ledger` is
+/// `None`: a name of two other namespaces, else one of the caller's.
+fn with_ports(ports: &[(u16, u16)], ledger: Option<u16>) -> Mesh {
+    let of = |name: &str, port: u16, app: u16, default_port: bool| {
+        let mut destination = meshes::destination(name, Protocol::Http, Transport::Plaintext, vec![]);
+        destination.port.port = port;
+        destination.clusters[0].name.port = destination.port.clone();
+        destination.route = Route::To(destination.clusters[0].name.clone());
+        destination.clusters[0].endpoints = Arc::new(vec![endpoint("pay-1", app, false)]);
+        (destination.default_port, destination.only_port) = (default_port, default_port && ports.len() == 1);
+        destination
+    };
+    let default = ports.iter().map(|(port, _)| *port).min_by_key(|port| (*port != 80, *port));
+    let mut mesh = meshes::empty();
+    for (port, app) in ports {
+        mesh = mesh.with(of("pay", *port, *app, Some(*port) == default));
+    }
+    match ledger {
+        Some(app) => mesh.with(of("ledger", 80, app, true)),
+        None => {
+            let candidates = [("bank", "ledger"), ("books", "ledger")]
+                .map(|(ns, name)| meshes::service_port(ns, name, 80));
+            let candidates = candidates.map(|candidate| candidate.service);
+            mesh.ambiguous.insert("ledger".parse().unwrap(), Arc::new(candidates.into()));
+            mesh
+        }
+    }
+}
+
+#[test]
+fn names_pass_from_host_to_host_without_a_gap() {
+    let Some(mut bench) = Bench::new() else { return };
+    let [one, two] = ["one", "two"].map(|body| app::serve(move |_| (200, body.to_owned())));
+    let mesh = |ports: &[(u16, u16)], ledger| {
+        with_ports(ports, ledger).caller("front-1", "shop", "front", bench.outbound)
+    };
+    let meshes = [
+        mesh(&[(80, one), (90, two)], None),
+        // 80 is gone: 90 gets the service's name, and the caller's namespace a service of its own.
+        mesh(&[(90, two)], Some(one)),
+        // 70 comes with a cluster that must be there first.
+        mesh(&[(70, one)], None),
+        mesh(&[(70, two), (80, one)], Some(two)),
+    ];
+    let outbound = bench.outbound;
+    let caller = bench.caller(&meshes[0]);
+    let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stop = Arc::clone(&done);
+    let asking = thread::spawn(move || {
+        let mut failed = Vec::new();
+        let mut asked = 0;
+        while !stop.load(Ordering::SeqCst) {
+            let answer = client::get(outbound, "http://pay/");
+            asked += 1;
+            if answer.status != 200 {
+                failed.push(answer);
+            }
+        }
+        (asked, failed)
+    });
+    for (mesh, pay, ledger) in [(&meshes[1], "two", 200), (&meshes[2], "one", 503), (&meshes[3], "one", 200)]
+    {
+        bench.publish(mesh);
+        until("the names have passed", || {
+            let [now, other] =
+                ["pay", "ledger"].map(|host| client::get(outbound, &format!("http://{host}/")));
+            (now.body == pay && other.status == ledger).then_some(())
+        });
+    }
+    done.store(true, Ordering::SeqCst);
+    let (asked, failed) = asking.join().unwrap();
+    assert!(failed.is_empty(), "{} of {asked}: {:?}\n{}", failed.len(), failed[0], caller.log());
+}
+
 #[test]
 fn a_name_the_mesh_does_not_know_is_named() {
     let Some(mut bench) = Bench::new() else { return };

@@ -1,4 +1,4 @@
-//! Real Envoys under a control plane that publishes a catalog as it is, without the manners of the real one.
+//! Real Envoys under a control plane of a few lines.
 
 pub mod app;
 pub mod client;

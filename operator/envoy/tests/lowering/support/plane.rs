@@ -1,8 +1,10 @@
-//! A control plane that sends each proxy what it sees, as soon as it is subscribed to, and every change at once.
+//! A control plane that holds the real conversation with each proxy, and publishes whatever it is told.
 
 use super::pki::{Authority, Leaf};
-use airlane_core::id::{InstanceId, Namespace};
-use airlane_envoy::catalog::{Catalog, Key, Kind, Version};
+use airlane_envoy::{
+    catalog::Catalog,
+    delta::{Published, Session},
+};
 use envoy_types::pb::envoy::{
     data::accesslog::v3::HttpAccessLogEntry,
     service::{
@@ -12,7 +14,7 @@ use envoy_types::pb::envoy::{
             stream_access_logs_message::LogEntries,
         },
         discovery::v3::{
-            DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
+            DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
             aggregated_discovery_service_server::{
                 AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
             },
@@ -26,11 +28,12 @@ use opentelemetry_proto::tonic::{
     },
     metrics::v1::Metric,
 };
+use prost::Message;
 use std::{
-    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{Arc, Mutex},
     thread,
+    time::{Duration, Instant},
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -161,21 +164,38 @@ impl AggregatedDiscoveryService for Service {
         let (seen, mut catalog) = (Arc::clone(&self.seen), self.catalog.clone());
         let mut requests = request.into_inner();
         tokio::spawn(async move {
-            let mut session = Session::default();
+            let first = catalog.wait_for(|catalog| catalog.epoch > 0).await.expect("the plane lives").clone();
+            let mut published = Published { catalog: first.into(), shares_live: true, ..Default::default() };
+            let mut session = None;
+            let began_at = Instant::now();
             loop {
-                tokio::select! {
+                let wake = session.as_ref().and_then(Session::next_wake).unwrap_or(Duration::MAX);
+                let reaction = tokio::select! {
                     request = requests.message() => {
                         let Ok(Some(request)) = request else { return };
                         if let Some(error) = &request.error_detail {
                             seen.nacks.lock().unwrap().push(error.message.clone());
                         }
-                        session.hear(&request);
+                        let session = session.get_or_insert_with(|| begin(&request, &published));
+                        session.receive(&request, &published, began_at.elapsed()).expect("an Envoy")
                     }
-                    changed = catalog.changed() => if changed.is_err() { return },
-                }
-                let now = catalog.borrow_and_update().clone();
-                for answer in session.answers(&now) {
-                    if answers.send(Ok(answer)).await.is_err() {
+                    changed = catalog.changed() => {
+                        if changed.is_err() {
+                            return;
+                        }
+                        published.catalog = catalog.borrow_and_update().clone().into();
+                        let Some(session) = &mut session else { continue };
+                        session.resync(&published, began_at.elapsed())
+                    }
+                    () = tokio::time::sleep(wake.saturating_sub(began_at.elapsed())) => {
+                        let Some(session) = &mut session else { continue };
+                        session.wake(&published, began_at.elapsed())
+                    }
+                };
+                for response in reaction.responses {
+                    let answer =
+                        DeltaDiscoveryResponse::decode(&*response.pieces().collect::<Vec<_>>().concat());
+                    if answers.send(Ok(answer.expect("our own"))).await.is_err() {
                         return;
                     }
                 }
@@ -185,91 +205,7 @@ impl AggregatedDiscoveryService for Service {
     }
 }
 
-/// What one proxy subscribed to and was sent.
-#[derive(Default)]
-struct Session {
-    proxy: Option<(InstanceId, Namespace)>,
-    kinds: BTreeSet<Kind>,
-    /// Kinds that must get an answer even if it is empty.
-    waiting: BTreeSet<Kind>,
-    sent: BTreeMap<Key, Version>,
-    nonce: u64,
-}
-
-impl Session {
-    fn hear(&mut self, request: &DeltaDiscoveryRequest) {
-        if let Some(node) = &request.node
-            && !node.id.is_empty()
-        {
-            self.proxy = Some((node.id.parse().unwrap(), node.cluster.parse().unwrap()));
-        }
-        let Some(kind) = Kind::of(&request.type_url) else { return };
-        if request.response_nonce.is_empty() || !request.resource_names_subscribe.is_empty() {
-            if self.kinds.insert(kind) {
-                self.waiting.insert(kind);
-            }
-            for name in &request.resource_names_subscribe {
-                self.sent.retain(|key, _| key.kind != kind || *key.name != **name);
-                if kind == Kind::Routes {
-                    // What came before its route configuration was dropped.
-                    let of_it =
-                        |key: &Key| key.name.rsplit_once('/').is_some_and(|(routes, _)| routes == name);
-                    self.sent.retain(|key, _| key.kind != Kind::VirtualHost || !of_it(key));
-                }
-            }
-        }
-    }
-
-    fn answers(&mut self, catalog: &Catalog) -> Vec<DeltaDiscoveryResponse> {
-        let Some((id, namespace)) = &self.proxy else { return vec![] };
-        let now: BTreeMap<Key, _> = catalog
-            .seen_by(id, namespace)
-            .map(|resource| (resource.key.clone(), Arc::clone(resource)))
-            .collect();
-        let mut answers = Vec::new();
-        for kind in Kind::ALL {
-            if !self.kinds.contains(&kind) || catalog.epoch == 0 {
-                continue;
-            }
-            let fresh: Vec<_> = now
-                .values()
-                .filter(|resource| {
-                    resource.key.kind == kind && self.sent.get(&resource.key) != Some(&resource.version)
-                })
-                .collect();
-            let gone: Vec<Key> =
-                self.sent.keys().filter(|key| key.kind == kind && !now.contains_key(key)).cloned().collect();
-            if fresh.is_empty() && gone.is_empty() && !self.waiting.remove(&kind) {
-                continue;
-            }
-            self.waiting.remove(&kind);
-            for resource in &fresh {
-                // A changed cluster warms until its endpoints come again.
-                if kind == Kind::Cluster {
-                    self.sent.remove(&Key { kind: Kind::Endpoints, name: Arc::clone(&resource.key.name) });
-                }
-                self.sent.insert(resource.key.clone(), resource.version);
-            }
-            for key in &gone {
-                self.sent.remove(key);
-            }
-            self.nonce += 1;
-            answers.push(DeltaDiscoveryResponse {
-                type_url: kind.type_url().to_owned(),
-                nonce: self.nonce.to_string(),
-                resources: fresh
-                    .iter()
-                    .map(|resource| Resource {
-                        name: resource.key.name.to_string(),
-                        version: resource.version.to_string(),
-                        resource: Some((*resource.body).clone()),
-                        ..Default::default()
-                    })
-                    .collect(),
-                removed_resources: gone.iter().map(|key| key.name.to_string()).collect(),
-                ..Default::default()
-            });
-        }
-        answers
-    }
+fn begin(request: &DeltaDiscoveryRequest, published: &Published) -> Session {
+    let node = request.node.as_ref().expect("the first request names its node");
+    Session::new(&node.id.parse().unwrap(), &node.cluster.parse().unwrap(), published.catalog.epoch)
 }
