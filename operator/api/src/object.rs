@@ -91,7 +91,7 @@ impl Unread {
         };
         let said = doors.into_iter().filter(|(said, ..)| *said);
         let problems: Vec<Problem> = said.map(|(_, field, meanwhile)| problem(field, meanwhile)).collect();
-        let nobody = AccessSpec { admits_others: false, mode: AccessMode::Enforce, rules: Vec::new() };
+        let nobody = AccessSpec { admits_others: false, mode: AccessMode::Enforce, rules: Vec::new() }.into();
         let policy = Policy {
             id: id.clone(),
             generation: 0,

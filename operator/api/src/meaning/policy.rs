@@ -41,7 +41,7 @@ pub(crate) fn policy(
             floor: mtls.floor,
             ports: mtls.ports.iter().map(|port| (port.port, port.mode.into())).collect(),
         }),
-        access: spec.access.as_ref().map(|section| access(&id.namespace, section, remarks)),
+        access: spec.access.as_ref().map(|section| access(&id.namespace, section, remarks).into()),
     }
 }
 
