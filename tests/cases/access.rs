@@ -138,6 +138,8 @@ async fn a_path_that_may_be_read_in_two_ways_is_not_admitted() {
         "/v1/a;b",
         "/v1/%252e%252e/admin",
         "/v1/..%u002fadmin",
+        "/v1/..%2",
+        "/v1/%",
         "/v1/..%c0%afadmin",
         "/v1/%e0%80%afadmin",
         "/v1/a%23b",

@@ -337,7 +337,7 @@ mod tests {
             namespace: "shop".parse().expect("a name"),
             name: "pay".parse().expect("a name"),
         };
-        Access { by, says: AccessSpec { admits_others, mode, rules: rules.to_vec() } }
+        Access { by, says: AccessSpec { admits_others, mode, rules: rules.to_vec() }.into() }
     }
 
     fn only(callers: &[&str]) -> Senders {

@@ -4,7 +4,7 @@ use crate::support::meshes::{self, Build, door, endpoint};
 use airlane_core::{
     id::{ClusterName, ObjectId, ObjectKind},
     mesh::{Destination, Limits, Mesh, Repeatable, Route, ShortName, Split, Transport, Undeclared},
-    policy::{Millis, MtlsMode},
+    policy::{AccessMode, Millis, MtlsMode},
     world::{Interception, Protocol},
 };
 use airlane_envoy::{
@@ -200,6 +200,35 @@ fn a_policy_about_calls_touches_no_listener_of_a_redirected_pod() {
 }
 
 #[test]
+fn a_policy_about_who_may_ask_touches_no_listener() {
+    let with = |rules: bool| {
+        let access = meshes::access().into_iter().filter(move |access| rules || access.says.rules.is_empty());
+        let access: Vec<_> = access
+            .map(|mut access| {
+                Arc::make_mut(&mut access.says).mode = AccessMode::Enforce;
+                access
+            })
+            .collect();
+        move |mesh: &mut Mesh| {
+            for inbound in mesh.workloads.values_mut() {
+                let inbound = Arc::make_mut(inbound);
+                inbound.ports.values_mut().for_each(|door| door.access = access.clone());
+                inbound.undeclared.iter_mut().for_each(|other| other.access = access.clone());
+            }
+        }
+    };
+    let mut mesh = shop().pod("back-1", "back", &[(8080, door(MtlsMode::Strict, Protocol::Http))], open());
+    with(false)(&mut mesh);
+    let mut lowerer = lowerer();
+    lowerer.lower(&mesh);
+    with(true)(&mut mesh);
+    let (_, change) = lowerer.lower(&mesh);
+    let changed: BTreeSet<String> =
+        change.keys.values().flatten().map(|key| format!("{:?} {}", key.kind, key.name)).collect();
+    assert_eq!(changed, ["Routes inbound|8080".to_owned()].into());
+}
+
+#[test]
 fn an_address_that_moves_to_another_service_stays_the_same_listener() {
     check_redirected(
         |mesh| {
@@ -341,6 +370,8 @@ enum What {
     ProxyComes,
     ProxyGoes,
     DoorGoes,
+    AccessChanges,
+    ExceptionComes,
     NameIsAmbiguous,
 }
 
@@ -359,6 +390,8 @@ fn any_edit() -> impl Strategy<Value = Edit> {
         What::ProxyComes,
         What::ProxyGoes,
         What::DoorGoes,
+        What::AccessChanges,
+        What::ExceptionComes,
         What::NameIsAmbiguous,
     ]);
     let service = prop::sample::select(vec!["pay", "ledger", "stock"]);
@@ -437,6 +470,22 @@ impl Edit {
             }
             What::ProxyGoes => drop(mesh.proxies.pop_first()),
             What::DoorGoes => drop(mesh.workloads.pop_first()),
+            What::AccessChanges => {
+                let access: Vec<_> = meshes::access().into_iter().take(usize::from(*n)).collect();
+                for inbound in mesh.workloads.values_mut() {
+                    let inbound = Arc::make_mut(inbound);
+                    inbound.ports.values_mut().for_each(|door| door.access = access.clone());
+                    inbound.undeclared.iter_mut().for_each(|other| other.access = access.clone());
+                }
+            }
+            What::ExceptionComes => {
+                let mode = [MtlsMode::Strict, MtlsMode::Permissive, MtlsMode::Disabled][usize::from(*n)];
+                for inbound in mesh.workloads.values_mut() {
+                    if let Some(other) = &mut Arc::make_mut(inbound).undeclared {
+                        other.exceptions.insert(9000 + n, mode);
+                    }
+                }
+            }
             What::NameIsAmbiguous => {
                 let candidates = [meshes::service_port(namespace, service, 80).service];
                 mesh.ambiguous.insert("twice".parse().unwrap(), Arc::new(candidates.into()));

@@ -280,7 +280,7 @@ pub fn access() -> Vec<Access> {
     ];
     let policy = |policy: &str, mode, rules| Access {
         by: ObjectId { kind: ObjectKind::MeshPolicy, namespace: "shop".parse().unwrap(), name: name(policy) },
-        says: AccessSpec { admits_others: false, mode, rules },
+        says: AccessSpec { admits_others: false, mode, rules }.into(),
     };
     vec![
         policy("door", AccessMode::Enforce, rules.clone()),
