@@ -15,6 +15,7 @@ use crate::{
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
     sync::Arc,
 };
 
@@ -287,11 +288,14 @@ pub struct Access {
     /// The policy: a refusal names it.
     pub by: ObjectId,
     /// What it says.
-    pub says: AccessSpec,
+    pub says: Arc<AccessSpec>,
 }
 
 /// Where the kernel redirects what enters a network namespace whose proxy is [`Interception::Transparent`].
 pub const INBOUND_PORT: u16 = 15_006;
+
+/// The ports of a pod that are the proxy's own: what goes there was not meant for the application.
+pub const RESERVED_PORTS: RangeInclusive<u16> = 15_000..=15_099;
 
 /// What belongs to one proxy only.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]

@@ -5,7 +5,7 @@
 
 use crate::id::{Name, Namespace, ObjectId, ServiceAccount, ServiceId};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeSet, fmt};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 /// A duration in whole milliseconds: the resolution users write and Envoy keeps.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -38,7 +38,7 @@ pub struct Policy {
     /// How the target's door is kept.
     pub mtls: Option<MtlsSpec>,
     /// Who may ask the target for what.
-    pub access: Option<AccessSpec>,
+    pub access: Option<Arc<AccessSpec>>,
 }
 
 /// What a policy is about.

@@ -98,12 +98,18 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// The port of the instance behind a port of a service: the one the service leads to, else the one that was
-    /// registered for it. `None`: it is no endpoint of that port. A mesh port of 0 was never bound.
-    pub fn behind(&self, port: &Port) -> Option<&InstancePort> {
-        let bound = || self.ports.iter().filter(|bound| bound.mesh != 0);
-        let led_to = bound().filter(|bound| bound.app == port.target).min();
-        led_to.or_else(|| bound().filter(|bound| bound.service == port.number).min())
+    /// The port of the instance behind a port of a service: the one that names both, else the one the service leads to,
+    /// else the one that was registered for that port. `None`: it is no endpoint of that port. A mesh port of 0 was
+    /// never bound.
+    pub fn behind(&self, service: &ServiceId, port: &Port) -> Option<&InstancePort> {
+        let bound = || {
+            let of_it = |bound: &&InstancePort| bound.of.as_ref().is_none_or(|of| of == service);
+            self.ports.iter().filter(|bound| bound.mesh != 0).filter(of_it)
+        };
+        let stands_behind = |bound: &&InstancePort| bound.service == port.number;
+        let named = bound().filter(|bound| bound.of.is_some()).filter(stands_behind).min();
+        let led_to = || bound().filter(|bound| bound.app == port.target).min();
+        named.or_else(led_to).or_else(|| bound().filter(stands_behind).min())
     }
 
     /// The instance's revision.
@@ -113,7 +119,7 @@ impl Instance {
 }
 
 /// A port of the application and the proxy's port before it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct InstancePort {
     /// The service's port behind which it stands. Copies on one host listen on ports of their own and are the same
     /// to their callers.
@@ -124,6 +130,12 @@ pub struct InstancePort {
     pub mesh: u16,
     /// What the application speaks.
     pub protocol: Protocol,
+    /// The service whose port `service` is: several may lead to one instance, by ports of the same number. `None`: any.
+    #[serde(default)]
+    pub of: Option<ServiceId>,
+    /// Whether callers reach the application there itself, past the proxy that stands before its other ports.
+    #[serde(default)]
+    pub past_proxy: bool,
 }
 
 /// Whether an instance may be called.

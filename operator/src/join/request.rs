@@ -191,7 +191,7 @@ fn ports(given: &[Port]) -> Result<Vec<InstancePort>, BadField> {
                 "tcp" => Protocol::Tcp,
                 other => return Err(BadField::Protocol { given: cut(other) }),
             };
-            Ok(InstancePort { service, app, mesh, protocol })
+            Ok(InstancePort { service, app, mesh, protocol, of: None, past_proxy: false })
         })
         .collect()
 }
@@ -237,7 +237,14 @@ mod tests {
         assert_eq!(wish.newcomer.workload.to_string(), "shop/pay@v1");
         assert_eq!(
             wish.newcomer.ports,
-            [InstancePort { service: 80, app: 8080, mesh: 15006, protocol: Protocol::Grpc }]
+            [InstancePort {
+                service: 80,
+                app: 8080,
+                mesh: 15006,
+                protocol: Protocol::Grpc,
+                of: None,
+                past_proxy: false
+            }]
         );
         assert_eq!(wish.had, None);
         check(|r| r.ports.clear(), "");

@@ -27,6 +27,7 @@ use json_patch::Patch;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use serde_json::json;
 use settings::Settings;
+pub(crate) use settings::excluded_inbound_ports;
 use std::{collections::BTreeMap, fmt};
 
 /// Says whether a pod joins: on the pod itself, else on its namespace.

@@ -4,24 +4,22 @@
 //! namespace, the workload, its service account, and each service that selects it. A request must pass all of them. So
 //! a child cannot drop what a parent says, and a second service is no way round the first.
 
-use super::mtls::Words;
+use super::mtls::{Selecting, Words};
 use crate::{
     mesh::Access,
     policy::{Policy, Target},
-    world::Service,
 };
 use std::{collections::BTreeSet, sync::Arc};
 
 impl Words {
-    /// What a request must pass at the door before one port of the application, which stands behind a port of a
-    /// service; in object order.
-    pub(super) fn access(&self, app_port: u16, service_port: u16) -> Vec<Access> {
+    /// What a request must pass at the door before one port of the application, in object order.
+    pub(super) fn access(&self, app_port: u16) -> Vec<Access> {
         let inherited = [&self.mesh, &self.namespace, &self.workload, &self.accounts].into_iter().flatten();
-        let of_services = self.services.iter().flat_map(|(service, policies)| {
-            policies.iter().filter(|policy| is_about(policy, service, app_port, service_port))
+        let of_services = self.services.iter().flat_map(|selecting| {
+            selecting.policies.iter().filter(|policy| is_about(policy, selecting, app_port))
         });
         let said = inherited.chain(of_services).filter_map(|policy| {
-            let says = policy.access.clone()?;
+            let says = Arc::clone(policy.access.as_ref()?);
             Some(Access { by: policy.id.clone(), says })
         });
         said.collect::<BTreeSet<Access>>().into_iter().collect()
@@ -30,10 +28,9 @@ impl Words {
 
 /// Whether a policy of a service is about a port of the application: it targets the whole service, or a port of the
 /// service that leads there.
-fn is_about(policy: &Arc<Policy>, service: &Service, app_port: u16, service_port: u16) -> bool {
+fn is_about(policy: &Arc<Policy>, selecting: &Selecting, app_port: u16) -> bool {
     let Target::Service { port: Some(number), .. } = policy.target else { return true };
-    let leads_there = service.by_number().get(&number).is_some_and(|port| port.target == app_port);
-    leads_there || number == service_port
+    selecting.leads.get(&number).is_some_and(|apps| apps.contains(&app_port))
 }
 
 #[cfg(test)]
@@ -55,14 +52,15 @@ mod tests {
     fn check(targets: &[Target], expected: [&[&str]; 2]) {
         let mut pod = instance("shop/pay", "v1", 1);
         pod.services.insert(service_id("shop/also"));
-        let mut second = pod.ports[0];
+        let mut second = pod.ports[0].clone();
         (second.service, second.app, second.mesh) = (90, 9090, 20_100);
         pod.ports.push(second);
         let workload = pod.workload.clone();
         let policies = targets.iter().enumerate().map(|(n, target)| {
             let mut policy = policy(&format!("shop/{n}"), target.clone());
-            policy.access =
-                Some(AccessSpec { admits_others: false, mode: AccessMode::Enforce, rules: Vec::new() });
+            policy.access = Some(
+                AccessSpec { admits_others: false, mode: AccessMode::Enforce, rules: Vec::new() }.into(),
+            );
             policy.into()
         });
         let http = Protocol::Http;

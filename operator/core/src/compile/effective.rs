@@ -73,14 +73,19 @@ pub fn effective(world: &World, service: &ServiceId) -> Option<Effective> {
     }
     let ports = declared.by_number().into_values().map(|port| {
         let mut rows: Vec<Row> = Vec::new();
-        for door in &doors {
-            let ruling = door.ruling(port.target, port.number);
+        for (door, app_port) in doors.iter().flat_map(|door| {
+            let selecting = door.services.iter().find(|selecting| selecting.service == *service);
+            let apps = selecting.and_then(|selecting| selecting.leads.get(&port.number)).cloned();
+            let apps = apps.filter(|apps| !apps.is_empty()).unwrap_or_else(|| [port.target].into());
+            apps.into_iter().map(move |app| (door, app))
+        }) {
+            let ruling = door.ruling(app_port);
             let (value, origin) = (ruling.mode.written(), Origin::of(ruling.by));
             let row = Row { field: "spec.mtls.mode".to_owned(), value, origin };
             if !rows.contains(&row) {
                 rows.push(row);
             }
-            for access in door.access(port.target, port.number) {
+            for access in door.access(app_port) {
                 let (value, origin) = (access.says.written(), Origin::Object(access.by));
                 let row = Row { field: "spec.access".to_owned(), value, origin };
                 if !rows.contains(&row) {

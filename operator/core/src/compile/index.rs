@@ -69,6 +69,7 @@ impl<'w> Index<'w> {
         let accounts: BTreeSet<_> = instances.iter().map(|instance| &instance.service_account).collect();
         let ids: BTreeSet<_> = instances.iter().flat_map(|instance| &instance.services).collect();
         let services = ids.into_iter().filter_map(|id| self.world.services.get(id));
+        let services = services.map(|service| (service, leads(service, instances)));
         Some(mtls::Inputs {
             trust_domain: self.world.trust_domain.clone(),
             workload: workload.clone(),
@@ -79,7 +80,8 @@ impl<'w> Index<'w> {
 
     /// The words about the door of a workload that only this service selects.
     pub(super) fn door_alone(&self, service: &Arc<Service>) -> mtls::Words {
-        self.policies.words(&service.id.namespace, None, [], [service])
+        let leads = service.by_number().into_iter().map(|(number, port)| (number, [port.target].into()));
+        self.policies.words(&service.id.namespace, None, [], [(service, leads.collect())])
     }
 
     /// All the destinations of a service depend on.
@@ -102,4 +104,13 @@ impl<'w> Index<'w> {
             governing: self.governing.get(&service.id).cloned(),
         }
     }
+}
+
+/// What stands behind each port of a service in copies of one workload.
+fn leads(service: &Service, instances: &[&Arc<Instance>]) -> mtls::Leads {
+    let behind = |port| {
+        let copies = instances.iter().filter(|instance| instance.services.contains(&service.id));
+        copies.filter_map(|instance| Some(instance.behind(&service.id, port)?.app)).collect()
+    };
+    service.by_number().into_iter().map(|(number, port)| (number, behind(port))).collect()
 }

@@ -20,10 +20,10 @@
 
 use super::defaults;
 use crate::{
-    id::{Identity, ObjectId, ServiceAccount, TrustDomain, WorkloadRevision},
-    mesh::{Door, Inbound, Undeclared},
+    id::{Identity, ObjectId, ServiceAccount, ServiceId, TrustDomain, WorkloadRevision},
+    mesh::{Door, Inbound, RESERVED_PORTS, Undeclared},
     policy::{MtlsMode, MtlsSpec, Policy, Target},
-    world::{Instance, Interception, Service},
+    world::{Instance, Interception},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,9 +37,21 @@ pub(super) struct Words {
     pub(super) namespace: Vec<Arc<Policy>>,
     pub(super) workload: Vec<Arc<Policy>>,
     pub(super) accounts: Vec<Arc<Policy>>,
-    /// Every service that selects the workload, with the policies of it and its ports.
-    pub(super) services: Vec<(Arc<Service>, Vec<Arc<Policy>>)>,
+    /// Every service that selects the workload.
+    pub(super) services: Vec<Selecting>,
 }
+
+/// A service that selects a workload.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Selecting {
+    pub(super) service: ServiceId,
+    /// The policies of it and its ports.
+    pub(super) policies: Vec<Arc<Policy>>,
+    pub(super) leads: Leads,
+}
+
+/// What stands behind each port of a service, by number: ports of the application. Copies may listen on different ones.
+pub(super) type Leads = BTreeMap<u16, BTreeSet<u16>>;
 
 /// A mode and whose word it is; `None`: nobody's, the default.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,17 +61,14 @@ pub(super) struct Ruling<'a> {
 }
 
 impl Words {
-    /// The mode of the door before one port of the application, which stands behind a port of a service.
-    pub(super) fn ruling(&self, app_port: u16, service_port: u16) -> Ruling<'_> {
+    /// The mode of the door before one port of the application.
+    pub(super) fn ruling(&self, app_port: u16) -> Ruling<'_> {
         let inherited = strictest(&self.namespace, app_port)
             .or_else(|| strictest(&self.mesh, app_port))
             .unwrap_or(Ruling { mode: defaults::MTLS, by: None });
         let own = strictest(self.workload.iter().chain(&self.accounts), app_port);
         let base = own.unwrap_or(inherited);
-        let services = self
-            .services
-            .iter()
-            .map(|(service, policies)| of_service(service, policies, (app_port, service_port), base));
+        let services = self.services.iter().map(|service| of_service(service, app_port, base));
         let found = own.into_iter().chain(services).reduce(stricter).unwrap_or(base);
         match self.floor(app_port) {
             Some(floor) if floor.mode > found.mode => floor,
@@ -70,21 +79,22 @@ impl Words {
     /// The doors before ports that nobody has declared, and whose words they are.
     fn undeclared(&self, declared: &BTreeMap<u16, Door>) -> (Undeclared, BTreeSet<ObjectId>) {
         // No application can listen on port 0, so that no policy has a word about it alone.
-        let Ruling { mode, by } = self.ruling(0, 0);
+        let Ruling { mode, by } = self.ruling(0);
         let mut authors: BTreeSet<ObjectId> = by.into_iter().cloned().collect();
-        let services = self.services.iter().flat_map(|(_, policies)| policies);
+        let services = self.services.iter().flat_map(|service| &service.policies);
         let policies = [&self.mesh, &self.namespace, &self.workload, &self.accounts].into_iter().flatten();
         let sections = policies.chain(services).filter_map(|policy| policy.mtls.as_ref());
         let named: BTreeSet<u16> = sections.flat_map(|mtls| &mtls.ports).map(|(port, _)| *port).collect();
         let mut exceptions = BTreeMap::new();
-        for port in named.into_iter().filter(|port| *port != 0 && !declared.contains_key(port)) {
-            let ruling = self.ruling(port, port);
+        let ours = |port: &u16| *port == 0 || RESERVED_PORTS.contains(port);
+        for port in named.into_iter().filter(|port| !ours(port) && !declared.contains_key(port)) {
+            let ruling = self.ruling(port);
             if ruling.mode != mode {
                 authors.extend(ruling.by.cloned());
                 exceptions.insert(port, ruling.mode);
             }
         }
-        let access = self.access(0, 0);
+        let access = self.access(0);
         authors.extend(access.iter().map(|access| access.by.clone()));
         (Undeclared { mtls: mode, exceptions, access }, authors)
     }
@@ -121,22 +131,17 @@ fn strictest<'a>(policies: impl IntoIterator<Item = &'a Arc<Policy>>, app_port: 
     said.reduce(stricter)
 }
 
-fn of_service<'a>(
-    service: &Service,
-    policies: &'a [Arc<Policy>],
-    (app_port, service_port): (u16, u16),
-    base: Ruling<'a>,
-) -> Ruling<'a> {
+fn of_service<'a>(selecting: &'a Selecting, app_port: u16, base: Ruling<'a>) -> Ruling<'a> {
+    let Selecting { policies, leads, .. } = selecting;
     let about = |wanted: Option<u16>| {
         policies
             .iter()
             .filter(move |policy| matches!(&policy.target, Target::Service { port, .. } if *port == wanted))
     };
     let whole = strictest(about(None), app_port).unwrap_or(base);
-    let ports = service.by_number();
-    let ports = ports.values().filter(|port| port.target == app_port || port.number == service_port);
+    let ports = leads.iter().filter(|(_, apps)| apps.contains(&app_port));
     ports
-        .map(|port| strictest(about(Some(port.number)), app_port).unwrap_or(whole))
+        .map(|(number, _)| strictest(about(Some(*number)), app_port).unwrap_or(whole))
         .reduce(stricter)
         .unwrap_or(whole)
 }
@@ -161,9 +166,9 @@ pub(super) fn door(inputs: &Inputs) -> Inbound {
     let mut shaped_by = BTreeSet::new();
     for port in instances.iter().flat_map(|instance| &instance.ports) {
         ports.entry(port.app).or_insert_with(|| {
-            let ruling = words.ruling(port.app, port.service);
+            let ruling = words.ruling(port.app);
             shaped_by.extend(ruling.by.cloned());
-            let access = words.access(port.app, port.service);
+            let access = words.access(port.app);
             shaped_by.extend(access.iter().map(|access| access.by.clone()));
             Door { mtls: ruling.mode, protocol: port.protocol, access }
         });
@@ -197,7 +202,7 @@ mod tests {
                 Edit, instance, mode, name, namespace, policy, service, service_id, to_service, world_of,
             },
         },
-        world::Protocol,
+        world::{InstancePort, Protocol},
     };
     use MtlsMode::{Disabled, Permissive, Strict};
 
@@ -232,12 +237,7 @@ mod tests {
     fn check(policies: &[(Target, Option<MtlsSpec>)], expected: [MtlsMode; 2]) {
         let mut pod = instance("shop/pay", "v1", 1);
         pod.services.insert(service_id("shop/also"));
-        pod.ports.push(crate::world::InstancePort {
-            service: 9090,
-            app: 9090,
-            mesh: 20_100,
-            protocol: Protocol::Http,
-        });
+        pod.ports.push(InstancePort { service: 9090, app: 9090, mesh: 20_100, ..pod.ports[0].clone() });
         let declared: [Edit; 3] = [
             service("shop/pay", &[(80, 8080, Protocol::Http), (90, 9090, Protocol::Http)]).into(),
             service("shop/also", &[(80, 8080, Protocol::Http)]).into(),
@@ -274,6 +274,8 @@ mod tests {
         assert_eq!(undeclared(&[(shop(), mode(Strict))]), (Strict, vec![]));
         assert_eq!(undeclared(&[(pay(), mode(Strict))]), (Strict, vec![]));
         assert_eq!(undeclared(&[(to_service("shop/pay", Some(80)), mode(Strict))]), (Permissive, vec![]));
+        let own = (shop(), ports(Some(Strict), &[(15_006, Permissive)]));
+        assert_eq!(undeclared(&[own]), (Strict, vec![]), "the proxy's own");
         let metrics = (shop(), ports(Some(Strict), &[(9_090, Permissive), (8_080, Disabled)]));
         assert_eq!(undeclared(std::slice::from_ref(&metrics)), (Strict, vec![(9_090, Permissive)]));
         let floor = (MESH, floor(mode(Strict)));
@@ -304,6 +306,58 @@ mod tests {
     #[test]
     fn a_service_cannot_open_what_its_workload_closes() {
         check(&[(workload(), mode(Strict)), (pay(), mode(Permissive))], [Strict; 2]);
+    }
+
+    #[test]
+    fn a_port_of_a_service_is_not_the_same_number_of_another() {
+        let mut pod = instance("shop/pay", "v1", 1);
+        pod.services.insert(service_id("shop/admin"));
+        let behind = |of: &str, app: u16| InstancePort {
+            app,
+            of: Some(service_id(of)),
+            ..instance("shop/pay", "v1", 1).ports[0].clone()
+        };
+        pod.ports = vec![behind("shop/pay", 8080), behind("shop/admin", 9000)];
+        let mut admin = policy("shop/admin", to_service("shop/admin", Some(80)));
+        admin.mtls = mode(Strict);
+        let mesh = compile(&world_of([
+            service("shop/pay", &[(80, 8080, Protocol::Http)]).into(),
+            service("shop/admin", &[(80, 9000, Protocol::Http)]).into(),
+            pod.into(),
+            admin.into(),
+        ]))
+        .mesh;
+        let doors = &mesh.workloads.values().next().expect("one workload").ports;
+        assert_eq!([doors[&8080].mtls, doors[&9000].mtls], [Permissive, Strict]);
+    }
+
+    #[test]
+    fn every_service_before_a_port_has_a_word_whatever_its_copies_listen_on() {
+        // `web` is 8080 in v1 and 9090 in v2; `one` leads there from 80, `two` from 81.
+        let copy = |version: &str, number: u8, app: u16| {
+            let mut pod = instance("shop/one", version, number);
+            pod.services.insert(service_id("shop/two"));
+            let behind = |of: &str, number: u16| InstancePort {
+                service: number,
+                app,
+                of: Some(service_id(of)),
+                ..instance("shop/one", version, 1).ports[0].clone()
+            };
+            pod.ports = vec![behind("shop/one", 80), behind("shop/two", 81)];
+            Edit::from(pod)
+        };
+        let mut two = policy("shop/two", to_service("shop/two", Some(81)));
+        two.mtls = mode(Strict);
+        let mesh = compile(&world_of([
+            service("shop/one", &[(80, 8080, Protocol::Http)]).into(),
+            service("shop/two", &[(81, 8080, Protocol::Http)]).into(),
+            copy("v1", 1, 8080),
+            copy("v2", 2, 9090),
+            two.into(),
+        ]))
+        .mesh;
+        let modes = mesh.workloads.values().flat_map(|inbound| inbound.ports.values()).map(|door| door.mtls);
+        assert_eq!(modes.collect::<Vec<_>>(), [Strict, Strict]);
     }
 
     #[test]

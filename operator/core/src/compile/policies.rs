@@ -1,6 +1,6 @@
 //! Which policies have a word about what.
 
-use super::mtls::{self, Words};
+use super::mtls::{self, Leads, Selecting, Words};
 use crate::{
     id::{Name, Namespace, ServiceAccount},
     policy::{CallsSpec, Policy, Target},
@@ -80,7 +80,7 @@ impl<'w> Policies<'w> {
         namespace: &Namespace,
         workload: Option<&Name>,
         accounts: impl IntoIterator<Item = &'a ServiceAccount>,
-        services: impl IntoIterator<Item = &'a Arc<Service>>,
+        services: impl IntoIterator<Item = (&'a Arc<Service>, Leads)>,
     ) -> Words {
         let of = |target| self.about_door(&target).iter().copied().cloned().collect::<Vec<_>>();
         Words {
@@ -99,7 +99,11 @@ impl<'w> Policies<'w> {
                 .collect(),
             services: services
                 .into_iter()
-                .map(|service| (Arc::clone(service), self.of_service(service)))
+                .map(|(service, leads)| Selecting {
+                    service: service.id.clone(),
+                    policies: self.of_service(service),
+                    leads,
+                })
                 .collect(),
         }
     }

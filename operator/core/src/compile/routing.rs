@@ -122,7 +122,7 @@ impl<'a> OnePort<'a> {
             });
         }
         let mut shaped_by = merged.shaped_by;
-        shaped_by.extend(door_alone.ruling(self.port.target, self.port.number).by.cloned());
+        shaped_by.extend(door_alone.ruling(self.port.target).by.cloned());
         shaped_by.extend(governing.iter().map(|governing| governing.by.clone()));
         let identities = self.identities();
         let cluster = |name: ClusterName| Cluster {
@@ -167,11 +167,12 @@ impl<'a> OnePort<'a> {
 
     /// The port of an instance behind this port; an instance without one is no endpoint of it.
     fn behind(&self, instance: &'a Instance) -> Option<&'a InstancePort> {
-        instance.behind(self.port)
+        instance.behind(&self.name.service, self.port)
     }
 
     fn accepts_mtls(&self, instance: &Instance, door: &Inbound) -> bool {
-        let door = instance.behind(self.port).and_then(|port| door.ports.get(&port.app));
+        let port = instance.behind(&self.name.service, self.port).filter(|port| !port.past_proxy);
+        let door = port.and_then(|port| door.ports.get(&port.app));
         instance.interception.keeps_a_door() && door.is_some_and(|door| door.mtls != MtlsMode::Disabled)
     }
 
@@ -219,8 +220,7 @@ impl<'a> OnePort<'a> {
     }
 
     fn transport(&self, http2: Http2) -> Transport {
-        let alone =
-            self.inputs.door_alone.ruling(self.port.target, self.port.number).mode != MtlsMode::Disabled;
+        let alone = self.inputs.door_alone.ruling(self.port.target).mode != MtlsMode::Disabled;
         let with_port = self.inputs.instances.iter().filter(|(instance, _)| self.behind(instance).is_some());
         let mut modes = with_port.map(|(instance, door)| self.accepts_mtls(instance, door));
         if !modes.all(|mtls| mtls == alone) {
@@ -241,7 +241,7 @@ impl<'a> OnePort<'a> {
     fn check_instances(&self, problems: &mut Vec<Problem>) {
         let instances = || self.inputs.instances.iter().map(|(instance, _)| instance);
         let Port { number, target, protocol } = self.port;
-        let with_port = instances().filter(|instance| instance.behind(self.port).is_some()).count();
+        let with_port = instances().filter(|instance| self.behind(instance).is_some()).count();
         if with_port == 0
             && let Some(instance) = instances().next()
         {
@@ -254,8 +254,7 @@ impl<'a> OnePort<'a> {
             problems.push(problem_of(&self.inputs.service, message));
         }
         let differs = |port: &&InstancePort| port.protocol != *protocol;
-        let other =
-            instances().find_map(|instance| Some((instance, instance.behind(self.port).filter(differs)?)));
+        let other = instances().find_map(|instance| Some((instance, self.behind(instance).filter(differs)?)));
         if let Some((instance, port)) = other {
             let message = format!(
                 "port {number} is declared {protocol}, but {} says its application speaks {} on {}: make them agree",
@@ -329,13 +328,15 @@ mod tests {
         let declared = Edit::from(service("shop/pay", &[(80, 8080, Protocol::Http)]));
         let bare = with(instance("shop/pay", "v1", 2), |it| it.interception = Interception::None);
         let outbound = with(instance("shop/pay", "v1", 3), |it| it.interception = Interception::Outbound);
-        let mesh = compile(&world_of([declared, instance("shop/pay", "v1", 1).into(), bare, outbound])).mesh;
+        let excluded = with(instance("shop/pay", "v1", 4), |it| it.ports[0].past_proxy = true);
+        let all = [declared, instance("shop/pay", "v1", 1).into(), bare, outbound, excluded];
+        let mesh = compile(&world_of(all)).mesh;
         let cluster = &destination(&mesh, 80).clusters[0];
         assert_eq!(cluster.transport, Transport::Mixed);
         let mtls: Vec<bool> = cluster.endpoints.iter().map(|endpoint| endpoint.mtls).collect();
-        assert_eq!(mtls, [true, false, false]);
+        assert_eq!(mtls, [true, false, false, false]);
         let doors = mesh.proxies.iter().map(|(id, proxy)| (id.as_str(), proxy.inbound.len()));
-        assert_eq!(doors.collect::<Vec<_>>(), [("shop-pay-1", 1), ("shop-pay-3", 0)]);
+        assert_eq!(doors.collect::<Vec<_>>(), [("shop-pay-1", 1), ("shop-pay-3", 0), ("shop-pay-4", 1)]);
         assert_eq!(mesh.transparent_namespaces.len(), 1, "its calls are redirected");
     }
 

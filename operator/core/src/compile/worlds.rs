@@ -6,8 +6,9 @@ use crate::{
     },
     mesh::FULL_SHARE,
     policy::{
-        CallsSpec, CircuitBreakerSpec, ConnectionSpec, Http2, Millis, MtlsMode, MtlsSpec, Policy,
-        RetriesSpec, RetryMethods, RetryOn, Target, TimeoutsSpec,
+        AccessMode, AccessRule, AccessSpec, Asked, Caller, CallsSpec, CircuitBreakerSpec, ConnectionSpec,
+        Http2, Millis, MtlsMode, MtlsSpec, PathPattern, Policy, RetriesSpec, RetryMethods, RetryOn, Target,
+        TimeoutsSpec,
     },
     rollout::{Canary, Phase, Progress, Rollout},
     world::{Health, Instance, InstancePort, Interception, Port, Protocol, Service, World},
@@ -72,6 +73,8 @@ pub(crate) fn instance(service: &str, version: &str, number: u8) -> Instance {
             app: 8080,
             mesh: 20_000 + u16::from(number),
             protocol: Protocol::Http,
+            of: None,
+            past_proxy: false,
         }],
         outbound_port: 15_001,
         interception: Interception::Environment,
@@ -267,6 +270,8 @@ fn any_instance() -> impl Strategy<Value = Instance> {
                 app,
                 mesh,
                 protocol,
+                of: (mesh > 2).then(|| service_id(of)),
+                past_proxy: mesh == 1,
             }));
             instance
         },
@@ -343,13 +348,35 @@ fn any_mtls() -> impl Strategy<Value = MtlsSpec> {
         .prop_map(|(mode, floor, ports)| MtlsSpec { mode, floor, ports })
 }
 
+fn any_access() -> impl Strategy<Value = AccessSpec> {
+    let caller = (select(&["shop", "bank"][..]), option::of(select(&["pay", "other"][..]))).prop_map(
+        |(space, account)| Caller {
+            namespace: namespace(space),
+            service_account: account.map(|of| name(of).into()),
+        },
+    );
+    let asked = select(vec!["/v1/", "/health"]).prop_map(|path| Asked {
+        methods: BTreeSet::from(["GET".to_owned()]),
+        paths: BTreeSet::from([PathPattern::Prefix(path.to_owned())]),
+    });
+    let rule = (vec(caller, 0..3), vec(asked, 0..2));
+    let mode = select(vec![AccessMode::Enforce, AccessMode::Audit]);
+    (any::<bool>(), mode, vec(rule, 0..3)).prop_map(|(admits_others, mode, rules)| {
+        let named = rules.into_iter().enumerate();
+        let rules = named.map(|(n, (from, to))| AccessRule { name: name(&format!("rule-{n}")), from, to });
+        AccessSpec { admits_others, mode, rules: rules.collect() }
+    })
+}
+
 fn any_policy() -> impl Strategy<Value = Policy> {
     let calls = option::weighted(0.6, any_calls());
-    (0u8..8, any_target(), calls, option::weighted(0.6, any_mtls()), 0i64..2).prop_map(
-        |(number, target, calls, mtls, age_rank)| Policy {
+    let door = (option::weighted(0.6, any_mtls()), option::weighted(0.4, any_access()));
+    (0u8..8, any_target(), calls, door, 0i64..2).prop_map(
+        |(number, target, calls, (mtls, access), age_rank)| Policy {
             age_rank,
             calls: calls.unwrap_or_default(),
             mtls,
+            access: access.map(Arc::new),
             ..policy(&format!("shop/policy-{number}"), target)
         },
     )

@@ -1,14 +1,14 @@
 //! A pod as the mesh sees it: which copy of what, where, and whether it may be called.
 
 use super::shapes::{Pod, PodCondition};
-use crate::webhook::inject::INJECT;
+use crate::webhook::inject::{INJECT, excluded_inbound_ports};
 use airlane_core::{
     id::{BadName, InstanceId, Namespace, Revision, ServiceAccount, WorkloadRevision},
     world::{Health, Interception},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use ring::digest;
-use std::{fmt::Write as _, net::IpAddr, str::FromStr};
+use std::{collections::BTreeSet, fmt::Write as _, net::IpAddr, str::FromStr};
 
 /// The label of a pod that was given a proxy.
 pub(crate) const MESHED: &str = "airlane.dev/meshed";
@@ -33,6 +33,8 @@ pub(super) struct Copy {
     pub(super) address: IpAddr,
     pub(super) ipv6: bool,
     pub(super) interception: Interception,
+    /// Ports of the application that are reached past its proxy.
+    pub(super) excluded: BTreeSet<u16>,
     pub(super) health: Health,
 }
 
@@ -60,6 +62,7 @@ pub(super) fn copy_of(pod: &Pod) -> Option<Copy> {
             .chain([address])
             .any(|ip: IpAddr| ip.is_ipv6()),
         interception: interception_of(pod),
+        excluded: metadata.annotations.as_ref().map(excluded_inbound_ports).unwrap_or_default(),
         health: health_of(metadata.deletion_timestamp.is_some(), &status.conditions),
     })
 }

@@ -212,13 +212,15 @@ pub(super) fn instances<'a>(
                     app: *app,
                     mesh: *app,
                     protocol: port.protocol,
+                    of: Some(slice.service.clone()),
+                    past_proxy: false,
                 })
             })
             .collect();
         for pod in &slice.pods {
             let behind = behind.entry((slice.service.namespace.as_str(), pod)).or_default();
             behind.services.insert(slice.service.clone());
-            behind.ports.extend(&ports);
+            behind.ports.extend(ports.iter().cloned());
         }
     }
     copies
@@ -231,10 +233,12 @@ pub(super) fn instances<'a>(
             let ports: Vec<InstancePort> = ports.into_iter().collect();
             let (outbound_port, ports) = match copy.interception {
                 Interception::None => (0, ports),
-                Interception::Transparent | Interception::Outbound => (OUTBOUND_PORT, ports),
+                Interception::Transparent => (OUTBOUND_PORT, past_proxy(ports, &copy.excluded)),
+                Interception::Outbound => (OUTBOUND_PORT, ports),
                 Interception::Environment => (OUTBOUND_PORT, doors(ports)),
             };
-            let Copy { id, workload, service_account, address, ipv6, interception, health } = copy.clone();
+            let Copy { id, workload, service_account, address, ipv6, interception, health, excluded: _ } =
+                copy.clone();
             let instance = Instance {
                 id: id.clone(),
                 workload,
@@ -250,6 +254,14 @@ pub(super) fn instances<'a>(
             Some((id, instance))
         })
         .collect()
+}
+
+/// The kernel redirects nothing of what enters at these.
+fn past_proxy(mut ports: Vec<InstancePort>, excluded: &BTreeSet<u16>) -> Vec<InstancePort> {
+    for port in &mut ports {
+        port.past_proxy = excluded.contains(&port.app);
+    }
+    ports
 }
 
 /// Ports of the proxy's own, one for each of the application's: both share the pod's address. An application with more
@@ -328,6 +340,7 @@ mod tests {
             address: [10, 244, 0, 1].into(),
             ipv6: false,
             interception,
+            excluded: BTreeSet::new(),
             health: Health::Healthy,
         };
         (("shop".to_owned(), name.to_owned()), copy)
@@ -342,7 +355,10 @@ mod tests {
                 let services: Vec<String> = instance.services.iter().map(ToString::to_string).collect();
                 let ports = instance.ports.iter();
                 let ports: Vec<String> = ports
-                    .map(|port| format!("{}→{}@{}/{}", port.service, port.app, port.mesh, port.protocol))
+                    .map(|port| {
+                        let past = if port.past_proxy { " past its proxy" } else { "" };
+                        format!("{}→{}@{}/{}{past}", port.service, port.app, port.mesh, port.protocol)
+                    })
                     .collect();
                 format!(
                     "{}: {} {} {}",
@@ -380,6 +396,14 @@ mod tests {
                 "a: shop/admin,shop/pay 80→8080@8080/http,80→9000@9000/grpc 15001",
                 "b: shop/pay 80→8080@8080/http 0",
             ],
+        );
+        let mut excluding = copy("a", Interception::Transparent);
+        excluding.1.excluded.insert(9000);
+        check(
+            &[excluding],
+            &offers,
+            &slices,
+            &["a: shop/admin,shop/pay 80→8080@8080/http,80→9000@9000/grpc past its proxy 15001"],
         );
         check(
             &[copy("a", Interception::Environment), copy("d", Interception::Transparent)],

@@ -29,7 +29,14 @@ fn newcomer(namespace: &str, service: &str, mesh_port: u16) -> Newcomer {
         service_account: name.clone().into(),
         services: [ServiceId { namespace, name }].into(),
         address: [127, 0, 0, 1].into(),
-        ports: vec![InstancePort { service: 80, app: 8080, mesh: mesh_port, protocol: Protocol::Http }],
+        ports: vec![InstancePort {
+            service: 80,
+            app: 8080,
+            mesh: mesh_port,
+            protocol: Protocol::Http,
+            of: None,
+            past_proxy: false,
+        }],
         outbound_port: 15001,
     }
 }

@@ -60,6 +60,11 @@ impl Interception {
     }
 }
 
+/// The ports that a pod's annotations keep from its proxy; none if they cannot be read, since no such pod was injected.
+pub(crate) fn excluded_inbound_ports(annotations: &BTreeMap<String, String>) -> BTreeSet<u16> {
+    annotations.get(EXCLUDE_INBOUND_PORTS).and_then(|text| ports(text.trim()).ok()).unwrap_or_default()
+}
+
 /// What a team chose for a pod's proxy. Texts are in the grammar of their annotation.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Settings {
