@@ -40,6 +40,8 @@ pub enum Reason {
     Conflicted,
     /// A value that is understood and cannot change anything where it stands; the rest of the object is used.
     NoEffect,
+    /// What a door should keep, at workloads of the target that have no door, or another way in beside it.
+    NotEnforced,
     /// `perTryTimeout` is longer than the request's timeout.
     ExceedsRequestTimeout,
     /// A door's mode is weaker than a floor above it; the floor holds.

@@ -19,6 +19,7 @@ mod mistakes;
 mod mtls;
 mod names;
 mod policies;
+mod reach;
 mod retries;
 mod routing;
 mod split;

@@ -151,13 +151,14 @@ impl<'a> Handover<'a> {
     /// Whoever gives and whoever takes go in the same turn, unless one of them stays.
     fn go_together(&mut self) {
         loop {
-            let change = |((giver, taker), certain): (&(usize, usize), &bool)| {
-                match (self.turn(*giver), self.turn(*taker)) {
-                    (Turn::Goes, Turn::Waits) => Some((*giver, Turn::Waits)),
-                    (Turn::Waits, Turn::Goes) => Some((*taker, Turn::Waits)),
-                    (Turn::Stays, Turn::Goes) if *certain => Some((*taker, Turn::Stays)),
-                    _ => None,
-                }
+            let change = |((giver, taker), certain): (&(usize, usize), &bool)| match (
+                self.turn(*giver),
+                self.turn(*taker),
+            ) {
+                (Turn::Goes, Turn::Waits) => Some((*giver, Turn::Waits)),
+                (Turn::Waits, Turn::Goes) => Some((*taker, Turn::Waits)),
+                (Turn::Stays, Turn::Goes) if *certain => Some((*taker, Turn::Stays)),
+                _ => None,
             };
             let mut changes: Vec<(usize, Turn)> = self.pairs.iter().filter_map(change).collect();
             for (routes, unknown) in &self.unknown {

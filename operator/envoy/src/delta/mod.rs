@@ -286,7 +286,9 @@ impl Session {
         subscription.heard = true;
         let doubts = subscription.doubt.len();
         self.judged(kind, &flight, request.error_detail.as_ref(), reaction);
-        let Some(hosts) = self.subscriptions.get_mut(&kind).filter(|_| kind == Kind::VirtualHost) else { return };
+        let Some(hosts) = self.subscriptions.get_mut(&kind).filter(|_| kind == Kind::VirtualHost) else {
+            return;
+        };
         if hosts.doubt.len() < doubts {
             let since = self.acked_epoch.map_or(0, |epoch| epoch + 1);
             for name in std::mem::take(&mut self.excused) {
