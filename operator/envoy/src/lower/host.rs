@@ -204,13 +204,12 @@ impl<'a> Host<'a> {
     }
 
     pub(super) fn routes(&self) -> Vec<Route> {
-        let grpc = RouteMatch { grpc: Some(GrpcRouteMatchOptions {}), ..anything() };
         if !self.protocol.is_http() {
             return vec![self.route("connect", connect(), Class::Bytes), self.not_bytes()];
         }
         let tunnel = self.takes_tunnels().then(|| self.tunnel());
         let mut routes: Vec<Route> =
-            tunnel.into_iter().chain([self.route("grpc", grpc, Class::Grpc)]).collect();
+            tunnel.into_iter().chain([self.route("grpc", grpc(), Class::Grpc)]).collect();
         match &self.retries.repeatable {
             Repeatable::All => routes.push(self.route("repeatable", anything(), Class::Repeatable)),
             Repeatable::Methods(methods) => {
@@ -438,6 +437,10 @@ pub(super) fn named(routes: Vec<Route>, names: &[String]) -> impl Iterator<Item 
 /// A regular expression for exactly this text.
 fn literally(text: &str) -> String {
     text.chars().flat_map(|c| [(!c.is_ascii_alphanumeric()).then_some('\\'), Some(c)]).flatten().collect()
+}
+
+pub(super) fn grpc() -> RouteMatch {
+    RouteMatch { grpc: Some(GrpcRouteMatchOptions {}), ..anything() }
 }
 
 fn connect() -> RouteMatch {

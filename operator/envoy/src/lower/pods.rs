@@ -7,7 +7,7 @@
 use super::{
     Lowered,
     cluster::{CONNECTION_AGE, http_options},
-    host::{Host, anything, named},
+    host::{Host, anything, grpc, named},
     listener::http_filter,
     lookup::domain,
     original::{DIRECT, original},
@@ -29,7 +29,9 @@ use envoy_types::pb::{
             core::v3::{HttpProtocolOptions, SubstitutionFormatString, substitution_format_string::Format},
             listener::v3::Filter,
             route::v3::{
-                FilterConfig, Route, RouteAction, VirtualHost, route::Action, route_action::ClusterSpecifier,
+                FilterConfig, Route, RouteAction, VirtualHost,
+                route::Action,
+                route_action::{ClusterSpecifier, MaxStreamDuration},
             },
         },
         extensions::filters::{
@@ -293,9 +295,25 @@ impl<'a> AtAddresses<'a> {
     }
 
     /// To the one that was called. Its services' policies say how long that may take.
-    fn as_called(&self) -> Route {
+    fn as_called(&self) -> [Route; 2] {
         let service = self.services.first();
-        let timeout = service.and_then(Host::request_timeout);
+        let limit = || service.and_then(Host::request_timeout).map_or_else(Duration::default, duration);
+        // As of a service: a caller of gRPC says how long it waits, and a stream is no request that takes too long.
+        let deadline = MaxStreamDuration { grpc_timeout_header_max: Some(limit()), ..Default::default() };
+        [
+            self.to_the_one_called("pod-grpc", grpc(), Duration::default(), Some(deadline)),
+            self.to_the_one_called("pod", anything(), limit(), None),
+        ]
+    }
+
+    fn to_the_one_called(
+        &self,
+        name: &str,
+        matching: RouteMatch,
+        timeout: Duration,
+        max_stream_duration: Option<MaxStreamDuration>,
+    ) -> Route {
+        let service = self.services.first();
         let idle = service.map_or(STREAM_IDLE, Host::stream_idle_timeout);
         let expectation = match self.kin {
             Kin::Meshed { identity, .. } => {
@@ -307,11 +325,12 @@ impl<'a> AtAddresses<'a> {
             Kin::Bare { .. } => [].into(),
         };
         Route {
-            name: "pod".to_owned(),
-            r#match: Some(anything()),
+            name: name.to_owned(),
+            r#match: Some(matching),
             action: Some(Action::Route(RouteAction {
                 cluster_specifier: Some(ClusterSpecifier::Cluster(self.cluster().to_owned())),
-                timeout: Some(timeout.map_or_else(Duration::default, duration)),
+                timeout: Some(timeout),
+                max_stream_duration,
                 idle_timeout: Some(duration(idle)),
                 ..Default::default()
             })),
@@ -350,7 +369,7 @@ impl Lowered for AtAddresses<'_> {
         packed(VirtualHost {
             name: self.name(),
             domains: self.domains(),
-            routes: by_name.chain([self.as_called()]).collect(),
+            routes: by_name.chain(self.as_called()).collect(),
             include_request_attempt_count: true,
             ..Default::default()
         })
