@@ -4,7 +4,7 @@ use super::{Compiled, index::Index, mistakes, mtls, routing, touched::Touched};
 use crate::{
     id::{Identity, InstanceId, Namespace, ServiceId, TrustDomain, WorkloadRevision},
     mesh::{Inbound, Mesh, Proxy},
-    world::{Instance, Interception, World},
+    world::{Instance, InstancePort, Interception, World},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -128,7 +128,8 @@ fn keep<T: PartialEq>(before: Option<&Arc<T>>, made: T) -> Arc<T> {
 }
 
 fn proxy(trust_domain: &TrustDomain, instance: &Instance) -> Proxy {
-    let inbound = instance.ports.iter().filter(|port| port.mesh != 0 && instance.interception.keeps_a_door());
+    let is_door = |port: &&InstancePort| port.mesh != 0 && !port.past_proxy;
+    let inbound = instance.ports.iter().filter(|_| instance.interception.keeps_a_door()).filter(is_door);
     let inbound: BTreeSet<(u16, u16)> = inbound.map(|port| (port.mesh, port.app)).collect();
     Proxy {
         id: instance.id.clone(),

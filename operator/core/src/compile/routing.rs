@@ -336,7 +336,7 @@ mod tests {
         let mtls: Vec<bool> = cluster.endpoints.iter().map(|endpoint| endpoint.mtls).collect();
         assert_eq!(mtls, [true, false, false, false]);
         let doors = mesh.proxies.iter().map(|(id, proxy)| (id.as_str(), proxy.inbound.len()));
-        assert_eq!(doors.collect::<Vec<_>>(), [("shop-pay-1", 1), ("shop-pay-3", 0), ("shop-pay-4", 1)]);
+        assert_eq!(doors.collect::<Vec<_>>(), [("shop-pay-1", 1), ("shop-pay-3", 0), ("shop-pay-4", 0)]);
         assert_eq!(mesh.transparent_namespaces.len(), 1, "its calls are redirected");
     }
 

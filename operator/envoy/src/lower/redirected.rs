@@ -18,7 +18,7 @@ use super::{
 use crate::catalog::Kind;
 use airlane_core::{
     id::{Identity, Namespace},
-    mesh::{Destination, Mesh, Route},
+    mesh::{Destination, Mesh, RESERVED_PORTS, Route},
     policy::Millis,
 };
 use envoy_types::pb::{
@@ -111,6 +111,8 @@ pub(super) fn requests(mesh: &Mesh, places: &Places) -> BTreeMap<(Namespace, u16
     for port in places.request_ports() {
         ports.entry(port).or_default().pods = true;
     }
+    // A listener for one of these would have the address of one that the proxy has already.
+    ports.retain(|port, _| !RESERVED_PORTS.contains(port));
     let of = |caller: &Namespace| {
         let caller = caller.clone();
         ports.iter().map(move |(port, ways)| ((caller.clone(), *port), ways.clone())).collect::<Vec<_>>()

@@ -9,12 +9,22 @@ use airlane_core::{
     protocol::Protocol,
     world::{self, Instance, InstancePort, Interception, Port},
 };
-use airlane_wire::pod::OUTBOUND_PORT;
+use airlane_wire::pod::{self, OUTBOUND_PORT};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
+};
+
+// What the kernel is told, and what proxies and their configuration take for granted.
+const _: () = {
+    use airlane_core::mesh;
+    assert!(
+        mesh::INBOUND_PORT == pod::INBOUND_PORT && airlane_envoy::lower::CALL_PRIORITY == pod::CALL_PRIORITY
+    );
+    assert!(*mesh::RESERVED_PORTS.start() == *pod::RESERVED_PORTS.start());
+    assert!(*mesh::RESERVED_PORTS.end() == *pod::RESERVED_PORTS.end());
 };
 
 /// The first of the ports on which a proxy that does not intercept takes calls, one for each port of the application.
