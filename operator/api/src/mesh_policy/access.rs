@@ -87,16 +87,16 @@ pub struct AccessFrom {
 
 /// Requests, by method and path.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[x_kube(validation = Rule::new("has(self.methods) || has(self.paths)")
+#[x_kube(validation = Rule::new("(has(self.methods) && size(self.methods) > 0) || (has(self.paths) && size(self.paths) > 0)")
     .message("asks for nothing; say methods, paths or both; to mean anything leave out to"))]
 pub struct AccessTo {
     /// Methods, in upper case; without it: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(min = 1, max = 16))]
+    #[schemars(length(max = 16))]
     pub methods: Vec<MethodText>,
     /// Paths; one that ends in `*` means all that begin so. Without it: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(min = 1, max = 64))]
+    #[schemars(length(max = 64))]
     pub paths: Vec<PathText>,
 }
 
