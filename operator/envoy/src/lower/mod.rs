@@ -52,7 +52,7 @@ use std::{
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
 /// Raised whenever the same value is encoded differently than before, so that proxies get the difference.
-const LOWERING: u32 = 5;
+const LOWERING: u32 = 6;
 
 /// What is the same for every mesh.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -29,7 +29,7 @@ use envoy_types::pb::{
             core::v3::{HttpProtocolOptions, SubstitutionFormatString, substitution_format_string::Format},
             listener::v3::Filter,
             route::v3::{
-                FilterConfig, Route, RouteAction, VirtualHost,
+                FilterConfig, Route, RouteAction, RouteMatch, VirtualHost,
                 route::Action,
                 route_action::{ClusterSpecifier, MaxStreamDuration},
             },
