@@ -21,6 +21,9 @@ use std::{
 /// A host that is due, and what is to become of it.
 pub(super) type Decided = (Arc<str>, Due, Decision);
 
+/// The place and name of a host, and the domains that it gives up; `None`: any.
+type Gift<'a> = (usize, &'a Arc<str>, Option<Vec<u64>>);
+
 /// What becomes of a host in this turn.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Turn {
@@ -86,7 +89,7 @@ impl<'a> Handover<'a> {
         let others = hosts.doubt.keys().chain(flying).chain(leaving).chain(view.refused());
         let others: BTreeSet<&Arc<str>> = others.filter(|name| !due.contains(&***name)).collect();
         let givers = decided.iter().map(|(name, ..)| name).chain(others);
-        let gifts: Vec<(usize, &Arc<str>, Option<Vec<u64>>)> = givers
+        let gifts: Vec<Gift<'_>> = givers
             .enumerate()
             .map(|(at, name)| (at, name, given_up(hosts, view, name)))
             .filter(|(.., gift)| gift.as_ref().is_none_or(|gift| !gift.is_empty()))
