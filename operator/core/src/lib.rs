@@ -7,6 +7,7 @@
 //! Architecture invariant: nothing here performs IO, reads a clock, draws a random number or logs. Bad input
 //! becomes a [`problem::Problem`]; nothing returns an error for what a user wrote.
 
+pub mod changes;
 pub mod compile;
 pub mod id;
 pub mod interception;

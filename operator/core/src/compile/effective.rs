@@ -1,6 +1,6 @@
 //! What governs a service, value by value, and where each value came from.
 
-use super::{calls, index::Index, mtls::Words};
+use super::{calls, index::Index, mtls::Words, touched::Touched};
 use crate::{
     id::{ObjectId, ServiceId},
     policy::{AccessSpec, Http2, LoadBalancing, Millis, MtlsMode, RetryMethods, RetryOn},
@@ -62,7 +62,7 @@ impl fmt::Display for Origin {
 /// has one row for each answer its workloads give, usually one; a service without any gives its own.
 pub fn effective(world: &World, service: &ServiceId) -> Option<Effective> {
     let declared = world.services.get(service)?;
-    let index = Index::of(world);
+    let index = Index::of(world, &Touched::between(None, world));
     let ladder = index.policies.ladder(declared);
     let workloads: BTreeSet<_> =
         index.instances_of(service).iter().map(|instance| &instance.workload).collect();

@@ -1,8 +1,8 @@
-//! Who belongs to whom: gathers the inputs of every unit.
+//! Who belongs to whom: gathers the inputs of the units that a change can reach.
 //!
 //! Gathering is linear in the world and cheap beside the units; it only looks up and counts references.
 
-use super::{mtls, names::Names, policies::Policies, routing, split, split::Governing};
+use super::{mtls, names::Names, policies::Policies, routing, split, split::Governing, touched::Touched};
 use crate::{
     id::{ServiceId, WorkloadRevision},
     mesh::Inbound,
@@ -14,7 +14,8 @@ use std::{
     sync::Arc,
 };
 
-/// A world with its objects found from both ends.
+/// A world with its objects found from both ends. Of workloads and services only those are known that a change touches,
+/// and the services of those workloads: of thousands of instances nearly all are elsewhere.
 pub(super) struct Index<'w> {
     pub(super) world: &'w World,
     pub(super) policies: Policies<'w>,
@@ -27,13 +28,22 @@ pub(super) struct Index<'w> {
 }
 
 impl<'w> Index<'w> {
-    pub(super) fn of(world: &'w World) -> Self {
-        let mut by_service: HashMap<_, Vec<_>> = HashMap::with_capacity(world.services.len());
-        let mut by_workload: HashMap<_, Vec<_>> = HashMap::with_capacity(world.services.len());
-        for instance in world.instances.values() {
+    pub(super) fn of(world: &'w World, touched: &Touched) -> Self {
+        let (mut by_workload, mut by_service): (HashMap<_, Vec<_>>, HashMap<_, Vec<_>>) = Default::default();
+        for instance in world.instances.values().filter(|it| touched.workloads.contains(&it.workload)) {
             by_workload.entry(&instance.workload).or_default().push(instance);
+            // A door that comes out different touches every service of its workload.
+            by_service.extend(instance.services.iter().map(|service| (service, Vec::new())));
+        }
+        by_service.extend(touched.services.iter().filter_map(|id| {
+            let (id, _) = world.services.get_key_value(id)?;
+            Some((id, Vec::new()))
+        }));
+        for instance in world.instances.values() {
             for service in &instance.services {
-                by_service.entry(service).or_default().push(instance);
+                if let Some(instances) = by_service.get_mut(service) {
+                    instances.push(instance);
+                }
             }
         }
         let mut problems = BTreeSet::new();
@@ -51,11 +61,6 @@ impl<'w> Index<'w> {
     /// The instances of a service, in order.
     pub(super) fn instances_of(&self, service: &ServiceId) -> &[&'w Arc<Instance>] {
         self.by_service.get(service).map_or(&[], Vec::as_slice)
-    }
-
-    /// Every workload revision that runs, in no order.
-    pub(super) fn workloads(&self) -> impl Iterator<Item = &'w WorkloadRevision> {
-        self.by_workload.keys().copied()
     }
 
     /// The services that select an instance of a workload's revision.

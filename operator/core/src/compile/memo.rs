@@ -31,7 +31,7 @@ impl Memo {
     pub fn compile(&mut self, world: &World) -> Compiled {
         let touched = Touched::between(self.before.as_ref(), world);
         self.before = Some(world.clone());
-        let index = Index::of(world);
+        let index = Index::of(world, &touched);
         self.renew(&index, touched);
         let mut problems = index.problems.clone();
         mistakes::find(&index, &mut problems);
@@ -151,11 +151,14 @@ fn proxy(trust_domain: &TrustDomain, instance: &Instance) -> Proxy {
 
 /// Namespaces with at least one proxy that makes calls, which are redirected to it or not.
 fn namespaces_of_callers(world: &World, redirected: bool) -> BTreeSet<Namespace> {
-    let calls = |instance: &&Arc<Instance>| {
-        let how = instance.interception;
-        how != Interception::None && instance.outbound_port != 0 && how.redirects_calls() == redirected
-    };
-    let callers = world.instances.values().filter(calls);
-    let namespaces: BTreeSet<&Namespace> = callers.map(|instance| &instance.workload.namespace).collect();
-    namespaces.into_iter().cloned().collect()
+    let mut namespaces = BTreeSet::new();
+    for instance in world.instances.values() {
+        let (how, namespace) = (instance.interception, &instance.workload.namespace);
+        let calls = how != Interception::None && instance.outbound_port != 0;
+        // There are thousands of instances in a few namespaces.
+        if calls && how.redirects_calls() == redirected && !namespaces.contains(namespace) {
+            namespaces.insert(namespace.clone());
+        }
+    }
+    namespaces
 }

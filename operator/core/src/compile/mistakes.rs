@@ -153,9 +153,9 @@ struct Running<'w> {
 
 impl<'w> Running<'w> {
     fn of(index: &Index<'w>) -> Self {
-        let workloads = index.workloads().map(|of| (&of.namespace, of.workload.as_str()));
-        let instances = index.world.instances.values();
-        let accounts = instances.map(|of| (&of.workload.namespace, of.service_account.as_str()));
+        let instances = || index.world.instances.values();
+        let workloads = instances().map(|of| (&of.workload.namespace, of.workload.workload.as_str()));
+        let accounts = instances().map(|of| (&of.workload.namespace, of.service_account.as_str()));
         Running { workloads: workloads.collect(), accounts: accounts.collect() }
     }
 }

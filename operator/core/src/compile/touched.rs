@@ -1,16 +1,12 @@
 //! What a change of the world can reach.
 
 use crate::{
+    changes::changes,
     id::{InstanceId, Name, Namespace, ServiceAccount, ServiceId, WorkloadRevision},
     policy::Target,
     world::{Service, World},
 };
-use std::{
-    cmp::Ordering,
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 /// The units that may come out different; every other one has the inputs it had. Too many cost time, one too
 /// few is a wrong mesh, so the rules err on the side of too many.
@@ -132,31 +128,4 @@ impl Subjects {
             }
         }
     }
-}
-
-/// The objects that differ, by pointer, each with what it was and what it is.
-fn changes<'a, K: Ord, V>(
-    before: &'a BTreeMap<K, Arc<V>>,
-    after: &'a BTreeMap<K, Arc<V>>,
-) -> impl Iterator<Item = (&'a K, [Option<&'a Arc<V>>; 2])> {
-    let (mut before, mut after) = (before.iter().peekable(), after.iter().peekable());
-    std::iter::from_fn(move || {
-        loop {
-            let order = match (before.peek(), after.peek()) {
-                (None, None) => return None,
-                (Some(_), None) => Ordering::Less,
-                (None, Some(_)) => Ordering::Greater,
-                (Some((was, _)), Some((is, _))) => was.cmp(is),
-            };
-            let was = if order.is_le() { before.next() } else { None };
-            let is = if order.is_ge() { after.next() } else { None };
-            match (was, is) {
-                (Some((_, was)), Some((_, is))) if Arc::ptr_eq(was, is) => {}
-                (was, is) => {
-                    let (key, _) = is.or(was)?;
-                    return Some((key, [was.map(|(_, was)| was), is.map(|(_, is)| is)]));
-                }
-            }
-        }
-    })
 }
