@@ -18,9 +18,11 @@ mod proto;
 mod redirected;
 mod routes;
 mod shared;
+mod siblings;
 mod signals;
 mod sockets;
 mod tls;
+mod work;
 
 pub use signals::{
     ACCESS_FILTER, ACCESS_SECTION, ATTEMPT_COUNT, DENIED, DENIED_BY, FIRST_ATTEMPTS, OUT_OF_TIME,
@@ -32,9 +34,10 @@ pub(crate) use {
     tls::{AGENT, LEAF},
 };
 
-use crate::catalog::{Catalog, Change, Key, Kind, Resource, Scope, Version};
+use crate::catalog::{Catalog, Change, Key, Kind, Scope, Version};
 use airlane_core::{
-    id::{Identity, InstanceId, Name, Namespace, ObjectId, ServiceId, ServicePort},
+    changes::changes,
+    id::{Identity, InstanceId, Name, Namespace, ServiceId, ServicePort},
     mesh::{Destination, Door, Mesh, Proxy, Undeclared},
     policy::MtlsMode,
     world::Protocol,
@@ -42,6 +45,7 @@ use airlane_core::{
 use envoy_types::pb::google::protobuf::Any;
 use pods::{Kin, Place, Places};
 use redirected::{Ways, bytes, requests};
+use siblings::Siblings;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     hash::{Hash, Hasher},
@@ -49,7 +53,8 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
+use work::{Made, Work};
+use xxhash_rust::xxh3::Xxh3Default;
 
 /// Raised whenever the same value is encoded differently than before, so that proxies get the difference.
 const LOWERING: u32 = 6;
@@ -113,8 +118,12 @@ pub struct Lowerer {
     places: Places,
     catalog: Catalog,
     /// What each origin had at the last lowering.
-    made: HashMap<Origin, BTreeSet<(Scope, Key)>>,
+    made: HashMap<Origin, Keys>,
+    siblings: Siblings,
 }
+
+/// Names of resources, in order, each once.
+type Keys = Box<[(Scope, Key)]>;
 
 impl Lowerer {
     /// A lowerer that has published nothing.
@@ -125,6 +134,7 @@ impl Lowerer {
             places: Places::default(),
             catalog: Catalog::default(),
             made: HashMap::new(),
+            siblings: Siblings::default(),
         }
     }
 
@@ -139,7 +149,12 @@ impl Lowerer {
     pub fn lower(&mut self, mesh: &Mesh) -> (Catalog, Change) {
         let before = self.lowered.take();
         let old = before.as_ref().map(|(_, mesh)| mesh);
-        let mut work = Work { catalog: &mut self.catalog, made: &mut self.made, change: BTreeMap::new() };
+        let mut work = Work {
+            catalog: &mut self.catalog,
+            made: &mut self.made,
+            siblings: &mut self.siblings,
+            change: BTreeMap::new(),
+        };
 
         if before
             .as_ref()
@@ -166,7 +181,10 @@ impl Lowerer {
         if !same_callers || !same_authority {
             work.redirected(mesh);
         }
-        let places = Places::of(mesh);
+        let places = match old {
+            Some(old) if Places::are_same(old, mesh) => self.places.clone(),
+            _ => Places::of(mesh),
+        };
         let (requests, requested) =
             (old.map(|old| requests(old, &self.places)).unwrap_or_default(), requests(mesh, &places));
         for gone in requests.keys().filter(|request| !requested.contains_key(request)) {
@@ -199,6 +217,7 @@ impl Lowerer {
             work.ambiguous(name, candidates, mesh);
         }
         let doors: BTreeSet<_> = changed(old.map(|old| &old.workloads), &mesh.workloads, true)
+            .into_iter()
             .map(|(workload, _)| workload)
             .collect();
         for (id, proxy) in changed(old.map(|old| &old.proxies), &mesh.proxies, same_authority) {
@@ -217,38 +236,19 @@ impl Lowerer {
     }
 }
 
-/// What differs between two maps of shared values: `None` for what is gone. Everything, unless `same_context`.
+/// What differs between two maps of shared values: first what is gone, as `None`. Everything, unless `same_context`.
 fn changed<'a, K: Ord, V: PartialEq>(
     old: Option<&'a BTreeMap<K, Arc<V>>>,
     new: &'a BTreeMap<K, Arc<V>>,
     same_context: bool,
-) -> impl Iterator<Item = (&'a K, Option<&'a Arc<V>>)> {
-    let gone =
-        old.into_iter().flatten().filter(|(key, _)| !new.contains_key(key)).map(|(key, _)| (key, None));
-    let is_same = move |key: &K, value: &Arc<V>| {
-        same_context
-            && old.and_then(|old| old.get(key)).is_some_and(|old| Arc::ptr_eq(old, value) || old == value)
-    };
-    let other =
-        new.iter().filter(move |(key, value)| !is_same(key, value)).map(|(key, value)| (key, Some(value)));
-    gone.chain(other)
-}
-
-/// Domains as the catalog knows them: a mesh has as many as hosts times namespaces.
-fn hashes(domains: &[String]) -> Arc<[u64]> {
-    let hashes: BTreeSet<u64> = domains.iter().map(|domain| xxh3_64(domain.as_bytes())).collect();
-    hashes.into_iter().collect()
-}
-
-/// The resources of one origin.
-#[derive(Default)]
-struct Made(Vec<Arc<Resource>>);
-
-/// A lowering under way.
-struct Work<'a> {
-    catalog: &'a mut Catalog,
-    made: &'a mut HashMap<Origin, BTreeSet<(Scope, Key)>>,
-    change: BTreeMap<Scope, BTreeSet<Key>>,
+) -> Vec<(&'a K, Option<&'a Arc<V>>)> {
+    let everything = || new.iter().map(|(key, value)| (key, Some(value)));
+    let Some(old) = old else { return everything().collect() };
+    let differ = |[was, is]: &[Option<&Arc<V>>; 2]| was.zip(*is).is_none_or(|(was, is)| was != is);
+    let different = changes(old, new).filter(|(_, versions)| differ(versions));
+    let (gone, other): (Vec<_>, Vec<_>) =
+        different.map(|(key, [_, is])| (key, is)).partition(|(_, is)| is.is_none());
+    if same_context { [gone, other].concat() } else { gone.into_iter().chain(everything()).collect() }
 }
 
 impl Work<'_> {
@@ -432,12 +432,11 @@ impl Work<'_> {
         }
         if let Some(port) = proxy.outbound_port {
             let exit = redirected::Exit { port, ipv6: proxy.ipv6 };
-            self.add(made, Scope::Proxy(proxy.id.clone()), &exit, &Arc::default());
+            self.add_alike(made, proxy, &exit, &Arc::default());
         }
     }
 
     fn entrance(&mut self, made: &mut Made, proxy: &Proxy, mesh: &Mesh) {
-        let scope = || Scope::Proxy(proxy.id.clone());
         let Some(inbound) = mesh.workloads.get(&proxy.workload) else { return };
         let shaped_by = Arc::new(inbound.shaped_by.clone());
         // Whose doors are not known keeps them closed.
@@ -446,9 +445,9 @@ impl Work<'_> {
         let entrance = door::Entrance::new(&inbound.ports, undeclared, &mesh.trust_domain, proxy.ipv6);
         let applications = entrance.doors().map(|(port, door)| (port, door.protocol));
         for (port, protocol) in applications.chain([(door::UNDECLARED, Protocol::Tcp)]) {
-            self.add(made, scope(), &original::Application { port, protocol }, &shaped_by);
+            self.add_alike(made, proxy, &original::Application { port, protocol }, &shaped_by);
         }
-        self.add(made, scope(), &entrance, &shaped_by);
+        self.add_alike(made, proxy, &entrance, &shaped_by);
         for (port, door) in &inbound.ports {
             self.admission(made, proxy, *port, door, mesh);
         }
@@ -461,71 +460,6 @@ impl Work<'_> {
         }
         let admission = access::Admission { port, access: &door.access, trust_domain: &mesh.trust_domain };
         let shaped_by = Arc::new(door.access.iter().map(|access| access.by.clone()).collect());
-        self.add(made, Scope::Proxy(proxy.id.clone()), &admission, &shaped_by);
-    }
-
-    /// Encodes a resource unless its version is already published.
-    fn add<L: Lowered>(
-        &mut self,
-        made: &mut Made,
-        scope: Scope,
-        lowered: &L,
-        shaped_by: &Arc<BTreeSet<ObjectId>>,
-    ) {
-        let key = Key { kind: L::KIND, name: lowered.name().into() };
-        let version = lowered.version();
-        let published = self.catalog.resources.get(&scope).and_then(|resources| resources.get(&key));
-        let resource = match published {
-            Some(resource) if resource.version == version && resource.shaped_by == *shaped_by => {
-                Arc::clone(resource)
-            }
-            // Another object shapes the same value: nothing to send.
-            Some(resource) if resource.version == version => {
-                Arc::new(Resource { shaped_by: Arc::clone(shaped_by), ..(**resource).clone() })
-            }
-            _ => Arc::new(Resource {
-                key,
-                scope,
-                version,
-                body: Arc::new(lowered.encode()),
-                ttl: None,
-                clusters: Arc::new(lowered.clusters()),
-                domains: hashes(&lowered.domains()),
-                shaped_by: Arc::clone(shaped_by),
-            }),
-        };
-        made.0.push(resource);
-    }
-
-    /// Puts an origin's resources in the place of those it had.
-    fn replace(&mut self, origin: Origin, made: Made) {
-        let keys: BTreeSet<(Scope, Key)> =
-            made.0.iter().map(|resource| (resource.scope.clone(), resource.key.clone())).collect();
-        let had = self.made.remove(&origin).unwrap_or_default();
-        for (scope, key) in had.difference(&keys) {
-            if let Some(resources) = self.catalog.resources.get_mut(scope) {
-                Arc::make_mut(resources).remove(key);
-                if resources.is_empty() {
-                    self.catalog.resources.remove(scope);
-                }
-            }
-            self.change.entry(scope.clone()).or_default().insert(key.clone());
-        }
-        for resource in made.0 {
-            let resources = self.catalog.resources.entry(resource.scope.clone()).or_default();
-            let published = resources.get(&resource.key);
-            if published.is_some_and(|published| Arc::ptr_eq(published, &resource)) {
-                continue;
-            }
-            if published.is_none_or(|published| {
-                published.version != resource.version || published.ttl != resource.ttl
-            }) {
-                self.change.entry(resource.scope.clone()).or_default().insert(resource.key.clone());
-            }
-            Arc::make_mut(resources).insert(resource.key.clone(), resource);
-        }
-        if !keys.is_empty() {
-            self.made.insert(origin, keys);
-        }
+        self.add_alike(made, proxy, &admission, &shaped_by);
     }
 }

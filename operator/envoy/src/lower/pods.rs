@@ -17,6 +17,7 @@ use super::{
 };
 use crate::catalog::Kind;
 use airlane_core::{
+    changes::changes,
     id::{ClusterDomain, Identity, Name, Namespace, ObjectId, ServicePort, TrustDomain},
     mesh::{Destination, Mesh, Transport},
     policy::{Millis, MtlsMode},
@@ -258,10 +259,32 @@ impl Places {
         places
     }
 
+    /// Whether one mesh certainly has the places of another. Only what differs is looked at: there are thousands of pods,
+    /// and what changes many times a second is which of them may be called.
+    pub(super) fn are_same(old: &Mesh, new: &Mesh) -> bool {
+        old.transparent_namespaces.is_empty() == new.transparent_namespaces.is_empty()
+            && changes(&old.proxies, &new.proxies).next().is_none()
+            && changes(&old.workloads, &new.workloads).next().is_none()
+            && changes(&old.destinations, &new.destinations)
+                .all(|(_, [was, is])| was.zip(is).is_some_and(|(was, is)| has_same_place(was, is)))
+    }
+
     /// The ports on which pods take requests.
     pub(super) fn request_ports(&self) -> BTreeSet<u16> {
         self.requests.keys().map(Kin::port).collect()
     }
+}
+
+fn has_same_place(was: &Destination, is: &Destination) -> bool {
+    // Places know the whole of a service without an address.
+    let has_address = |destination: &Destination| !destination.addresses.is_empty();
+    let pods = |destination: &Destination| {
+        let whole = destination.clusters.first()?;
+        let addresses: BTreeSet<SocketAddr> =
+            whole.endpoints.iter().map(|endpoint| endpoint.address).collect();
+        Some((whole.transport, addresses))
+    };
+    has_address(was) && has_address(is) && was.protocol == is.protocol && pods(was) == pods(is)
 }
 
 /// VHDS: the addresses of pods that are called alike.

@@ -340,9 +340,27 @@ fn nobody_proves_to_be_an_empty_set_of_identities() {
     );
 }
 
+#[test]
+fn pods_of_a_workload_share_what_is_encoded() {
+    let doors = [(8080, door(MtlsMode::Permissive, Protocol::Http))];
+    let pod = |mesh: Mesh, name| mesh.pod(name, "back", &doors, meshes::undeclared(MtlsMode::Permissive));
+    let mut lowerer = lowerer();
+    lowerer.lower(&pod(shop(), "back-1"));
+    let (catalog, _) = lowerer.lower(&pod(pod(shop(), "back-1"), "back-2"));
+    let [one, other] =
+        ["back-1", "back-2"].map(|name| &catalog.resources[&Scope::Proxy(name.parse().unwrap())]);
+    assert!(one.len() > 3, "doors, applications and the way out");
+    for (key, resource) in &**one {
+        assert!(Arc::ptr_eq(&resource.body, &other[key].body), "{key:?}");
+        assert_ne!(resource.scope, other[key].scope);
+    }
+}
+
 fn hosts(catalog: &Catalog, caller: &str) -> Vec<VirtualHost> {
-    let scope = &catalog.resources[&Scope::Namespace(caller.parse().unwrap())];
-    let hosts = scope.values().filter(|resource| resource.key.kind == Kind::VirtualHost);
+    // Nothing is there for callers of a namespace if there is nothing to call.
+    let scope = catalog.resources.get(&Scope::Namespace(caller.parse().unwrap()));
+    let resources = scope.into_iter().flat_map(|resources| resources.values());
+    let hosts = resources.filter(|resource| resource.key.kind == Kind::VirtualHost);
     hosts.map(|resource| VirtualHost::decode(&*resource.body.value).unwrap()).collect()
 }
 
