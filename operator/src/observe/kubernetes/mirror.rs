@@ -10,6 +10,17 @@ use std::collections::BTreeMap;
 /// An object's namespace, empty if it has none, and its name.
 pub(super) type Key = (String, String);
 
+/// What an event did to the set that may be used.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Noted<S> {
+    /// It is what it was.
+    Nothing,
+    /// An object came, went, or is kept as something else: this is what was kept of it before.
+    One(Key, Option<S>),
+    /// Everything may be other than it was.
+    All,
+}
+
 /// The objects of one kind, each as the little that is kept of it.
 #[derive(Debug)]
 pub(super) struct Mirror<S> {
@@ -25,39 +36,50 @@ impl<S> Default for Mirror<S> {
 }
 
 impl<S: PartialEq> Mirror<S> {
-    /// Notes an event; `keep` says what is kept of an object, `None` if nothing. True if the set is another one now.
-    pub(super) fn note<K: Resource>(&mut self, event: Event<K>, keep: impl FnOnce(K) -> Option<S>) -> bool {
+    /// Notes an event; `keep` says what is kept of an object, `None` if nothing.
+    pub(super) fn note<K: Resource>(
+        &mut self,
+        event: Event<K>,
+        keep: impl FnOnce(K) -> Option<S>,
+    ) -> Noted<S> {
         match event {
             Event::Init => {
                 self.listing.clear();
-                false
+                Noted::Nothing
             }
             Event::InitApply(object) => {
                 let key = key(object.meta());
                 if let Some(kept) = keep(object) {
                     self.listing.insert(key, kept);
                 }
-                false
+                Noted::Nothing
             }
             Event::InitDone => {
                 let listed = std::mem::take(&mut self.listing);
                 let changed = !self.complete || self.seen != listed;
                 self.complete = true;
                 self.seen = listed;
-                changed
+                if changed { Noted::All } else { Noted::Nothing }
             }
             Event::Apply(object) => {
                 let key = key(object.meta());
                 match keep(object) {
-                    Some(kept) if self.seen.get(&key) == Some(&kept) => false,
+                    Some(kept) if self.seen.get(&key) == Some(&kept) => Noted::Nothing,
                     Some(kept) => {
-                        self.seen.insert(key, kept);
-                        true
+                        let before = self.seen.insert(key.clone(), kept);
+                        Noted::One(key, before)
                     }
-                    None => self.seen.remove(&key).is_some(),
+                    None => self.forget(key),
                 }
             }
-            Event::Delete(object) => self.seen.remove(&key(object.meta())).is_some(),
+            Event::Delete(object) => self.forget(key(object.meta())),
+        }
+    }
+
+    fn forget(&mut self, key: Key) -> Noted<S> {
+        match self.seen.remove(&key) {
+            Some(before) => Noted::One(key, Some(before)),
+            None => Noted::Nothing,
         }
     }
 }
@@ -99,8 +121,11 @@ mod tests {
     /// The names seen after these events, and how many of them changed the set.
     fn check(events: Vec<Event<ConfigMap>>, expected: &[&str], changes: usize) {
         let mut mirror = Mirror::default();
-        let changed =
-            events.into_iter().filter_map(|event| mirror.note(event, version).then_some(())).count();
+        let changed = events
+            .into_iter()
+            .map(|event| mirror.note(event, version))
+            .filter(|noted| *noted != Noted::Nothing)
+            .count();
         let names: Vec<&str> = mirror.seen().keys().map(|(_, name)| name.as_str()).collect();
         assert_eq!((names.as_slice(), changed), (expected, changes));
     }

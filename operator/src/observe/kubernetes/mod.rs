@@ -4,6 +4,7 @@
 //! [`object`]). What is published is made of complete lists alone ([`mirror`]): nothing before everything was listed
 //! once, and never less because a watch had to begin anew. While the API server is away the last picture stays.
 
+mod instances;
 mod mirror;
 mod object;
 pub(crate) mod pod;
@@ -20,12 +21,13 @@ use futures::{
     FutureExt as _, StreamExt as _,
     stream::{BoxStream, SelectAll},
 };
+use instances::{Parts, Stale};
 use kube::{
     Api, Client, Resource,
     core::{DeserializeGuard, error_boundary::InvalidObject},
     runtime::{WatchStreamExt as _, utils::Backoff, watcher},
 };
-use mirror::Mirror;
+use mirror::{Mirror, Noted};
 use object::Written;
 use pod::Copy;
 use serde::de::DeserializeOwned;
@@ -198,8 +200,9 @@ struct Tell {
 /// Which parts of what is told may be others now.
 #[derive(Default)]
 struct Changed {
-    instances: bool,
-    declared: bool,
+    instances: Stale,
+    services: bool,
+    objects: bool,
     namespaces: bool,
 }
 
@@ -277,52 +280,62 @@ impl Cluster {
         let system = &self.system_namespace;
         match news {
             News::Service(told) => {
-                let new = took("Services", told, |event| {
+                let noted = took("Services", told, |event| {
                     self.services.note(event, readable("Service", |it| service::offer_of(&it)))
                 });
-                changed.declared |= new;
-                changed.instances |= new;
+                changed.services |= noted != Noted::Nothing;
+                changed.instances.service(&noted);
             }
             News::EndpointSlice(told) => {
-                let new = took("EndpointSlices", told, |event| {
+                let noted = took("EndpointSlices", told, |event| {
                     self.slices.note(event, readable("EndpointSlice", |it| service::slice_of(&it)))
                 });
-                changed.declared |= new;
-                changed.instances |= new;
+                let now = |key: &_| self.slices.seen().get(key);
+                changed.services |= match &noted {
+                    Noted::Nothing => false,
+                    Noted::One(key, before) => {
+                        before.as_ref().map(Slice::names) != now(key).map(Slice::names)
+                    }
+                    Noted::All => true,
+                };
+                changed.instances.slice(&noted, now);
             }
             News::Pod(told) => {
-                changed.instances |= took("Pods", told, |event| {
+                let noted = took("Pods", told, |event| {
                     self.copies.note(event, readable("Pod", |pod| pod::copy_of(&pod)))
                 });
+                changed.instances.pod(noted);
             }
             News::Namespace(told) => {
-                changed.namespaces |= took("Namespaces", told, |event| {
+                let noted = took("Namespaces", told, |event| {
                     self.namespaces.note(event, readable("Namespace", labels_of))
                 });
+                changed.namespaces |= noted != Noted::Nothing;
             }
             News::MeshPolicy(told) => {
-                changed.declared |= took("MeshPolicies", told, |event| {
+                let noted = took("MeshPolicies", told, |event| {
                     let keep = |shapes::MeshPolicy { metadata, spec, status }| {
                         object::written(ObjectKind::MeshPolicy, &metadata, &spec, status, system)
                     };
                     self.policies.note(event, readable("MeshPolicy", keep))
                 });
+                changed.objects |= noted != Noted::Nothing;
             }
             News::Canary(told) => {
-                changed.declared |= took("Canaries", told, |event| {
+                let noted = took("Canaries", told, |event| {
                     let keep = |shapes::Canary { metadata, spec, status }| {
                         object::written(ObjectKind::Canary, &metadata, &spec, status, system)
                     };
                     self.canaries.note(event, readable("Canary", keep))
                 });
+                changed.objects |= noted != Noted::Nothing;
             }
         }
     }
 
     fn publish(&self, changed: &Changed) {
-        if changed.declared {
-            let written = || self.policies.seen().values().chain(self.canaries.seen().values());
-            let services = service::services(self.services.seen().values(), self.slices.seen().values());
+        let written = || self.policies.seen().values().chain(self.canaries.seen().values());
+        if changed.objects {
             let kept = written().map(|written| (written.id.clone(), written.kept.clone())).collect();
             tell(&self.tell.kept, kept);
             let statuses = self.canaries.seen().values();
@@ -330,25 +343,31 @@ impl Cluster {
                 &self.tell.statuses,
                 statuses.map(|written| (written.id.clone(), written.status.clone())).collect(),
             );
+        }
+        if changed.objects || changed.services {
             let before = self.tell.declared.borrow().clone();
+            let services = match &before.services {
+                Some(services) if !changed.services => services.clone(),
+                before => service::shared(
+                    service::services(self.services.seen().values(), self.slices.seen().values()),
+                    before.as_ref().unwrap_or(&BTreeMap::new()),
+                ),
+            };
             let declared = Declared {
                 objects: written().map(|written| (written.id.clone(), written.accepted.clone())).collect(),
                 errors: BTreeMap::new(),
-                services: Some(service::shared(
-                    services,
-                    before.services.as_ref().unwrap_or(&BTreeMap::new()),
-                )),
+                services: Some(services),
             };
             tell(&self.tell.declared, declared);
         }
-        if changed.instances {
-            let instances = service::instances(
-                self.copies.seen().iter(),
-                self.services.seen().values(),
-                self.slices.seen().values(),
-            );
+        if !changed.instances.is_empty() {
+            let parts = Parts {
+                copies: self.copies.seen(),
+                offers: self.services.seen(),
+                slices: self.slices.seen(),
+            };
             let before = self.tell.instances.borrow().clone();
-            tell(&self.tell.instances, service::shared(instances, &before));
+            tell(&self.tell.instances, parts.instances(&before, &changed.instances));
         }
         if changed.namespaces {
             let labels = self.namespaces.seen().iter();
@@ -377,13 +396,17 @@ fn tell<T: PartialEq>(told: &watch::Sender<Arc<T>>, now: T) {
 }
 
 /// Takes an event; what a watch could not do is told and tried again by itself.
-fn took<K>(kind: &'static str, told: Told<K>, note: impl FnOnce(watcher::Event<K>) -> bool) -> bool {
+fn took<K, S>(
+    kind: &'static str,
+    told: Told<K>,
+    note: impl FnOnce(watcher::Event<K>) -> Noted<S>,
+) -> Noted<S> {
     match told {
         Ok(event) => note(event),
         // Every watch ends now and then, and a new one begins where it ended.
         Err(watcher::Error::WatchError(status)) if status.code == 410 => {
             tracing::debug!(kind, "the watch begins anew");
-            false
+            Noted::Nothing
         }
         Err(error) => {
             tracing::warn!(
@@ -391,7 +414,7 @@ fn took<K>(kind: &'static str, told: Told<K>, note: impl FnOnce(watcher::Event<K
                 error = &error as &dyn std::error::Error,
                 "cannot watch; what was seen last stays"
             );
-            false
+            Noted::Nothing
         }
     }
 }

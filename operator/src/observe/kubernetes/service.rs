@@ -1,37 +1,17 @@
-//! Services and the pods behind them, as the mesh sees them.
+//! Services and who is behind them, as the mesh sees them.
 
-use super::{
-    pod::Copy,
-    shapes::{EndpointSlice, Service, ServicePort},
-};
+use super::shapes::{EndpointSlice, Service, ServicePort};
 use airlane_core::{
-    id::{InstanceId, Name, Namespace, ServiceId},
+    id::{Name, Namespace, ServiceId},
     protocol::Protocol,
-    world::{self, Instance, InstancePort, Interception, Port},
+    world::{self, Port},
 };
-use airlane_wire::pod::{self, OUTBOUND_PORT};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
 };
-
-// What the kernel is told, and what proxies and their configuration take for granted.
-const _: () = {
-    use airlane_core::mesh;
-    assert!(
-        mesh::INBOUND_PORT == pod::INBOUND_PORT && airlane_envoy::lower::CALL_PRIORITY == pod::CALL_PRIORITY
-    );
-    assert!(*mesh::RESERVED_PORTS.start() == *pod::RESERVED_PORTS.start());
-    assert!(*mesh::RESERVED_PORTS.end() == *pod::RESERVED_PORTS.end());
-};
-
-/// The first of the ports on which a proxy that does not intercept takes calls, one for each port of the application.
-const FIRST_DOOR: u16 = 15_040;
-
-/// The last of them: what is above belongs to users.
-const LAST_DOOR: u16 = 15_099;
 
 /// The label of an EndpointSlice with the name of its service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -63,6 +43,13 @@ pub(super) struct Slice {
     pub(super) ports: Vec<(String, u16)>,
     /// Pods of the service's namespace.
     pub(super) pods: BTreeSet<String>,
+}
+
+impl Slice {
+    /// All that services depend on.
+    pub(super) fn names(&self) -> (&ServiceId, &[(String, u16)]) {
+        (&self.service, &self.ports)
+    }
 }
 
 /// What is kept of a service: nothing if Kubernetes does not choose its pods (then the addresses behind it are not
@@ -195,96 +182,6 @@ pub(super) fn services<'a>(
         .collect()
 }
 
-/// The services that a pod stands behind, and its ports there.
-#[derive(Default)]
-struct Behind {
-    services: BTreeSet<ServiceId>,
-    ports: BTreeSet<InstancePort>,
-}
-
-/// The copies of workloads that matter to the mesh: those with a proxy, and those behind a service.
-pub(super) fn instances<'a>(
-    copies: impl Iterator<Item = (&'a (String, String), &'a Copy)>,
-    offers: impl Iterator<Item = &'a Offer>,
-    slices: impl Iterator<Item = &'a Slice>,
-) -> BTreeMap<InstanceId, Instance> {
-    let offers: HashMap<&ServiceId, &Offer> = offers.map(|offer| (&offer.id, offer)).collect();
-    let mut behind: HashMap<(&str, &str), Behind> = HashMap::new();
-    for slice in slices {
-        let Some(offer) = offers.get(&slice.service) else { continue };
-        let ports: Vec<InstancePort> = slice
-            .ports
-            .iter()
-            .flat_map(|(name, app)| {
-                let meant = offer.ports.iter().filter(move |port| port.name == *name);
-                meant.map(|port| InstancePort {
-                    service: port.number,
-                    app: *app,
-                    mesh: *app,
-                    protocol: port.protocol,
-                    of: Some(slice.service.clone()),
-                    past_proxy: false,
-                })
-            })
-            .collect();
-        for pod in &slice.pods {
-            let behind = behind.entry((slice.service.namespace.as_str(), pod)).or_default();
-            behind.services.insert(slice.service.clone());
-            behind.ports.extend(ports.iter().cloned());
-        }
-    }
-    copies
-        .filter_map(|((namespace, name), copy)| {
-            let Behind { services, ports } =
-                behind.remove(&(namespace.as_str(), name.as_str())).unwrap_or_default();
-            if copy.interception == Interception::None && services.is_empty() {
-                return None;
-            }
-            let ports: Vec<InstancePort> = ports.into_iter().collect();
-            let (outbound_port, ports) = match copy.interception {
-                Interception::None => (0, ports),
-                Interception::Transparent => (OUTBOUND_PORT, past_proxy(ports, &copy.excluded)),
-                Interception::Outbound => (OUTBOUND_PORT, ports),
-                Interception::Environment => (OUTBOUND_PORT, doors(ports)),
-            };
-            let Copy { id, workload, service_account, address, ipv6, interception, health, excluded: _ } =
-                copy.clone();
-            let instance = Instance {
-                id: id.clone(),
-                workload,
-                service_account,
-                services,
-                address,
-                ipv6,
-                ports,
-                outbound_port,
-                interception,
-                health,
-            };
-            Some((id, instance))
-        })
-        .collect()
-}
-
-/// The kernel redirects nothing of what enters at these.
-fn past_proxy(mut ports: Vec<InstancePort>, excluded: &BTreeSet<u16>) -> Vec<InstancePort> {
-    for port in &mut ports {
-        port.past_proxy = excluded.contains(&port.app);
-    }
-    ports
-}
-
-/// Ports of the proxy's own, one for each of the application's: both share the pod's address. An application with more
-/// ports than there are doors is not called by mesh at the last of them.
-fn doors(mut ports: Vec<InstancePort>) -> Vec<InstancePort> {
-    let apps: BTreeSet<u16> = ports.iter().map(|port| port.app).collect();
-    let doors: BTreeMap<u16, u16> = apps.into_iter().zip(FIRST_DOOR..=LAST_DOOR).collect();
-    for port in &mut ports {
-        port.mesh = doors.get(&port.app).copied().unwrap_or(0);
-    }
-    ports
-}
-
 /// What equals its counterpart in `before` is the same allocation, so that the compiler recognises it by its pointer.
 pub(super) fn shared<K: Ord, V: PartialEq>(
     now: BTreeMap<K, V>,
@@ -302,26 +199,22 @@ pub(super) fn shared<K: Ord, V: PartialEq>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    use airlane_core::{
-        id::{Revision, WorkloadRevision},
-        world::Health,
-    };
     use serde_json::{Value, json};
 
     fn read<T: serde::de::DeserializeOwned>(json: Value) -> T {
         serde_json::from_value(json).expect("an object")
     }
 
-    fn offer(name: &str, ports: &Value) -> Option<Offer> {
+    pub(in super::super) fn offer(name: &str, ports: &Value) -> Option<Offer> {
         offer_of(&read(json!({
             "metadata": { "name": name, "namespace": "shop" },
             "spec": { "selector": { "app": name }, "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"], "ports": ports },
         })))
     }
 
-    fn slice(service: &str, ports: &Value, pods: &[&str]) -> Slice {
+    pub(in super::super) fn slice(service: &str, ports: &Value, pods: &[&str]) -> Slice {
         let endpoints: Vec<Value> = pods
             .iter()
             .map(|pod| json!({ "addresses": ["10.244.0.1"], "targetRef": { "kind": "Pod", "name": pod } }))
@@ -334,93 +227,6 @@ mod tests {
             "endpoints": endpoints, "ports": ports,
         })))
         .expect("a slice of a service")
-    }
-
-    fn copy(name: &str, interception: Interception) -> ((String, String), Copy) {
-        let label = |text: &str| Name::parse(text).expect("a name");
-        let namespace = Namespace::parse("shop").expect("a name");
-        let copy = Copy {
-            id: InstanceId::of_copy(name, "abcd").expect("a name"),
-            workload: WorkloadRevision {
-                namespace,
-                workload: label(name),
-                revision: Revision::parse("v1").expect("a name"),
-            },
-            service_account: label("default").into(),
-            address: [10, 244, 0, 1].into(),
-            ipv6: false,
-            interception,
-            excluded: BTreeSet::new(),
-            health: Health::Healthy,
-        };
-        (("shop".to_owned(), name.to_owned()), copy)
-    }
-
-    /// `pod: service,… port→app@mesh/protocol,…` of every instance.
-    fn check(copies: &[((String, String), Copy)], offers: &[Offer], slices: &[Slice], expected: &[&str]) {
-        let instances = instances(copies.iter().map(|(key, copy)| (key, copy)), offers.iter(), slices.iter());
-        let shown: Vec<String> = instances
-            .values()
-            .map(|instance| {
-                let services: Vec<String> = instance.services.iter().map(ToString::to_string).collect();
-                let ports = instance.ports.iter();
-                let ports: Vec<String> = ports
-                    .map(|port| {
-                        let past = if port.past_proxy { " past its proxy" } else { "" };
-                        format!("{}→{}@{}/{}{past}", port.service, port.app, port.mesh, port.protocol)
-                    })
-                    .collect();
-                format!(
-                    "{}: {} {} {}",
-                    instance.workload.workload,
-                    services.join(","),
-                    ports.join(","),
-                    instance.outbound_port
-                )
-            })
-            .collect();
-        assert_eq!(shown, expected);
-    }
-
-    #[test]
-    fn a_copy_stands_behind_the_services_that_select_it() {
-        let pay =
-            offer("pay", &json!([{ "port": 80, "targetPort": 8080, "appProtocol": "http" }])).expect("one");
-        let admin =
-            offer("admin", &json!([{ "name": "grpc-x", "port": 80, "targetPort": "adm" }])).expect("one");
-        let slices = [
-            slice("pay", &json!([{ "name": "", "port": 8080, "protocol": "TCP" }]), &["a", "b"]),
-            slice("admin", &json!([{ "name": "grpc-x", "port": 9000, "protocol": "TCP" }]), &["a"]),
-            slice("unknown", &json!([{ "name": "", "port": 1, "protocol": "TCP" }]), &["a"]),
-        ];
-        let offers = [pay, admin];
-        check(
-            &[
-                copy("a", Interception::Transparent),
-                copy("b", Interception::None),
-                copy("c", Interception::None),
-            ],
-            &offers,
-            &slices,
-            &[
-                "a: shop/admin,shop/pay 80→8080@8080/http,80→9000@9000/grpc 15001",
-                "b: shop/pay 80→8080@8080/http 0",
-            ],
-        );
-        let mut excluding = copy("a", Interception::Transparent);
-        excluding.1.excluded.insert(9000);
-        check(
-            &[excluding],
-            &offers,
-            &slices,
-            &["a: shop/admin,shop/pay 80→8080@8080/http,80→9000@9000/grpc past its proxy 15001"],
-        );
-        check(
-            &[copy("a", Interception::Environment), copy("d", Interception::Transparent)],
-            &offers,
-            &slices,
-            &["a: shop/admin,shop/pay 80→8080@15040/http,80→9000@15041/grpc 15001", "d:   15001"],
-        );
     }
 
     #[test]
