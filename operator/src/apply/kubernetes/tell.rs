@@ -31,6 +31,10 @@ const GATHER: Duration = Duration::from_millis(100);
 /// A status that differs in its counts alone is written no more often than this.
 const COUNT_EVERY: Duration = Duration::from_secs(2);
 
+/// Every proxy that comes or goes changes the counts of all policies: of many policies together they are written no more
+/// often than this.
+const COUNT_GAP: Duration = Duration::from_millis(200);
+
 /// After a failed write.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -96,9 +100,12 @@ impl Teller {
         sent.retain(|id, _| kept.contains_key(id));
         let mut again: Option<Duration> = None;
         let mut sooner = |pause: Duration| again = Some(again.map_or(pause, |again| again.min(pause)));
+        let count_every = count_every(kept.len());
         for (id, kept) in &*kept {
             let written = match id.kind {
-                ObjectKind::MeshPolicy => self.policy(id, kept, &picture, &census, sent.get(id)).await,
+                ObjectKind::MeshPolicy => {
+                    self.policy(id, kept, &picture, &census, sent.get(id), count_every).await
+                }
                 ObjectKind::Canary => self.canary(id, kept, &picture).await.map(|()| Told::AsItIs),
                 ObjectKind::Service => continue,
             };
@@ -127,6 +134,7 @@ impl Teller {
         picture: &Picture,
         census: &Census,
         sent: Option<&Sent>,
+        count_every: Duration,
     ) -> Result<Told, WriteError> {
         let Some(accepted) = picture.declared.objects.get(id) else { return Ok(Told::AsItIs) };
         let inner = &self.writer.0;
@@ -139,10 +147,10 @@ impl Teller {
         if sent.is_some_and(|sent| sent.over == kept.resource_version && sent.status == status) {
             return Ok(Told::AsItIs);
         }
-        let waited = sent.map_or(COUNT_EVERY, |sent| self.writer.0.clock.uptime().saturating_sub(sent.at));
+        let waited = sent.map_or(count_every, |sent| self.writer.0.clock.uptime().saturating_sub(sent.at));
         match due(&kept.status, &status) {
             Due::Never => return Ok(Told::AsItIs),
-            Due::Eventually if waited < COUNT_EVERY => return Ok(Told::Later(COUNT_EVERY - waited)),
+            Due::Eventually if waited < count_every => return Ok(Told::Later(count_every - waited)),
             Due::Eventually | Due::Now => {}
         }
         let Kept { uid, resource_version, .. } = kept;
@@ -194,6 +202,11 @@ impl Teller {
         self.tell_problems(id, kept, &problems, &status);
         Ok(())
     }
+}
+
+/// How often the counts of each of so many objects may be written.
+fn count_every(objects: usize) -> Duration {
+    COUNT_EVERY.max(COUNT_GAP.saturating_mul(u32::try_from(objects).unwrap_or(u32::MAX)))
 }
 
 async fn pause(again: Option<Duration>) {
@@ -249,5 +262,11 @@ mod tests {
         check(&status(1, 3, 1), &status(1, 4, 0), Due::Now);
         check(&status(1, 3, 0), &status(2, 3, 0), Due::Now);
         check(&serde_json::Value::Null, &status(1, 0, 0), Due::Now);
+    }
+
+    #[test]
+    fn the_counts_of_many_policies_are_written_seldom() {
+        assert_eq!(count_every(1), COUNT_EVERY);
+        assert_eq!(count_every(100), Duration::from_secs(20));
     }
 }
