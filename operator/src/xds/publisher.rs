@@ -275,6 +275,9 @@ impl Publisher {
         reached.acked_epoch = session.acked_epoch();
         drop(reached);
         if moved {
+            if let Some(epoch) = session.acked_epoch() {
+                tracing::debug!(proxy = %connection.peer.instance, epoch, "a proxy acknowledged");
+            }
             self.0.progress.send_replace(());
         }
         for rejection in rejections {
