@@ -36,7 +36,7 @@ prove: build ## Run the long proofs: more requests, more rollouts, more simulate
 	export $(with-envoy) AIRLANE_PROVE=1; $(CARGO) test --package airlane-tests --test kubernetes -- --nocapture soak
 	export AIRLANE_RUNS=10; $(CARGO) test --package airlane-core --test pipeline -- --nocapture
 
-bench: ## Measure what the mesh costs (BENCH="compile footprint changes fleet call" picks)
+bench: ## Measure what the mesh costs (BENCH="compile footprint changes fleet scale call" picks)
 	$(CARGO) build --release --workspace --bins --bench mesh
 	export $(with-envoy); $(CARGO) bench --workspace --bench mesh -- $(BENCH)
 

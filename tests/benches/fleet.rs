@@ -1,7 +1,7 @@
 //! One change to a thousand proxies, and what they cost the operator. The proxies are simulated, here; the operator is
 //! a process of its own, and every stream a connection of its own with mutual TLS.
 
-use crate::measure::{Durations, processor_time, resident_kib, table};
+use crate::measure::{Durations, at_rest, processor_time, resident_kib, table};
 use airlane_tests::{
     mesh::Mesh,
     sim_proxy::{Arrival, SimProxy},
@@ -34,9 +34,6 @@ const LONGEST: Duration = Duration::from_secs(120);
 /// How often is looked who has a change. Each proxy notes when it had it: to be woken a thousand times would only cost
 /// what is to be measured.
 const LOOK: Duration = Duration::from_millis(1);
-/// An operator that used less than a twentieth of this is at rest. It is longer than what the operator does by timers
-/// takes to come round.
-const REST: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run() {
     // Nobody beats here but to change an endpoint: the registrations must outlive the silence.
@@ -48,6 +45,7 @@ pub(crate) async fn run() {
     fleet.connect().await;
     fleet.all_healthy().await;
     settled(&mesh).await;
+    // A thousand joined, and said so, on connections that end.
     at_rest(operator).await;
     let connected = resident_kib(operator);
 
@@ -236,17 +234,6 @@ async fn settled(mesh: &Mesh) {
         let rows = mesh.get("proxies").await?;
         let current = rows.iter().filter(|row| row["current"] == true).count();
         if current == PROXIES { Ok(()) } else { Err(format!("{current} of {}", rows.len())) }
-    })
-    .await;
-}
-
-/// Waits until the operator has nothing left to do: a thousand joined, and said so, on connections that end.
-async fn at_rest(operator: i32) {
-    let mut before = Duration::ZERO;
-    until_often("the operator is at rest", LONGEST, REST, async || {
-        let now = processor_time(operator);
-        let busy = now.saturating_sub(std::mem::replace(&mut before, now));
-        if busy < REST / 20 { Ok(()) } else { Err(format!("{busy:?} of {REST:?}")) }
     })
     .await;
 }

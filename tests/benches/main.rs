@@ -14,11 +14,14 @@ mod compile;
 mod fleet;
 mod footprint;
 mod measure;
+mod scale;
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
     machine();
+    // The first provider installed stays; nothing else in this process installs one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     if wanted("compile") {
         compile::run();
@@ -31,6 +34,9 @@ fn main() {
     }
     if wanted("fleet") {
         runtime.block_on(fleet::run());
+    }
+    if wanted("scale") {
+        runtime.block_on(scale::run());
     }
     if wanted("call") {
         runtime.block_on(call::run());

@@ -1,9 +1,17 @@
 //! What was measured, and how it is shown.
 
+use airlane_tests::until::until_often;
 use std::{
     fs,
     time::{Duration, Instant},
 };
+
+/// A process that used less than a twentieth of this is at rest. It is longer than what an operator does by timers takes to
+/// come round.
+const REST: Duration = Duration::from_secs(1);
+
+/// The longest until a process comes to rest.
+const LONGEST: Duration = Duration::from_secs(120);
 
 /// Durations of the same thing.
 #[derive(Clone, Default)]
@@ -95,6 +103,17 @@ pub(crate) fn processor_time(pid: i32) -> Duration {
     Duration::from_nanos(threads.map(of).sum())
 }
 
+/// Waits until a process has nothing left to do.
+pub(crate) async fn at_rest(pid: i32) {
+    let mut before = Duration::ZERO;
+    until_often("the process is at rest", LONGEST, REST, async || {
+        let now = processor_time(pid);
+        let busy = now.saturating_sub(std::mem::replace(&mut before, now));
+        if busy < REST / 20 { Ok(()) } else { Err(format!("{busy:?} of {REST:?}")) }
+    })
+    .await;
+}
+
 /// The resident memory of a process, in KiB.
 pub(crate) fn resident_kib(pid: i32) -> u64 {
     kib(pid, "VmRSS:")
@@ -103,6 +122,11 @@ pub(crate) fn resident_kib(pid: i32) -> u64 {
 /// The most that the resident memory of a process ever was, in KiB.
 pub(crate) fn most_resident_kib(pid: i32) -> u64 {
     kib(pid, "VmHWM:")
+}
+
+/// Has [`most_resident_kib`] begin anew (proc_pid_clear_refs(5)).
+pub(crate) fn forget_most_resident(pid: i32) {
+    fs::write(format!("/proc/{pid}/clear_refs"), "5").unwrap();
 }
 
 fn kib(pid: i32, field: &str) -> u64 {

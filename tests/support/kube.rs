@@ -62,12 +62,20 @@ const LONGEST: Duration = Duration::from_secs(120);
 /// The cluster of this process, or why there can be none here.
 static RUNNING: OnceCell<Result<Running, String>> = OnceCell::const_new();
 
+/// The one of [`Cluster::control_plane`].
+static CONTROL_PLANE: OnceCell<Result<Running, String>> = OnceCell::const_new();
+
+/// Variables of `up.sh`.
+type Settings = Vec<(&'static str, String)>;
+
 /// Shared by the tests that leave the cluster whole.
 static TURN: RwLock<()> = RwLock::const_new(());
 
 struct Running {
     /// Where its state is.
     run: PathBuf,
+    /// What all scripts are told.
+    settings: Settings,
     image: OnceCell<()>,
     names: AtomicUsize,
     /// `hold.sh`, which takes the cluster down when its standard input is closed: in the end by the kernel.
@@ -93,7 +101,7 @@ impl Cluster {
     /// When it does not come up.
     pub async fn shared() -> Option<Self> {
         let turn = Turn::Shared { _lock: TURN.read().await };
-        Self::with(turn).await
+        Self::with(turn, &RUNNING, Settings::new).await
     }
 
     /// The cluster, used by nobody else meanwhile.
@@ -102,12 +110,35 @@ impl Cluster {
     /// When it does not come up.
     pub async fn alone() -> Option<Self> {
         let turn = Turn::Alone { _lock: TURN.write().await };
-        Self::with(turn).await
+        Self::with(turn, &RUNNING, Settings::new).await
     }
 
-    async fn with(turn: Turn) -> Option<Self> {
-        let running = RUNNING.get_or_init(|| async { tokio::task::spawn_blocking(hold).await.unwrap() });
-        match running.await {
+    /// Another cluster: an API server without nodes, and with those controllers alone that namespaces and service
+    /// accounts need, so that nobody touches pods and EndpointSlices that are made up. It is used by nobody else.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub async fn control_plane() -> Option<Self> {
+        let turn = Turn::Alone { _lock: TURN.write().await };
+        let settings = || {
+            let controllers = "namespace-controller,serviceaccount-controller,\
+                               root-ca-certificate-publisher-controller";
+            vec![
+                ("SIZE", "api".to_owned()),
+                ("AIRLANE_CLUSTER", format!("control-plane-{}", std::process::id())),
+                ("CONTROLLER_MANAGER_FLAGS", format!("--controllers={controllers}")),
+            ]
+        };
+        Self::with(turn, &CONTROL_PLANE, settings).await
+    }
+
+    async fn with(
+        turn: Turn,
+        running: &'static OnceCell<Result<Running, String>>,
+        settings: fn() -> Settings,
+    ) -> Option<Self> {
+        let hold = || async move { tokio::task::spawn_blocking(move || hold(settings())).await.unwrap() };
+        match running.get_or_init(hold).await {
             Ok(running) => Some(Cluster { running, damaged: AtomicBool::new(false), turn }),
             Err(reason) => {
                 let required = std::env::var_os("AIRLANE_REQUIRE").is_some();
@@ -225,7 +256,7 @@ impl Cluster {
     /// # Panics
     /// When a node does not take it.
     pub async fn load_image(&self, tar: &Path) {
-        script("load.sh", &["all", &tar.display().to_string()]).await.unwrap();
+        self.running.script("load.sh", &["all", &tar.display().to_string()]).await.unwrap();
     }
 
     /// The image of this build, on all nodes: the operator with `airlane` as its entry point, the sidecar, Envoy, nft.
@@ -239,7 +270,7 @@ impl Cluster {
             // Nodes that come later take all images of this folder.
             let tar = self.running.run.join("images/airlane.tar");
             let folder = binaries.parent().unwrap().display().to_string();
-            script("airlane.sh", &[&tar.display().to_string(), &folder]).await.unwrap();
+            self.running.script("airlane.sh", &[&tar.display().to_string(), &folder]).await.unwrap();
             self.load_image(&tar).await;
         };
         self.running.image.get_or_init(once).await;
@@ -253,7 +284,7 @@ impl Cluster {
     pub async fn tag_image(&self, image: &str, tag: &str) -> String {
         let (name, _) = image.rsplit_once(':').unwrap();
         let tagged = format!("{name}:{tag}");
-        script("tag.sh", &[image, &tagged]).await.unwrap();
+        self.running.script("tag.sh", &[image, &tagged]).await.unwrap();
         tagged
     }
 
@@ -264,7 +295,7 @@ impl Cluster {
     /// When the test shares the cluster, or there is no such part.
     pub async fn stop(&self, service: &str) {
         self.damage();
-        script("service.sh", &["stop", service]).await.unwrap();
+        self.running.script("service.sh", &["stop", service]).await.unwrap();
     }
 
     /// Brings a part back that was stopped.
@@ -272,7 +303,7 @@ impl Cluster {
     /// # Panics
     /// When there is no such part.
     pub async fn start(&self, service: &str) {
-        script("service.sh", &["start", service]).await.unwrap();
+        self.running.script("service.sh", &["start", service]).await.unwrap();
     }
 
     /// Stops and starts the API server, and waits until it serves: every watch breaks, and its cache is empty.
@@ -309,7 +340,7 @@ impl Cluster {
     /// # Panics
     /// When they do not come up.
     pub async fn grow(&self, nodes: usize) {
-        let mut up = Command::new(folder().join("up.sh"));
+        let mut up = self.running.command("up.sh");
         up.env("NODES", nodes.to_string()).env("HELD", "1");
         finish(up, "").await.unwrap();
     }
@@ -320,7 +351,7 @@ impl Cluster {
     /// When the test shares the cluster, or there is no such node.
     pub async fn lose_node(&self, node: usize) {
         self.damage();
-        script("lose.sh", &[&node.to_string()]).await.unwrap();
+        self.running.script("lose.sh", &[&node.to_string()]).await.unwrap();
     }
 
     /// Sends a signal to the processes of a program in a pod, from outside: SIGKILL is what a crash is.
@@ -360,8 +391,7 @@ impl Cluster {
                 let _ = fs::remove_file(service.path().join("stopped"));
             }
         }
-        let up =
-            Command::new(folder().join("up.sh")).env("NODES", nodes.to_string()).env("HELD", "1").output();
+        let up = self.running.command("up.sh").env("NODES", nodes.to_string()).env("HELD", "1").output();
         printed("up.sh", &up.map_err(|error| error.to_string())?)
     }
 }
@@ -410,10 +440,25 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster")
 }
 
+impl Running {
+    fn command(&self, script: &str) -> Command {
+        let mut command = Command::new(folder().join(script));
+        command.envs(self.settings.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    async fn script(&self, name: &str, arguments: &[&str]) -> Result<String, String> {
+        let mut command = self.command(name);
+        command.args(arguments);
+        finish(command, "").await
+    }
+}
+
 /// Has the cluster up from now on, or says why this machine cannot.
-fn hold() -> Result<Running, String> {
+fn hold(settings: Settings) -> Result<Running, String> {
     let mut said = tempfile::tempfile().unwrap();
     let mut hold = Command::new(folder().join("hold.sh"))
+        .envs(settings.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(said.try_clone().unwrap())
@@ -425,7 +470,7 @@ fn hold() -> Result<Running, String> {
     BufReader::new(hold.stdout.take().unwrap()).read_line(&mut line).unwrap();
     if let Some(run) = line.trim().strip_prefix("up ") {
         let (image, names) = (OnceCell::new(), AtomicUsize::new(1));
-        return Ok(Running { run: PathBuf::from(run), image, names, _hold: hold });
+        return Ok(Running { run: PathBuf::from(run), settings, image, names, _hold: hold });
     }
     let status = hold.wait().unwrap();
     let mut why = String::new();
@@ -433,12 +478,6 @@ fn hold() -> Result<Running, String> {
     said.read_to_string(&mut why).unwrap();
     assert!(status.code() == Some(CANNOT), "the cluster did not come up ({status}):\n{why}");
     Err(why.trim().trim_start_matches("error: ").to_owned())
-}
-
-async fn script(name: &str, arguments: &[&str]) -> Result<String, String> {
-    let mut command = Command::new(folder().join(name));
-    command.args(arguments);
-    finish(command, "").await
 }
 
 /// Runs a command to its end.

@@ -192,8 +192,22 @@ pub async fn join_properly_at(join: &JoinInfo, state: &Path, service: &str, mesh
     let identity = workload_identity(&join.trust_domain, "default", service);
     let (mut request, key) = join_request(join, service, &identity);
     request.ports[0].mesh = mesh_port.into();
+    join_by(join, state, &request, &key).await
+}
+
+/// Joins as the pod whose projected token this is and that has this identity, without a proxy, and gives the papers.
+///
+/// # Panics
+/// When the operator refuses.
+pub async fn join_as_pod(join: &JoinInfo, state: &Path, token: &str, identity: &str) -> Papers {
+    // What it says of itself, the operator does not look at.
+    let (request, key) = join_request(join, "pod", identity);
+    join_by(join, state, &JoinRequest { token: token.to_owned(), ..request }, &key).await
+}
+
+async fn join_by(join: &JoinInfo, state: &Path, request: &JoinRequest, key: &KeyPair) -> Papers {
     let mut stranger = Stranger::connect(join, state, None).await.unwrap();
-    let joined: JoinResponse = stranger.call(operator::METHODS[0], &request).await.unwrap();
+    let joined: JoinResponse = stranger.call(operator::METHODS[0], request).await.unwrap();
     let chain_pem = joined.certificate.unwrap().chain_pem;
     let chain = CertificateDer::pem_slice_iter(chain_pem.as_bytes()).collect::<Result<_, _>>().unwrap();
     Papers { chain, key_der: key.serialize_der(), instance: joined.instance }
