@@ -83,11 +83,20 @@ pub(crate) enum Command {
         #[arg(last = true, value_name = "HELM-OPTION")]
         helm: Vec<String>,
     },
+    /// Bring running pods of a cluster into the mesh: what the operator leaves to you, and why.
+    Join(Enrol),
+    /// Take pods of a cluster out of the mesh.
+    Eject(Enrol),
     /// May Airlane be taken out of the cluster? `helm uninstall` asks this.
     Uninstall {
         /// Say whether pods still have sidecars, and change nothing.
-        #[arg(long, required = true)]
+        #[arg(long, required_unless_present = "eject", conflicts_with = "eject")]
         check: bool,
+        /// Take all pods out of the mesh first, namespace by namespace.
+        #[arg(long)]
+        eject: bool,
+        #[command(flatten)]
+        how: How,
     },
     /// List what the mesh knows.
     Get {
@@ -208,6 +217,38 @@ pub(crate) struct Operator {
     /// How long proxies keep a rollout's uncertified share when no operator judges it.
     #[arg(long, default_value = "10m", value_parser = duration, value_name = "DURATION")]
     pub(crate) fail_safe_after: Duration,
+    /// Restart workloads of namespaces that join the mesh or leave it, where nobody notices
+    #[arg(long)]
+    pub(crate) restarts: bool,
+    /// A restarted workload that makes no progress for so long is put back [default: its own progressDeadlineSeconds]
+    #[arg(long, value_parser = duration, value_name = "DURATION", requires = "restarts")]
+    pub(crate) restart_deadline: Option<Duration>,
+    /// How long a namespace is without its label before its pods leave the mesh.
+    #[arg(long, default_value = "10m", value_parser = duration, value_name = "DURATION")]
+    pub(crate) eject_after: Duration,
+}
+
+/// What joins or leaves the mesh.
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Enrol {
+    /// NAMESPACE, or NAMESPACE/KIND/NAME (`shop/statefulset/db`).
+    pub(crate) what: String,
+    #[command(flatten)]
+    pub(crate) how: How,
+}
+
+/// How commands go about it that restart workloads.
+#[derive(Args, Debug, Clone, Copy)]
+pub(crate) struct How {
+    /// Do it without asking.
+    #[arg(short, long, conflicts_with = "dry_run")]
+    pub(crate) yes: bool,
+    /// Say what would be done, and change nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// A workload that makes no progress for so long is put back [default: its own progressDeadlineSeconds]
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    pub(crate) deadline: Option<Duration>,
 }
 
 /// The image of this version.

@@ -9,6 +9,7 @@ mod cli;
 mod clock;
 mod control;
 mod demo;
+mod enrol;
 mod fleet;
 mod health;
 mod join;
@@ -96,6 +97,9 @@ async fn run(arguments: Airlane) -> anyhow::Result<()> {
         Command::Check { files, .. } => cli::check_files(&files),
         Command::Install { write: Some(directory), .. } => cli::write_chart(&directory),
         Command::Install { write: None, helm } => cli::install(place, &helm).await,
+        Command::Join(join) => cli::join(place, &join).await,
+        Command::Eject(eject) => cli::eject(place, &eject).await,
+        Command::Uninstall { eject: true, how, .. } => cli::eject_all(place, how).await,
         Command::Uninstall { .. } => cli::check_uninstall(place).await,
         Command::Get { what, name, output } => {
             cli::get(place, &state, what, name.as_deref(), output.output).await

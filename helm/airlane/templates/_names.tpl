@@ -55,3 +55,8 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- define "airlane.admissionPolicies" -}}
 {{- if and .Values.admissionPolicies.enabled (semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version) }}yes{{ end }}
 {{- end }}
+
+{{/* Without admission policies the right to restart workloads would be the right to read their Secrets. */}}
+{{- define "airlane.restarts" -}}
+{{- if and .Values.restarts.enabled (include "airlane.admissionPolicies" .) }}yes{{ end }}
+{{- end }}

@@ -2,12 +2,13 @@
 
 use super::{Tasks, private_directory, ready};
 use crate::{
-    apply::kubernetes::{Teller, Writer},
+    apply::kubernetes::{Teller, Writer, recorder},
     args::Operator,
     bundle::Bundle,
     ca::{Ca, hex},
     clock::{Clock, SystemClock},
     control::{self, Picture, Pulse},
+    enrol::{decide::Patience, hands::Hands, run::Enrolment},
     fleet::Fleet,
     health::{self, Health, Obstacle},
     join::{Parts, PodTokens, Wire},
@@ -15,7 +16,7 @@ use crate::{
     local::server::{self, Local},
     members::Members as _,
     observe::{
-        kubernetes::{self, WATCH_SECONDS},
+        kubernetes::{self, Restarts, WATCH_SECONDS},
         world::MeshSettings,
     },
     pods::Pods,
@@ -105,7 +106,9 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
     let lowerer =
         Lowerer::new(Settings { bundle_pem: ca.bundle_pem(), fail_safe_after: args.fail_safe_after });
 
-    let (observed, watching) = kubernetes::watch(&client, mesh.system_namespace.clone(), shutdown.clone());
+    let restarts = if args.restarts { Restarts::Watched } else { Restarts::Ignored };
+    let (observed, watching) =
+        kubernetes::watch(&client, mesh.system_namespace.clone(), restarts, shutdown.clone());
     tasks.spawn_sure("the watch of the cluster", watching);
     let pods = Arc::new(Pods::new(observed.instances.clone(), clock.clone()));
     let (following, ending) = (pods.clone(), shutdown.clone());
@@ -209,6 +212,8 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
     let answers = Webhook {
         injection,
         namespaces: observed.namespaces.clone(),
+        workloads: observed.workloads.clone(),
+        picture: picture.clone(),
         system_namespace: args.namespace.clone(),
     };
     let (keeping, ending) = (webhook_tls.clone(), shutdown.clone());
@@ -225,6 +230,25 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
         lease::while_leading(&leads, ending, register).await;
     });
     tasks.spawn_sure("the lease", candidate.run(shutdown.clone()));
+    if args.restarts {
+        let enrolment = Enrolment {
+            hands: Hands::new(client.clone(), args.namespace.clone()),
+            observed: observed.clone(),
+            picture: picture.clone(),
+            fleet: fleet.clone(),
+            clock: clock.clone(),
+            patience: Patience {
+                progress: args.restart_deadline.map(SignedDuration::try_from).transpose()?,
+                eject_after: SignedDuration::try_from(args.eject_after)?,
+            },
+            events: recorder(client.clone(), &me.name),
+            system: args.namespace.clone(),
+        };
+        let (leads, ending) = (lead.clone(), shutdown.clone());
+        tasks.spawn_sure("the restarts of workloads", async move {
+            lease::while_leading(&leads, ending, |ending| enrolment.clone().run(ending)).await;
+        });
+    }
     let leading = Leading {
         lead: Lead { mine: judging, ..lead },
         writer: Writer::new(client, observed.clone(), picture.clone(), fleet.clone(), clock.clone(), me.name),

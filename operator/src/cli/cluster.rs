@@ -1,8 +1,10 @@
 //! What a cluster's API server knows of the mesh: policies and canaries, and what the operator said of them.
 
 pub(crate) mod check;
+pub(crate) mod enrol;
 pub(super) mod exec;
 pub(super) mod replicas;
+mod rollout;
 
 use super::{Wanted, tell};
 use crate::{

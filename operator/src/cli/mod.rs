@@ -30,7 +30,10 @@ use std::{fmt, path::Path};
 
 pub(crate) use check::{check_files, check_mesh};
 pub(crate) use client::Client;
-pub(crate) use cluster::check::{before as check_before, uninstall as check_uninstall};
+pub(crate) use cluster::{
+    check::{before as check_before, uninstall as check_uninstall},
+    enrol::{eject, eject_all, join},
+};
 pub(crate) use inject::inject;
 pub(crate) use install::{install, write_chart};
 pub(crate) use socket::carry;

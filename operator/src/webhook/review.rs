@@ -57,6 +57,9 @@ pub(super) struct Request<'a> {
     /// Unread, since whose it is may end the matter; `None` when something is deleted.
     #[serde(borrow, default)]
     pub(super) object: Option<&'a RawValue>,
+    /// What it was before; `None` when something is created.
+    #[serde(borrow, default)]
+    pub(super) old_object: Option<&'a RawValue>,
 }
 
 /// What kind of object it is about.

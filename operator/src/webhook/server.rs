@@ -1,4 +1,4 @@
-//! The webhook's port: `/inject` (pods), `/validate` (our resources), `/healthz`.
+//! The webhook's port: `/inject` (pods), `/validate` (our resources), `/leave` (namespaces), `/healthz`.
 //!
 //! The API server shows no certificate, so anybody who reaches the port may ask. The answers hold nothing that whoever
 //! may create pods does not know, nothing is called on behalf of what is asked, and what a request may cost is bounded.
@@ -8,7 +8,17 @@ use super::{
     inject::{self, INJECT, Injection, NotInjected, inject},
     review::{self, Answer, Request as Asked},
 };
-use crate::{observe::kubernetes::NamespaceLabels, tls::ServerTls, turns::Turns};
+use crate::{
+    control::Picture,
+    enrol::{record::kept_out, run::asks, ties},
+    observe::kubernetes::{
+        NamespaceLabels,
+        pod::owner_of,
+        workload::{Kind, Workloads},
+    },
+    tls::ServerTls,
+    turns::Turns,
+};
 use airlane_core::id::Namespace;
 use airlane_wire::crowd::{Crowd, host};
 use axum::{
@@ -67,12 +77,16 @@ const GROUP: &str = "airlane.dev";
 const NEVER: &str = "kube-system";
 
 /// What the answers are made from.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Webhook {
     /// What pods get.
     pub injection: watch::Receiver<Arc<Injection>>,
     /// The namespaces; empty until all are known.
     pub namespaces: watch::Receiver<Arc<NamespaceLabels>>,
+    /// The workloads, if they are watched.
+    pub workloads: watch::Receiver<Option<Arc<Workloads>>>,
+    /// What policies mean.
+    pub picture: watch::Receiver<Option<Picture>>,
     /// The operator's own namespace, which is never injected.
     pub system_namespace: Namespace,
 }
@@ -111,6 +125,7 @@ impl Webhook {
         Router::new()
             .route("/inject", post(answer_injection))
             .route("/validate", post(answer_validation))
+            .route("/leave", post(answer_leaving))
             .route("/healthz", get(async || "ok\n"))
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .with_state(self)
@@ -126,6 +141,10 @@ impl Webhook {
         let Labelled { metadata } = read(object)?;
         let labels = self.labels(&asked.namespace, metadata.labels.contains_key(INJECT)).await?;
         let pod: Pod = read(object)?;
+        if let Some(reason) = self.kept_out(&asked.namespace, &pod) {
+            let warning = format!("not in the mesh: {reason}");
+            return Ok(Answer::changed(inject::note(&pod, &[reason])).warning([warning]));
+        }
         let setup = self.injection.borrow().clone();
         let secret = draw_secret().ok_or(Unanswered::Random)?;
         Ok(match inject(&pod, &labels, &secret, &setup) {
@@ -159,6 +178,46 @@ impl Webhook {
         }
     }
 
+    /// Why a pod stays out whose namespace alone asks for the mesh: its workload was put back.
+    fn kept_out(&self, namespace: &str, pod: &Pod) -> Option<String> {
+        if pod.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(INJECT)) {
+            return None;
+        }
+        let owner = owner_of(&pod.metadata).filter(|owner| owner.kind == Kind::Deployment)?;
+        let workloads = self.workloads.borrow().clone()?;
+        let because = kept_out(workloads.deployment(namespace, &owner.name)?)?;
+        Some(format!(
+            "{owner} did not come up with a sidecar ({because}); `airlane join {namespace}/{owner}` tries again"
+        ))
+    }
+
+    /// Whether a namespace may leave the mesh: not while its pods' sidecars keep what policies say.
+    fn leaving(&self, asked: &Asked<'_>) -> Result<Answer, Unanswered> {
+        let (Some(now), Some(before)) = (asked.object, asked.old_object) else {
+            return Ok(Answer::as_it_is());
+        };
+        let is_namespace = asked.kind.group.is_empty() && asked.kind.kind == "Namespace";
+        let (now, before): (Labelled, Labelled) = (read(now.get())?, read(before.get())?);
+        let leaves = asks(&before.metadata.labels) && !asks(&now.metadata.labels);
+        let going = now.metadata.deletion_timestamp.is_some();
+        let (true, false, Ok(name), Some(picture)) = (
+            is_namespace && leaves,
+            going,
+            Namespace::parse(&now.metadata.name),
+            self.picture.borrow().clone(),
+        ) else {
+            return Ok(Answer::as_it_is());
+        };
+        Ok(match &*ties::of_namespace(&picture.world, &picture.compiled.mesh, &name) {
+            [] => Answer::as_it_is(),
+            ties => Answer::refused(format!(
+                "namespace {name} cannot leave the mesh while only its sidecars keep what policies say: {}; {}",
+                ties.join("; "),
+                ties::MEND
+            )),
+        })
+    }
+
     fn validation(&self, asked: &Asked<'_>) -> Result<Answer, Unanswered> {
         let Some(object) = asked.object.filter(|_| asked.kind.group == GROUP) else {
             return Ok(Answer::as_it_is());
@@ -177,7 +236,7 @@ impl Webhook {
     }
 }
 
-/// What decides about a pod before it is read as a whole.
+/// What decides about a pod before it is read as a whole, and about a namespace.
 #[derive(Deserialize)]
 struct Labelled {
     #[serde(default)]
@@ -185,8 +244,11 @@ struct Labelled {
 }
 
 #[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
 struct Metadata {
-    #[serde(default, deserialize_with = "null_is_empty")]
+    name: String,
+    deletion_timestamp: Option<String>,
+    #[serde(deserialize_with = "null_is_empty")]
     labels: BTreeMap<String, String>,
 }
 
@@ -215,6 +277,17 @@ async fn answer_validation(State(webhook): State<Webhook>, headers: HeaderMap, b
         Err(response) => return *response,
     };
     match webhook.validation(&asked) {
+        Ok(answer) => Json(answer.to_review(&asked.uid)).into_response(),
+        Err(error) => error.to_response(&asked),
+    }
+}
+
+async fn answer_leaving(State(webhook): State<Webhook>, headers: HeaderMap, body: Bytes) -> Response {
+    let asked = match asked(&headers, &body) {
+        Ok(asked) => asked,
+        Err(response) => return *response,
+    };
+    match webhook.leaving(&asked) {
         Ok(answer) => Json(answer.to_review(&asked.uid)).into_response(),
         Err(error) => error.to_response(&asked),
     }

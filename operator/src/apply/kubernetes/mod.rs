@@ -130,6 +130,12 @@ impl Base {
     }
 }
 
+/// Writes events as the replica of that name.
+pub(crate) fn recorder(client: Client, me: &str) -> Recorder {
+    let reporter = Reporter { controller: "airlane.dev/operator".to_owned(), instance: Some(me.to_owned()) };
+    Recorder::new(client, reporter)
+}
+
 impl Writer {
     /// A writer called `me`, which no other process may be called, before or after it.
     pub(crate) fn new(
@@ -140,9 +146,8 @@ impl Writer {
         clock: Arc<dyn Clock>,
         me: String,
     ) -> Writer {
-        let reporter = Reporter { controller: "airlane.dev/operator".to_owned(), instance: Some(me.clone()) };
         Writer(Arc::new(Inner {
-            events: Recorder::new(client.clone(), reporter),
+            events: recorder(client.clone(), &me),
             client,
             observed,
             picture,

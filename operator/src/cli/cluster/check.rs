@@ -6,6 +6,7 @@ use super::Cluster;
 use crate::{
     args::Where,
     cli::{say, table::plain},
+    enrol::record::{LAST_RESTART, Record},
     lease::NAME as LEASE,
     observe::kubernetes::pod::MESHED,
     webhook::inject::{INJECTED, refuses_redirection},
@@ -182,6 +183,7 @@ pub(crate) async fn installed(cluster: &Cluster) -> anyhow::Result<()> {
     findings.extend(registration(cluster, Timestamp::now()).await);
     findings.push(way_to_the_webhook(cluster).await);
     findings.push(objects(cluster).await);
+    findings.extend(restarts(cluster).await);
     findings.push(members::proxies(cluster).await);
     findings.push(members::accounts(cluster).await);
     report(&findings, "the mesh is not as it should be")
@@ -348,6 +350,29 @@ async fn objects(cluster: &Cluster) -> Finding {
     }
 }
 
+/// Workloads whose restart into the mesh or out of it was put back.
+async fn restarts(cluster: &Cluster) -> Option<Finding> {
+    let deployments: Api<Deployment> = Api::all(cluster.client.clone());
+    let list = match deployments.list_metadata(&ListParams::default()).await {
+        Ok(list) => list,
+        Err(error) => return Some(unanswered("Deployments", &error)),
+    };
+    let put_back = list.items.into_iter().filter_map(|deployment| {
+        let written = deployment.metadata.annotations.as_ref()?.get(LAST_RESTART)?;
+        let record: Record = serde_json::from_str(written).ok()?;
+        let because = record.failed?.because;
+        let (namespace, name) = (deployment.metadata.namespace?, deployment.metadata.name?);
+        Some(format!("{namespace}/Deployment/{name}, restarted to {}: {because}", record.to))
+    });
+    let put_back: Vec<String> = put_back.collect();
+    (!put_back.is_empty()).then(|| {
+        Bad(format!(
+            "put back, and nothing else of their namespaces is restarted until then: {}",
+            put_back.join("; ")
+        ))
+    })
+}
+
 /// `airlane uninstall --check`: refuses while pods have sidecars, which could not start again and whose certificates
 /// would end.
 pub(crate) async fn uninstall(place: &Where) -> anyhow::Result<()> {
@@ -369,8 +394,7 @@ pub(crate) async fn uninstall(place: &Where) -> anyhow::Result<()> {
     let counts: Vec<String> =
         by_namespace.iter().map(|(namespace, pods)| format!("{namespace}: {pods}")).collect();
     bail!(
-        "pods have sidecars, which need the operator ({}): take the label airlane.dev/inject from those namespaces and \
-         pods, restart their workloads (`kubectl rollout restart deployment -n NAMESPACE`), and try again",
+        "pods have sidecars, which need the operator ({}): `airlane uninstall --eject` takes them out of the mesh",
         counts.join(", ")
     )
 }

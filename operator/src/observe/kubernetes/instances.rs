@@ -185,7 +185,7 @@ fn instance(copy: &Copy, Behind { services, ports }: Behind) -> Option<Instance>
         Interception::Outbound => (OUTBOUND_PORT, ports),
         Interception::Environment => (OUTBOUND_PORT, doors(ports)),
     };
-    let Copy { id, workload, service_account, address, ipv6, interception, health, excluded: _ } = copy.clone();
+    let Copy { id, workload, service_account, address, ipv6, interception, health, .. } = copy.clone();
     Some(Instance {
         id,
         workload,
@@ -230,7 +230,11 @@ fn doors(mut ports: Vec<InstancePort>) -> Vec<InstancePort> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::kubernetes::service::tests::{offer, slice};
+    use crate::observe::kubernetes::{
+        pod::Membership,
+        service::tests::{offer, slice},
+        workload::{Kind, Workload},
+    };
     use airlane_core::{
         id::{Name, Namespace, Revision, WorkloadRevision},
         world::Health,
@@ -254,6 +258,8 @@ mod tests {
             interception,
             excluded: BTreeSet::new(),
             health: Health::Healthy,
+            owner: Workload { kind: Kind::Pod, name: name.to_owned() },
+            membership: Membership::Bare,
         };
         (("shop".to_owned(), name.to_owned()), copy)
     }

@@ -10,6 +10,7 @@ mod object;
 pub(crate) mod pod;
 mod service;
 mod shapes;
+pub(crate) mod workload;
 
 pub(crate) use object::{ANSWERED, Answered, Kept, memory};
 pub(crate) use shapes::{Canary, MeshPolicy};
@@ -38,11 +39,15 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval},
+};
 use tokio_util::sync::CancellationToken;
+use workload::{Deployment, PASS, Pass, Workloads};
 
 /// The values of its label by which a namespace joins the mesh.
-const JOINS: [&str; 2] = ["enabled", pod::OUTBOUND];
+pub(crate) const JOINS: [&str; 2] = ["enabled", pod::OUTBOUND];
 
 /// Events that are taken together before the mesh is looked at anew: a rolling update of many pods is one picture,
 /// and no stream of events keeps the picture from being told.
@@ -55,6 +60,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from
 /// How long a watch lasts before it is begun anew where it ended, seconds. A connection that says nothing for longer
 /// is a dead one whose end nobody told.
 pub(crate) const WATCH_SECONDS: u32 = 45;
+
+/// How often it is told at most whose pods are in the mesh: nothing waits for it that is done in less.
+const WORKLOADS_EVERY: Duration = Duration::from_millis(500);
 
 /// The labels of each namespace.
 pub(crate) type NamespaceLabels = BTreeMap<Namespace, BTreeMap<String, String>>;
@@ -75,6 +83,8 @@ pub(crate) struct Observed {
     pub(crate) namespaces: watch::Receiver<Arc<NamespaceLabels>>,
     /// Namespaces whose pods join the mesh unless they say otherwise.
     pub(crate) joined: watch::Receiver<Arc<BTreeSet<Namespace>>>,
+    /// What decides about restarts; `None` until all of it was listed, which nothing else waits for.
+    pub(crate) workloads: watch::Receiver<Option<Arc<Workloads>>>,
     missing: watch::Receiver<Vec<&'static str>>,
 }
 
@@ -97,6 +107,7 @@ impl Observed {
             kept: watch::Sender::new(Arc::new(seen.kept)).subscribe(),
             namespaces: watch::Sender::default().subscribe(),
             joined: watch::Sender::default().subscribe(),
+            workloads: watch::Sender::default().subscribe(),
             missing: watch::Sender::default().subscribe(),
         }
     }
@@ -115,10 +126,20 @@ impl Observed {
     }
 }
 
+/// Whether Deployments are watched: who restarts none does not need them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Restarts {
+    /// They are watched, and [`Observed::workloads`] is told.
+    Watched,
+    /// They are not.
+    Ignored,
+}
+
 /// Watches until shutdown; to be spawned. What it sees is told through [`Observed`].
 pub(crate) fn watch(
     client: &Client,
     system_namespace: Namespace,
+    restarts: Restarts,
     shutdown: CancellationToken,
 ) -> (Observed, impl Future<Output = ()> + Send + use<>) {
     let mut news: SelectAll<BoxStream<'static, News>> = SelectAll::new();
@@ -128,6 +149,11 @@ pub(crate) fn watch(
     news.push(follow(client, News::Namespace));
     news.push(follow(client, News::MeshPolicy));
     news.push(follow(client, News::Canary));
+    if restarts == Restarts::Watched {
+        news.push(follow(client, News::Deployment));
+        let only = watcher::Config::default().fields(&format!("metadata.name={PASS}"));
+        news.push(follow_some(client, only, News::RoleBinding));
+    }
     let (cluster, observed) = Cluster::new(system_namespace);
     (observed, cluster.run(news, shutdown))
 }
@@ -145,13 +171,26 @@ enum News {
     Namespace(Told<Guarded<shapes::Namespace>>),
     MeshPolicy(Told<Guarded<shapes::MeshPolicy>>),
     Canary(Told<Guarded<shapes::Canary>>),
+    Deployment(Told<Guarded<shapes::Deployment>>),
+    RoleBinding(Told<Guarded<shapes::RoleBinding>>),
 }
 
 fn follow<K>(client: &Client, news: fn(Told<Guarded<K>>) -> News) -> BoxStream<'static, News>
 where
     K: Resource<DynamicType = ()> + DeserializeOwned + Clone + fmt::Debug + Send + 'static,
 {
-    let config = watcher::Config::default().timeout(WATCH_SECONDS);
+    follow_some(client, watcher::Config::default(), news)
+}
+
+fn follow_some<K>(
+    client: &Client,
+    which: watcher::Config,
+    news: fn(Told<Guarded<K>>) -> News,
+) -> BoxStream<'static, News>
+where
+    K: Resource<DynamicType = ()> + DeserializeOwned + Clone + fmt::Debug + Send + 'static,
+{
+    let config = which.timeout(WATCH_SECONDS);
     watcher(Api::<Guarded<K>>::all(client.clone()), config).backoff(Patience::default()).map(news).boxed()
 }
 
@@ -181,10 +220,20 @@ struct Cluster {
     services: Mirror<Offer>,
     slices: Mirror<Slice>,
     copies: Mirror<Copy>,
-    namespaces: Mirror<BTreeMap<String, String>>,
+    namespaces: Mirror<Labelled>,
     policies: Mirror<Written>,
     canaries: Mirror<Written>,
+    deployments: Mirror<Deployment>,
+    passes: Mirror<Pass>,
     tell: Tell,
+}
+
+/// What is kept of a namespace.
+#[derive(PartialEq, Debug)]
+struct Labelled {
+    labels: BTreeMap<String, String>,
+    /// Whether its team restarts workloads itself.
+    manual: bool,
 }
 
 struct Tell {
@@ -194,6 +243,7 @@ struct Tell {
     kept: watch::Sender<Arc<BTreeMap<ObjectId, Kept>>>,
     namespaces: watch::Sender<Arc<NamespaceLabels>>,
     joined: watch::Sender<Arc<BTreeSet<Namespace>>>,
+    workloads: watch::Sender<Option<Arc<Workloads>>>,
     missing: watch::Sender<Vec<&'static str>>,
 }
 
@@ -204,6 +254,7 @@ struct Changed {
     services: bool,
     objects: bool,
     namespaces: bool,
+    workloads: bool,
 }
 
 impl Cluster {
@@ -215,6 +266,7 @@ impl Cluster {
             kept: watch::Sender::default(),
             namespaces: watch::Sender::default(),
             joined: watch::Sender::default(),
+            workloads: watch::Sender::default(),
             missing: watch::Sender::default(),
         };
         let cluster = Cluster {
@@ -225,6 +277,8 @@ impl Cluster {
             namespaces: Mirror::default(),
             policies: Mirror::default(),
             canaries: Mirror::default(),
+            deployments: Mirror::default(),
+            passes: Mirror::default(),
             tell,
         };
         cluster.tell.missing.send_replace(cluster.missing());
@@ -235,6 +289,7 @@ impl Cluster {
             kept: cluster.tell.kept.subscribe(),
             namespaces: cluster.tell.namespaces.subscribe(),
             joined: cluster.tell.joined.subscribe(),
+            workloads: cluster.tell.workloads.subscribe(),
             missing: cluster.tell.missing.subscribe(),
         };
         (cluster, observed)
@@ -242,9 +297,16 @@ impl Cluster {
 
     async fn run(mut self, mut news: SelectAll<BoxStream<'static, News>>, shutdown: CancellationToken) {
         let mut changed = Changed::default();
+        let mut workloads_due = interval(WORKLOADS_EVERY);
+        workloads_due.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let first = tokio::select! {
                 () = shutdown.cancelled() => return,
+                _ = workloads_due.tick(), if changed.workloads && self.knows_workloads() => {
+                    changed.workloads = false;
+                    self.publish_workloads();
+                    continue;
+                }
                 first = news.next() => first,
             };
             let Some(first) = first else { return };
@@ -255,7 +317,9 @@ impl Cluster {
             }
             let missing = self.missing();
             if missing.is_empty() {
+                let workloads = changed.workloads;
                 self.publish(&std::mem::take(&mut changed));
+                changed.workloads = workloads;
             }
             self.tell.missing.send_if_modified(|told| std::mem::replace(told, missing) != self.missing());
         }
@@ -304,13 +368,28 @@ impl Cluster {
                 let noted = took("Pods", told, |event| {
                     self.copies.note(event, readable("Pod", |pod| pod::copy_of(&pod)))
                 });
+                changed.workloads |= noted != Noted::Nothing;
                 changed.instances.pod(noted);
             }
             News::Namespace(told) => {
                 let noted = took("Namespaces", told, |event| {
-                    self.namespaces.note(event, readable("Namespace", labels_of))
+                    self.namespaces.note(event, readable("Namespace", labelled))
                 });
                 changed.namespaces |= noted != Noted::Nothing;
+                changed.workloads |= noted != Noted::Nothing;
+            }
+            News::Deployment(told) => {
+                let noted = took("Deployments", told, |event| {
+                    let keep = readable("Deployment", |it| workload::deployment_of(&it));
+                    self.deployments.note(event, keep)
+                });
+                changed.workloads |= noted != Noted::Nothing;
+            }
+            News::RoleBinding(told) => {
+                let noted = took("RoleBindings", told, |event| {
+                    self.passes.note(event, readable("RoleBinding", |it| workload::pass_of(&it)))
+                });
+                changed.workloads |= noted != Noted::Nothing;
             }
             News::MeshPolicy(told) => {
                 let noted = took("MeshPolicies", told, |event| {
@@ -371,8 +450,8 @@ impl Cluster {
         }
         if changed.namespaces {
             let labels = self.namespaces.seen().iter();
-            let labels =
-                labels.filter_map(|((_, name), labels)| Some((Namespace::parse(name).ok()?, labels.clone())));
+            let labels = labels
+                .filter_map(|((_, name), kept)| Some((Namespace::parse(name).ok()?, kept.labels.clone())));
             let labels: NamespaceLabels = labels.collect();
             let joins = |labels: &BTreeMap<String, String>| {
                 labels.get(INJECT).is_some_and(|value| JOINS.contains(&&**value))
@@ -381,6 +460,28 @@ impl Cluster {
             tell(&self.tell.joined, joined.collect());
             tell(&self.tell.namespaces, labels);
         }
+    }
+
+    fn knows_workloads(&self) -> bool {
+        self.deployments.is_complete() && self.passes.is_complete() && self.missing().is_empty()
+    }
+
+    fn publish_workloads(&self) {
+        let passes = self.passes.seen().iter();
+        let manual = self.namespaces.seen().iter().filter(|(_, kept)| kept.manual);
+        let workloads = Workloads {
+            deployments: self.deployments.seen().clone(),
+            crews: workload::crews(self.copies.seen().iter()),
+            passes: passes.map(|((namespace, _), pass)| (namespace.clone(), pass.clone())).collect(),
+            manual: manual.map(|((_, name), _)| name.clone()).collect(),
+        };
+        self.tell.workloads.send_if_modified(|told| {
+            let changed = told.as_deref() != Some(&workloads);
+            if changed {
+                *told = Some(Arc::new(workloads));
+            }
+            changed
+        });
     }
 }
 
@@ -435,9 +536,9 @@ fn readable<K, S>(
     }
 }
 
-/// What is kept of a namespace.
-fn labels_of(namespace: shapes::Namespace) -> Option<BTreeMap<String, String>> {
-    Some(namespace.metadata.labels.unwrap_or_default())
+fn labelled(namespace: shapes::Namespace) -> Option<Labelled> {
+    let manual = workload::is_manual(&workload::ours(&namespace.metadata));
+    Some(Labelled { labels: namespace.metadata.labels.unwrap_or_default(), manual })
 }
 
 #[cfg(test)]

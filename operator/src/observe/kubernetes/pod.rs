@@ -1,9 +1,12 @@
 //! A pod as the mesh sees it: which copy of what, where, and whether it may be called.
 
-use super::shapes::{Pod, PodCondition};
+use super::{
+    shapes::{Pod, PodCondition},
+    workload::{Kind, Workload},
+};
 use crate::webhook::inject::{INJECT, excluded_inbound_ports};
 use airlane_core::{
-    id::{BadName, InstanceId, Namespace, Revision, ServiceAccount, WorkloadRevision},
+    id::{BadName, InstanceId, Name, Namespace, Revision, ServiceAccount, WorkloadRevision},
     world::{Health, Interception},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -14,6 +17,8 @@ use std::{collections::BTreeSet, fmt::Write as _, net::IpAddr, str::FromStr};
 pub(crate) const MESHED: &str = "airlane.dev/meshed";
 /// The annotation that says how the application's traffic reaches that proxy.
 pub(crate) const INTERCEPTION: &str = "airlane.dev/interception";
+/// The value of [`INJECT`] for pods that stay out.
+pub(crate) const OPTED_OUT: &str = "disabled";
 /// The value of [`INJECT`] for pods whose calls are ours and whose callers are not.
 pub(crate) const OUTBOUND: &str = "outbound";
 /// The value of [`INTERCEPTION`] for applications that are told where the proxy is.
@@ -36,6 +41,20 @@ pub(super) struct Copy {
     /// Ports of the application that are reached past its proxy.
     pub(super) excluded: BTreeSet<u16>,
     pub(super) health: Health,
+    /// Whose copy it is, as Kubernetes calls it.
+    pub(super) owner: Workload,
+    pub(super) membership: Membership,
+}
+
+/// Where a pod stands to the mesh.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Membership {
+    /// It was given a sidecar.
+    Sidecar,
+    /// It was not.
+    Bare,
+    /// Its own label says that it stays out.
+    OptedOut,
 }
 
 /// What is kept of a pod: nothing unless it has an address and has not ended.
@@ -64,39 +83,61 @@ pub(super) fn copy_of(pod: &Pod) -> Option<Copy> {
         interception: interception_of(pod),
         excluded: metadata.annotations.as_ref().map(excluded_inbound_ports).unwrap_or_default(),
         health: health_of(metadata.deletion_timestamp.is_some(), &status.conditions),
+        owner: owner_of(metadata)?,
+        membership: membership_of(metadata),
+    })
+}
+
+fn membership_of(metadata: &ObjectMeta) -> Membership {
+    let said = |key: &str| metadata.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
+    match (said(MESHED), said(INJECT)) {
+        (Some("true"), _) => Membership::Sidecar,
+        (_, Some(OPTED_OUT)) => Membership::OptedOut,
+        _ => Membership::Bare,
+    }
+}
+
+/// The workload that a pod is a copy of, by its own name: for a ReplicaSet of a Deployment the Deployment, whose name is
+/// what precedes the hash of the template; without a controller the pod itself.
+pub(crate) fn owner_of(metadata: &ObjectMeta) -> Option<Workload> {
+    let hash = metadata.labels.as_ref().and_then(|labels| labels.get("pod-template-hash"));
+    let owners = metadata.owner_references.as_deref().unwrap_or_default();
+    let Some(owner) = owners.iter().find(|owner| owner.controller == Some(true)) else {
+        return Some(Workload { kind: Kind::Pod, name: metadata.name.clone()? });
+    };
+    let deployment = hash
+        .filter(|_| owner.kind == "ReplicaSet")
+        .and_then(|hash| owner.name.strip_suffix(hash.as_str())?.strip_suffix('-'))
+        .filter(|deployment| !deployment.is_empty());
+    Some(match deployment {
+        Some(name) => Workload { kind: Kind::Deployment, name: name.to_owned() },
+        None => Workload { kind: Kind::of(&owner.kind), name: owner.name.clone() },
     })
 }
 
 /// The workload that a pod is a copy of, and the revision.
 ///
-/// The workload is the controller that owns the pod: for a ReplicaSet of a Deployment the Deployment, whose name is
-/// what precedes the hash of the template; without an owner it is the pod itself. The revision is what its author says
-/// (`version`, else `app.kubernetes.io/version`), else what Kubernetes says (the hash of the pod's template or the
-/// controller's revision), else `none`. Names that are no DNS labels are made into ones.
+/// The revision is what its author says (`version`, else `app.kubernetes.io/version`), else what Kubernetes says (the
+/// hash of the pod's template or the controller's revision), else `none`. Names that are no DNS labels are made into
+/// ones.
 pub(crate) fn workload_of(metadata: &ObjectMeta) -> Option<WorkloadRevision> {
     let labels = metadata.labels.as_ref();
     let said = |key: &str| labels?.get(key).map(String::as_str).filter(|value| !value.is_empty());
-    let template = said("pod-template-hash");
-    let owners = metadata.owner_references.as_deref().unwrap_or_default();
-    let owner = owners.iter().find(|owner| owner.controller == Some(true));
-    let workload = match owner {
-        Some(owner) if owner.kind == "ReplicaSet" => template
-            .and_then(|hash| owner.name.strip_suffix(hash)?.strip_suffix('-'))
-            .filter(|deployment| !deployment.is_empty())
-            .unwrap_or(&owner.name),
-        Some(owner) => &owner.name,
-        None => metadata.name.as_ref()?,
-    };
     let revision = said("version")
         .or_else(|| said("app.kubernetes.io/version"))
-        .or(template)
+        .or_else(|| said("pod-template-hash"))
         .or_else(|| said("controller-revision-hash"))
         .unwrap_or(NO_REVISION);
     Some(WorkloadRevision {
         namespace: Namespace::parse(metadata.namespace.as_ref()?).ok()?,
-        workload: label(workload)?,
+        workload: label(&owner_of(metadata)?.name)?,
         revision: label::<Revision>(revision)?,
     })
+}
+
+/// What the mesh calls a workload of this name.
+pub(crate) fn workload_name(name: &str) -> Option<Name> {
+    label(name)
 }
 
 /// A DNS label of a text: the text itself if it is one; with dots and underscores as dashes and in lower case if that

@@ -3,7 +3,7 @@
 
 use airlane_api::{canary, mesh_policy};
 use k8s_openapi::{
-    api::{core::v1 as core, discovery::v1 as discovery},
+    api::{apps::v1 as apps, core::v1 as core, discovery::v1 as discovery, rbac::v1 as rbac},
     apimachinery::pkg::{
         apis::meta::v1::{ObjectMeta, Time},
         util::intstr::IntOrString,
@@ -125,6 +125,77 @@ pub(super) struct SlicePort {
 #[derive(Resource, Deserialize, Clone, Debug, Default)]
 #[resource(inherit = core::Namespace)]
 pub(super) struct Namespace {
+    pub(super) metadata: ObjectMeta,
+}
+
+/// A workload whose pods Kubernetes replaces when their template changes.
+#[derive(Resource, Deserialize, Clone, Debug, Default)]
+#[resource(inherit = apps::Deployment)]
+pub(super) struct Deployment {
+    pub(super) metadata: ObjectMeta,
+    #[serde(default)]
+    pub(super) spec: DeploymentSpec,
+    #[serde(default)]
+    pub(super) status: DeploymentStatus,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct DeploymentSpec {
+    pub(super) replicas: Option<u32>,
+    pub(super) strategy: DeploymentStrategy,
+    pub(super) paused: bool,
+    pub(super) progress_deadline_seconds: Option<u32>,
+    // Not in line: news of all kinds are handed on in one type.
+    pub(super) template: Box<Template>,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct DeploymentStrategy {
+    #[serde(rename = "type")]
+    pub(super) type_: Option<String>,
+    pub(super) rolling_update: Option<RollingUpdate>,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct RollingUpdate {
+    pub(super) max_unavailable: Option<IntOrString>,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(default)]
+pub(super) struct Template {
+    pub(super) metadata: ObjectMeta,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct DeploymentStatus {
+    pub(super) observed_generation: i64,
+    pub(super) replicas: u32,
+    pub(super) updated_replicas: u32,
+    pub(super) available_replicas: u32,
+    pub(super) conditions: Vec<DeploymentCondition>,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct DeploymentCondition {
+    #[serde(rename = "type")]
+    pub(super) type_: String,
+    pub(super) status: String,
+    #[serde(default)]
+    pub(super) reason: Option<String>,
+    #[serde(default)]
+    pub(super) last_update_time: Option<Time>,
+}
+
+/// What lets somebody do something in a namespace; of ours, what we noted on it.
+#[derive(Resource, Deserialize, Clone, Debug, Default)]
+#[resource(inherit = rbac::RoleBinding)]
+pub(super) struct RoleBinding {
     pub(super) metadata: ObjectMeta,
 }
 

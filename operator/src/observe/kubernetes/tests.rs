@@ -31,7 +31,7 @@ async fn one_object_that_cannot_be_read_hides_no_other() {
     let shutdown = CancellationToken::new();
     let _ending = shutdown.clone().drop_guard();
     let system = Namespace::parse("airlane-system").expect("a name");
-    let (observed, watching) = watch(&client, system, shutdown);
+    let (observed, watching) = watch(&client, system, Restarts::Ignored, shutdown);
     tokio::spawn(watching);
     timeout(Duration::from_secs(10), observed.complete()).await.expect("everything is listed");
     let declared = observed.declared.borrow().clone();

@@ -2,11 +2,17 @@ use super::*;
 use crate::{
     ca::Ca,
     clock::{Clock, SystemClock},
+    enrol::{
+        record::{Failure, LAST_RESTART, Record, Way},
+        ties::tests::{permissive, picture_of, strict},
+    },
+    observe::kubernetes::workload::{Deployment, Rollout},
     serve::{listen, tests::trust_domain},
 };
 use axum::body::Body;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http_body_util::BodyExt as _;
+use jiff::Timestamp;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
@@ -16,6 +22,8 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 struct Given {
     webhook: Webhook,
     namespaces: watch::Sender<Arc<NamespaceLabels>>,
+    workloads: watch::Sender<Option<Arc<Workloads>>>,
+    picture: watch::Sender<Option<Picture>>,
     _injection: watch::Sender<Arc<Injection>>,
 }
 
@@ -35,8 +43,15 @@ fn given(known: &[(&str, &str)]) -> Given {
     };
     let (_injection, injection) = watch::channel(Arc::new(setup));
     let (namespaces, told) = watch::channel(labelled(known));
-    let webhook = Webhook { injection, namespaces: told, system_namespace: namespace("airlane-system") };
-    Given { webhook, namespaces, _injection }
+    let (workloads, picture) = (watch::Sender::default(), watch::Sender::new(None));
+    let webhook = Webhook {
+        injection,
+        namespaces: told,
+        workloads: workloads.subscribe(),
+        picture: picture.subscribe(),
+        system_namespace: namespace("airlane-system"),
+    };
+    Given { webhook, namespaces, workloads, picture, _injection }
 }
 
 fn labelled(known: &[(&str, &str)]) -> Arc<NamespaceLabels> {
@@ -165,7 +180,7 @@ async fn a_cold_cache_does_not_answer() {
 
 #[tokio::test(start_paused = true)]
 async fn a_namespace_that_has_just_joined_is_waited_for() {
-    let Given { webhook, namespaces, _injection } = given(&[("shop", "disabled")]);
+    let Given { webhook, namespaces, _injection, .. } = given(&[("shop", "disabled")]);
     let asking = tokio::spawn(async move { response(&webhook, "/inject", &review("shop", &simple())).await });
     tokio::task::yield_now().await;
     namespaces.send_replace(labelled(&[("shop", "enabled")]));
@@ -337,4 +352,74 @@ async fn a_silent_crowd_does_not_keep_the_api_server_out() {
         let end = timeout((FIRST_REQUEST + GOODBYE) * 2, silent.read(&mut [0])).await;
         assert!(matches!(end, Ok(Ok(0) | Err(_))), "who says nothing is not kept");
     }
+}
+
+#[tokio::test]
+async fn pods_of_a_workload_that_was_put_back_stay_out_of_the_mesh() {
+    let given = given(&[("shop", "enabled")]);
+    let begun = Record::begin(Way::Join, None, Timestamp::UNIX_EPOCH);
+    let failed = Failure { at: Timestamp::UNIX_EPOCH, because: "no progress for 10m".to_owned() };
+    let remember = |record: &Record| {
+        let deployment = serde_json::to_string(record).expect("JSON");
+        let deployment = Deployment {
+            uid: "u".to_owned(),
+            generation: 1,
+            annotations: BTreeMap::from([(LAST_RESTART.to_owned(), deployment)]),
+            on_template: BTreeMap::new(),
+            inject: None,
+            replicas: 2,
+            max_unavailable: Some(0),
+            paused: false,
+            progress_deadline_s: 600,
+            rollout: Rollout::Complete,
+        };
+        let deployments = BTreeMap::from([(("shop".to_owned(), "pay".to_owned()), deployment)]);
+        given.workloads.send_replace(Some(Arc::new(Workloads { deployments, ..Workloads::default() })));
+    };
+    let mut of_pay = simple();
+    of_pay["metadata"]["labels"] = json!({ "pod-template-hash": "7c9f6d" });
+    of_pay["metadata"]["ownerReferences"] = json!([{
+        "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "pay-7c9f6d", "uid": "r", "controller": true,
+    }]);
+    let asked =
+        async |pod: &Value| patched(pod, &response(&given.webhook, "/inject", &review("shop", pod)).await);
+
+    remember(&begun);
+    assert!(asked(&of_pay).await["spec"]["initContainers"].is_array(), "its restart is under way");
+    remember(&Record { failed: Some(failed), ..begun });
+    let kept_out = asked(&of_pay).await;
+    assert_eq!(kept_out["spec"], of_pay["spec"]);
+    let why = kept_out["metadata"]["annotations"]["airlane.dev/notInjected"].as_str().expect("a reason");
+    assert!(why.contains("no progress for 10m"), "{why}");
+    of_pay["metadata"]["labels"][INJECT] = json!("enabled");
+    assert!(asked(&of_pay).await["spec"]["initContainers"].is_array(), "it asks itself");
+    assert!(asked(&simple()).await["spec"]["initContainers"].is_array(), "it is another one's");
+}
+
+#[tokio::test]
+async fn a_namespace_does_not_leave_while_its_sidecars_keep_a_policy() {
+    let given = given(&[("shop", "enabled")]);
+    let namespace = |name: &str, inject: Option<&str>| json!({ "metadata": { "name": name, "labels": { INJECT: inject } } });
+    let asked = async |before: Value, now: Value| {
+        let mut review = review("", &now);
+        review["request"]["kind"] = json!({ "group": "", "version": "v1", "kind": "Namespace" });
+        review["request"]["operation"] = json!("UPDATE");
+        review["request"]["oldObject"] = before;
+        let response = response(&given.webhook, "/leave", &review).await;
+        (response["allowed"] == true, response["status"]["message"].as_str().unwrap_or_default().to_owned())
+    };
+    let leave = async |name: &str| asked(namespace(name, Some("enabled")), namespace(name, None)).await;
+    assert!(leave("shop").await.0, "nobody knows policies yet");
+    given.picture.send_replace(Some(picture_of(strict())));
+    let (allowed, why) = leave("shop").await;
+    assert!(!allowed && why.contains("MeshPolicy shop/strict wants mTLS of every caller (pay)"), "{why}");
+    assert!(why.contains("mtls.mode: Permissive"), "{why}");
+    assert!(leave("bank").await.0, "it is about others");
+    assert!(asked(namespace("shop", Some("enabled")), namespace("shop", Some("outbound"))).await.0);
+    assert!(asked(namespace("shop", None), namespace("shop", None)).await.0);
+    let mut going = namespace("shop", None);
+    going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    assert!(asked(namespace("shop", Some("enabled")), going).await.0, "it is being deleted");
+    given.picture.send_replace(Some(picture_of(permissive())));
+    assert!(leave("shop").await.0);
 }
