@@ -14,6 +14,7 @@
 //! | nothing fails because of us, whatever restarts, rotates or is lost | [`soak`] |
 //! | several replicas are one: any serves, the leader judges, and a change of leader disturbs nothing | [`replicas`] |
 //! | who led before and does not know it changes nothing | [`stale`] |
+//! | running pods join the mesh and leave it, and what could break is left alone | [`enrol`] |
 //! | pods of a labelled namespace are injected, others are not, whatever happens to the operator | [`webhook`] |
 //! | it is installed, upgraded and uninstalled by its chart; nobody writes more than their roles are for | [`chart`] |
 
@@ -22,6 +23,7 @@
 mod chart;
 mod cluster;
 mod doors;
+mod enrol;
 mod identity;
 mod operator;
 mod pod;
