@@ -38,21 +38,20 @@ trait Registration:
     fn entries(&self) -> Vec<(&str, &WebhookClientConfig, Option<&str>)>;
 }
 
-impl Registration for MutatingWebhookConfiguration {
-    const INSIST: bool = true;
-    fn entries(&self) -> Vec<(&str, &WebhookClientConfig, Option<&str>)> {
-        let entries = self.webhooks.iter().flatten();
-        entries.map(|it| (&*it.name, &it.client_config, it.failure_policy.as_deref())).collect()
-    }
+/// Both kinds have their entries in the same fields, but in types of their own.
+macro_rules! registration {
+    ($kind:ty, $insist:literal) => {
+        impl Registration for $kind {
+            const INSIST: bool = $insist;
+            fn entries(&self) -> Vec<(&str, &WebhookClientConfig, Option<&str>)> {
+                let entries = self.webhooks.iter().flatten();
+                entries.map(|it| (&*it.name, &it.client_config, it.failure_policy.as_deref())).collect()
+            }
+        }
+    };
 }
-
-impl Registration for ValidatingWebhookConfiguration {
-    const INSIST: bool = false;
-    fn entries(&self) -> Vec<(&str, &WebhookClientConfig, Option<&str>)> {
-        let entries = self.webhooks.iter().flatten();
-        entries.map(|it| (&*it.name, &it.client_config, it.failure_policy.as_deref())).collect()
-    }
-}
+registration!(MutatingWebhookConfiguration, true);
+registration!(ValidatingWebhookConfiguration, false);
 
 /// Keeps both configurations fresh until told to stop; for the leader. `roots` are PEM.
 pub(crate) async fn keep(client: Client, roots: watch::Receiver<String>, shutdown: CancellationToken) {
