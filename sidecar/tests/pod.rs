@@ -10,28 +10,14 @@
     reason = "a test that fails says what it expected"
 )]
 
-#[path = "support/agent.rs"]
-mod agent;
-#[path = "support/authority.rs"]
-mod authority;
-#[path = "support/door.rs"]
-mod door;
-#[path = "support/operator.rs"]
-mod operator;
-#[path = "support/patient.rs"]
-mod patient;
+mod support;
 
-use agent::{Agent, PATIENCE, envoy_is_here};
 use airlane_wire::{join::JoinInfo, message::AppHealth};
-use authority::Ca;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use door::{Application, application, call, door, good_application};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use operator::{TestOperator, Told};
-use patient::{Patient, patient};
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr},
@@ -40,6 +26,13 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+};
+use support::{
+    agent::{Agent, PATIENCE, envoy_is_here},
+    authority::Ca,
+    door::{Application, application, call, door, good_application},
+    operator::{TestOperator, Told},
+    patient::{Patient, patient},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

@@ -9,28 +9,23 @@
     reason = "a test that fails says what it expected"
 )]
 
-#[path = "support/agent.rs"]
-mod agent;
-#[path = "support/authority.rs"]
-mod authority;
-#[path = "support/door.rs"]
-mod door;
-#[path = "support/operator.rs"]
-mod operator;
+mod support;
 
-use agent::{Agent, PATIENCE, envoy_is_here, runs};
 use airlane_wire::{
     join::JoinInfo,
     message::{AppHealth, JoinRequest},
 };
-use authority::Ca;
-use door::{Application, application, call, good_application};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use operator::{TestOperator, Told};
 use std::{fs, path::Path, time::Instant};
+use support::{
+    agent::{Agent, PATIENCE, envoy_is_here, runs},
+    authority::Ca,
+    door::{self, Application, application, call, good_application},
+    operator::{TestOperator, Told},
+};
 use tokio::{sync::watch, time::timeout};
 
 fn start(join: &JoinInfo, port: u16, command: &[&str]) -> Agent {

@@ -1,7 +1,5 @@
 //! The agent as a process, and what it starts.
 
-#![allow(dead_code, reason = "no test binary uses all of it")]
-
 use super::operator::{TestOperator, Told};
 use nix::{
     sys::signal::{Signal, kill},

@@ -1,7 +1,5 @@
 //! An application, the door an Envoy is before it, and a caller of that door.
 
-#![allow(dead_code, reason = "no test binary uses all of it")]
-
 use super::authority::Ca;
 use airlane_wire::message::JoinRequest;
 use rustls::{
