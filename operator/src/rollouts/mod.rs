@@ -22,6 +22,7 @@ use airlane_core::{
     slo::judge,
 };
 use evidence::{Comparison, Gatherer, Surroundings, Usage};
+use futures::future::join_all;
 use jiff::{SignedDuration, Timestamp};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -113,15 +114,21 @@ impl Rollouts {
                 picture.world.canaries.values().filter(|canary| governs(&picture, &canary.id)).collect();
             trials.retain(|id, _| governing.iter().any(|canary| canary.id == *id));
             self.forget_deleted(&picture).await;
-            for canary in governing {
-                let trial = trials.entry(canary.id.clone()).or_insert_with(|| {
+            for canary in &governing {
+                trials.entry(canary.id.clone()).or_insert_with(|| {
                     let running = canary.progress.as_ref().is_some_and(|progress| progress.share > 0);
                     let unheard = if running { self.unheard(&picture) } else { BTreeSet::new() };
                     Trial::resume(canary, unheard, now)
                 });
-                if self.turn(canary, trial, &picture, &news).await.is_err() {
-                    trials.remove(&canary.id);
-                }
+            }
+            // All at once: a write that takes long must not hold up another rollout's way back.
+            let turns = trials.iter_mut().filter_map(|(id, trial)| {
+                let canary = governing.iter().find(|canary| canary.id == *id)?;
+                let turn = self.turn(canary, trial, &picture, &news);
+                Some(async move { turn.await.map_err(|Superseded| id.clone()) })
+            });
+            for superseded in join_all(turns).await.into_iter().filter_map(Result::err) {
+                trials.remove(&superseded);
             }
         }
     }

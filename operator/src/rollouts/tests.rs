@@ -1,9 +1,15 @@
 use super::*;
-use crate::{milestone, observe::declared::Declared};
+use crate::{
+    apply::{Status, Statuses},
+    clock::tests::HandClock,
+    milestone,
+    observe::declared::Declared,
+    xds::Publisher,
+};
 use airlane_core::{
     compile::compile,
     id::{Name, Namespace, ObjectKind, ServiceId, TrustDomain, WorkloadRevision},
-    rollout::{Rollout, StepPlan},
+    rollout::{Asked, Rollout, StepPlan},
     slo::Coin,
     world::{Health, Instance, InstancePort, Interception, Port, Protocol, Service, World},
 };
@@ -139,4 +145,56 @@ fn a_status_is_written_for_its_reader_and_for_the_judge() {
     assert!(trial.is_due(&next, after(2)));
     let ended = Progress { phase: Phase::Succeeded, ..trial.progress.clone() };
     assert!(!trial.is_due(&ended, after(1_000)), "nothing happens any more");
+}
+
+/// Asks to take every canary back, tells whose steps it remembers, and never comes to the end with `cart`'s.
+struct Slow(tokio::sync::mpsc::UnboundedSender<ObjectId>, Arc<Statuses>);
+
+#[tonic::async_trait]
+impl Memory for Slow {
+    fn statuses(&self) -> Arc<Statuses> {
+        self.1.clone()
+    }
+    async fn step(
+        &self,
+        canary: &Canary,
+        _: Option<&Progress>,
+        _: Progress,
+        _: Option<Asked>,
+    ) -> Result<(), NotRemembered> {
+        if canary.id.name == name("cart") {
+            std::future::pending::<()>().await;
+        }
+        self.0.send(canary.id.clone()).map_err(|error| NotRemembered::Failed(error.into()))
+    }
+    async fn forget(&self, _: &ObjectId) -> Result<(), NotRemembered> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_slow_write_holds_up_no_other_rollout() {
+    let pay = canary(1_000);
+    let mut cart = pay.clone();
+    cart.id.name = name("cart");
+    cart.plan.service.name = name("cart");
+    let picture = picture(&pay, [Health::Healthy; 2]);
+    let mut world = World::clone(&picture.world);
+    world.canaries.insert(cart.id.clone(), Arc::new(cart.clone()));
+    let asked = |canary: &Canary| Status { progress: canary.progress.clone(), asked: Some(Asked::Abort) };
+    let statuses = [&cart, &pay].map(|canary| (canary.id.clone(), asked(canary)));
+    let (told, mut steps) = tokio::sync::mpsc::unbounded_channel();
+    let clock: Arc<dyn Clock> = Arc::new(HandClock::at(now()));
+    let (_picture, picture) = watch::channel(Some(Picture { world: Arc::new(world), ..picture }));
+    let rollouts = Rollouts {
+        picture,
+        signals: Signals::new(watch::Sender::default().subscribe()),
+        fleet: Fleet::new(Publisher::new(clock.clone()), clock.clone()),
+        memory: Arc::new(Slow(told, Arc::new(statuses.into()))),
+        clock,
+    };
+    let running = tokio::spawn(rollouts.run(CancellationToken::new()));
+    let step = tokio::time::timeout(std::time::Duration::from_secs(10), steps.recv()).await;
+    assert_eq!(step.expect("in time"), Some(pay.id));
+    running.abort();
 }
