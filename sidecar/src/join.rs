@@ -1,6 +1,10 @@
 //! What lets a sidecar in, and where it comes from: a join string, or the token of its pod.
 
 use airlane_wire::join::{BadJoinString, JoinInfo, PREFIX};
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject as _},
+};
 use std::{
     env,
     ffi::OsString,
@@ -46,6 +50,9 @@ pub(crate) enum Source {
         invitation: Invitation,
         /// The file.
         token: PathBuf,
+        /// Where the mesh's roots are kept for an agent that is started again in the same pod: the root that its
+        /// injector knew may be replaced by then.
+        roots: PathBuf,
     },
 }
 
@@ -103,11 +110,32 @@ impl Source {
         match self {
             Self::Given(info) => Ok(info.clone().into()),
             Self::File(path) => read_file(path).map(Invitation::from),
-            Self::Pod { invitation, token } => {
+            Self::Pod { invitation, token, .. } => {
                 let read = fs::read_to_string(token);
                 let text = read.map_err(|source| NoJoin::Token { path: token.clone(), source })?;
                 Ok(Invitation { token: text.trim().into(), ..invitation.clone() })
             }
+        }
+    }
+
+    /// The roots that were kept; none if there are none, or they cannot be used.
+    pub(crate) fn kept_roots(&self) -> RootCertStore {
+        let mut roots = RootCertStore::empty();
+        if let Self::Pod { roots: file, .. } = self
+            && let Ok(pem) = fs::read(file)
+        {
+            roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&pem).flatten());
+        }
+        roots
+    }
+
+    /// Keeps the mesh's roots, PEM.
+    pub(crate) fn keep_roots(&self, pem: &str) {
+        let Self::Pod { roots: file, .. } = self else { return };
+        let fresh = file.with_extension("new");
+        // The folder is the agent's alone.
+        if let Err(error) = fs::write(&fresh, pem).and_then(|()| fs::rename(&fresh, file)) {
+            tracing::warn!(%error, file = %file.display(), "cannot keep the mesh's roots");
         }
     }
 
@@ -178,5 +206,27 @@ mod tests {
         assert_eq!(at(Some("/s"), Some("/h")), Some("/s/airlane/join".into()));
         assert_eq!(at(Some(""), Some("/h")), Some("/h/.local/state/airlane/join".into()));
         assert_eq!(at(None, None), None);
+    }
+
+    #[test]
+    fn a_pods_roots_are_kept_for_an_agent_that_is_started_again() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let invitation = Invitation {
+            address: String::new(),
+            roots: Vec::new(),
+            trust_domain: String::new(),
+            token: String::new(),
+        };
+        let file = dir.path().join("roots.pem");
+        let source = Source::Pod { invitation, token: PathBuf::new(), roots: file.clone() };
+        assert!(source.kept_roots().is_empty(), "there are none at first");
+        let root = rcgen::KeyPair::generate().expect("a key");
+        let root = rcgen::CertificateParams::default().self_signed(&root).expect("a certificate").pem();
+        source.keep_roots(&root.repeat(2));
+        assert_eq!(source.kept_roots().len(), 2);
+        source.keep_roots(&root);
+        assert_eq!(source.kept_roots().len(), 1, "the last ones count");
+        fs::write(&file, "nothing").expect("written");
+        assert!(source.kept_roots().is_empty());
     }
 }

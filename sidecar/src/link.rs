@@ -32,10 +32,12 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 static CRYPTO: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(ring::default_provider()));
 
-/// A client that knows the operator by the invitation alone, or by the bundle of an earlier `leaf` too, and shows no
+/// A client that knows the operator by the invitation, or by the mesh's `roots` as far as they are known, and shows no
 /// certificate. It connects when it is used.
-pub(crate) fn anonymous(info: &Invitation, leaf: Option<&Leaf>) -> Result<OperatorClient, rustls::Error> {
-    let roots = leaf.map_or_else(|| Arc::new(RootCertStore::empty()), |leaf| Arc::clone(&leaf.roots));
+pub(crate) fn anonymous(
+    info: &Invitation,
+    roots: Arc<RootCertStore>,
+) -> Result<OperatorClient, rustls::Error> {
     let config = recognising(info, info.roots.clone(), roots)?.with_no_client_auth();
     Ok(client(info, config))
 }

@@ -18,7 +18,7 @@ use airlane_wire::{
     operator::OperatorClient,
 };
 use rustls::pki_types::UnixTime;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::{
     signal::unix::Signal,
     sync::watch,
@@ -123,11 +123,13 @@ async fn join(source: &Source, request: &JoinRequest, leaf: Option<&Leaf>) -> Re
     let identity = workload_identity(&info.trust_domain, &request.namespace, &request.service);
     let key = KeyRequest::new(&identity).map_err(JoinError::Key)?;
     let request = JoinRequest { token: info.token.clone(), csr: key.csr.clone(), ..request.clone() };
-    let client = link::anonymous(&info, leaf).map_err(JoinError::Tls)?;
+    let roots = leaf.map_or_else(|| Arc::new(source.kept_roots()), |leaf| Arc::clone(&leaf.roots));
+    let client = link::anonymous(&info, roots).map_err(JoinError::Tls)?;
     let answer =
         bounded(client.join(request)).await.map_err(|status| JoinError::of(status, &info.address))?;
     let certificate = answer.certificate.unwrap_or_default();
     let leaf = key.certified(&certificate, UnixTime::now()).map_err(JoinError::Certificate)?;
+    source.keep_roots(&leaf.bundle_pem);
     let client = link::authenticated(&info, &leaf).map_err(JoinError::Tls)?;
     let heartbeat_every = Duration::from_millis(answer.heartbeat_every_ms.into());
     Ok(Joined {
@@ -311,6 +313,7 @@ impl Membership {
             Ok((leaf, client)) => {
                 tracing::info!(valid_for = ?valid_for(&leaf), "renewed the certificate");
                 keeping.outputs.secrets.publish(&leaf);
+                self.source.keep_roots(&leaf.bundle_pem);
                 keeping.renew_backoff.reset();
                 self.line.send_replace(client.clone());
                 (self.joined.leaf, self.joined.client) = (leaf, client);

@@ -51,6 +51,7 @@ pub(crate) async fn run(pod: Pod) -> anyhow::Result<u8> {
             token: String::new(),
         },
         token: pod.token.clone(),
+        roots: pod.run_dir.join("roots.pem"),
     };
     let account = account::of_token(&source.read()?.token)?;
     let dir = Arc::new(RunDir::make_alone_in(&pod.run_dir)?);
