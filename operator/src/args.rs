@@ -226,6 +226,14 @@ pub(crate) struct Operator {
     /// How long a namespace is without its label before its pods leave the mesh.
     #[arg(long, default_value = "10m", value_parser = duration, value_name = "DURATION")]
     pub(crate) eject_after: Duration,
+    /// A Secret of the operator's namespace with somebody else's intermediate (tls.crt, tls.key, and the roots in ca.crt)
+    /// [default: a root of its own, in the Secret airlane-root]
+    #[arg(long, value_name = "SECRET")]
+    pub(crate) intermediate_secret: Option<String>,
+    /// How long a new root is trusted before it signs, and an old one after it: at least as long as a workload's
+    /// certificate lives [default: 15m longer]
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    pub(crate) root_overlap: Option<Duration>,
 }
 
 /// What joins or leaves the mesh.
@@ -375,6 +383,8 @@ pub(crate) enum CertsVerb {
         /// Only this instance (`airlane get endpoints`); all of them if not said.
         instance: Option<String>,
     },
+    /// Replace the root of a cluster's mesh while calls go on: `airlane certs list` says how far that is.
+    RotateRoot,
 }
 
 #[derive(Subcommand, Debug)]

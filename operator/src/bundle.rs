@@ -1,5 +1,6 @@
-//! The root's certificate for whoever wants to check a certificate of the mesh: a ConfigMap in every namespace whose
-//! pods join it. Sidecars do without: the root that they trust is pinned where they are injected.
+//! The roots' certificates for whoever wants to check a certificate of the mesh: a ConfigMap in every namespace whose
+//! pods join it, and in the operator's own, where `airlane inject` looks. Sidecars do without: the roots that they trust
+//! are pinned where they are injected.
 
 use airlane_core::id::Namespace;
 use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
@@ -31,32 +32,36 @@ const RETRY: Duration = Duration::from_secs(30);
 pub(crate) struct Bundle {
     client: Client,
     /// The roots to trust, PEM.
-    pem: String,
+    pem: watch::Receiver<String>,
+    home: Namespace,
     joined: watch::Receiver<Arc<BTreeSet<Namespace>>>,
 }
 
 impl Bundle {
-    /// Writes these roots into the namespaces that have joined the mesh.
+    /// Writes these roots into `home` and the namespaces that have joined the mesh.
     pub(crate) fn new(
         client: Client,
-        pem: String,
+        pem: watch::Receiver<String>,
+        home: Namespace,
         joined: watch::Receiver<Arc<BTreeSet<Namespace>>>,
     ) -> Bundle {
-        Bundle { client, pem, joined }
+        Bundle { client, pem, home, joined }
     }
 
     /// Keeps them there until told to stop.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         let mut written: BTreeSet<Namespace> = BTreeSet::new();
         loop {
-            let wanted = Arc::clone(&self.joined.borrow_and_update());
+            let mut wanted = BTreeSet::clone(&self.joined.borrow_and_update());
+            wanted.insert(self.home.clone());
+            let pem = self.pem.borrow_and_update().clone();
             // A namespace that left and comes back may have lost it.
             written.retain(|namespace| wanted.contains(namespace));
-            for namespace in wanted.iter() {
+            for namespace in &wanted {
                 if written.contains(namespace) {
                     continue;
                 }
-                match self.write(namespace).await {
+                match self.write(namespace, &pem).await {
                     Ok(_) => {
                         written.insert(namespace.clone());
                     }
@@ -70,12 +75,16 @@ impl Bundle {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 changed = self.joined.changed() => if changed.is_err() { return },
+                changed = self.pem.changed() => match changed {
+                    Ok(()) => written.clear(),
+                    Err(_) => return,
+                },
                 () = sleep(if failed { RETRY } else { AGAIN }) => if !failed { written.clear() },
             }
         }
     }
 
-    async fn write(&self, namespace: &Namespace) -> kube::Result<ConfigMap> {
+    async fn write(&self, namespace: &Namespace, pem: &str) -> kube::Result<ConfigMap> {
         let labels = [("app.kubernetes.io/part-of", "airlane"), ("app.kubernetes.io/managed-by", "airlane")];
         let map = ConfigMap {
             metadata: ObjectMeta {
@@ -83,7 +92,7 @@ impl Bundle {
                 labels: Some(BTreeMap::from(labels.map(|(key, value)| (key.to_owned(), value.to_owned())))),
                 ..ObjectMeta::default()
             },
-            data: Some(BTreeMap::from([(KEY.to_owned(), self.pem.clone())])),
+            data: Some(BTreeMap::from([(KEY.to_owned(), pem.to_owned())])),
             ..ConfigMap::default()
         };
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace.as_str());
@@ -105,31 +114,40 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_namespace_that_joins_has_the_root() {
+    async fn every_namespace_that_joins_has_the_roots_and_so_has_the_operators() {
         let (told, mut writes) = tokio::sync::mpsc::unbounded_channel();
         let told = Mutex::new(told);
         let api = client(move |(method, path, body)| {
             assert_eq!(method, http::Method::PATCH);
-            assert_eq!(body["data"]["root.pem"], "PEM");
-            told.lock().expect("not poisoned").send(path.clone()).expect("open");
+            let pem = body["data"]["root.pem"].as_str().map(str::to_owned);
+            told.lock().expect("not poisoned").send((path.clone(), pem)).expect("open");
             // One that is just being deleted keeps the others from nothing.
             if path.contains("/gone/") { refusal(403, "Forbidden") } else { Some((200, Value::clone(&body))) }
         });
         let (joined, receiver) = watch::channel(namespaces(&["gone", "shop"]));
+        let (pem, pems) = watch::channel("one".to_owned());
+        let home = Namespace::parse("airlane-system").expect("a namespace");
         let shutdown = CancellationToken::new();
-        let running = tokio::spawn(Bundle::new(api, "PEM".into(), receiver).run(shutdown.clone()));
+        let running = tokio::spawn(Bundle::new(api, pems, home, receiver).run(shutdown.clone()));
         let mut next = async || {
-            let path = timeout(Duration::from_secs(10), writes.recv()).await.expect("in time").expect("open");
-            path.split('/').nth(4).map(str::to_owned)
+            let write =
+                timeout(Duration::from_secs(10), writes.recv()).await.expect("in time").expect("open");
+            let namespace = write.0.split('/').nth(4).expect("a namespace").to_owned();
+            format!("{namespace} {}", write.1.expect("a text"))
         };
-        assert_eq!(next().await.as_deref(), Some("gone"));
-        assert_eq!(next().await.as_deref(), Some("shop"));
+        for namespace in ["airlane-system", "gone", "shop"] {
+            assert_eq!(next().await, format!("{namespace} one"));
+        }
         joined.send_replace(namespaces(&["bank", "shop"]));
-        assert_eq!(next().await.as_deref(), Some("bank"), "only the new one");
+        assert_eq!(next().await, "bank one", "only the new one");
         joined.send_replace(namespaces(&["bank"]));
         tokio::task::yield_now().await;
         joined.send_replace(namespaces(&["bank", "zoo"]));
-        assert_eq!(next().await.as_deref(), Some("zoo"));
+        assert_eq!(next().await, "zoo one");
+        pem.send_replace("one, two".to_owned());
+        for namespace in ["airlane-system", "bank", "zoo"] {
+            assert_eq!(next().await, format!("{namespace} one, two"));
+        }
         shutdown.cancel();
         timeout(Duration::from_secs(10), running).await.expect("in time").expect("no panic");
     }

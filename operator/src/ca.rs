@@ -1,32 +1,38 @@
 //! The certificate authority: root → intermediate → leaf.
 //!
 //! The root signs intermediates and nothing else; its key is read from where it is kept for that, and not held. What an
-//! intermediate signs is decided by [`pki::admit`]; of a request only the public key is taken.
+//! intermediate signs is decided by [`pki::admit`]; of a request only the public key is taken. In a cluster the root may
+//! be replaced while everybody goes on ([`rotation`]), or somebody else's intermediate may sign ([`external`]).
 
 mod authority;
 mod error;
+mod external;
 mod files;
+pub(crate) mod keeping;
 mod request;
 mod secret;
 
 use airlane_core::{
     id::{Identity, InstanceId, Namespace, TrustDomain},
-    pki::{self, BACK_DATED, Certificate, Held, LONGEST_LEAF, Refusal},
+    pki::{
+        self, Certificate, Held, LONGEST_LEAF, Refusal,
+        rotation::{self, Rotation, Step},
+    },
 };
 use airlane_wire::join::operator_identity;
 use arc_swap::ArcSwap;
-use authority::{Intermediate, Root, cert_pem, params, serial};
+pub(crate) use authority::Root;
+use authority::{Intermediate, Pair, cert_pem};
 pub(crate) use error::{CaError, SignError};
+use external::External;
 use files::Folder;
 use jiff::{SignedDuration, Timestamp};
-use rcgen::{
-    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SubjectPublicKeyInfo,
-};
+use rcgen::{KeyPair, SubjectPublicKeyInfo};
 use request::read_request;
-use ring::digest;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use secret::RootSecret;
+use secret::{Ring, RootSecret};
 use std::{fmt::Write as _, path::Path, sync::Arc};
+use tokio::sync::watch;
 use zeroize::Zeroize as _;
 
 /// A key whose holder asked, in due form, for an identity.
@@ -66,9 +72,18 @@ pub(crate) struct Ca {
     trust_domain: TrustDomain,
     operator: Identity,
     leaf_lifetime: SignedDuration,
-    root: Root,
     is_new: bool,
-    intermediate: ArcSwap<Intermediate>,
+    keys: ArcSwap<Keys>,
+    /// The trusted roots, PEM.
+    bundle: watch::Sender<String>,
+    /// What is wrong with what signs.
+    trouble: watch::Sender<Option<String>>,
+}
+
+/// What is trusted, and what signs: always of one of the trusted.
+struct Keys {
+    roots: Arc<[Root]>,
+    signs: Intermediate,
 }
 
 /// Where the root's key is: it is read for an intermediate, and not kept.
@@ -76,6 +91,7 @@ pub(crate) struct Ca {
 enum Origin {
     Folder(Folder),
     Secret(RootSecret),
+    External(External),
 }
 
 impl std::fmt::Debug for Ca {
@@ -108,8 +124,8 @@ impl Ca {
                 Intermediate::of(made, &root)?.ok_or(CaError::Unsigned)?
             }
         };
-        let origin = Origin::Folder(folder);
-        Ok(Ca::new(origin, trust_domain, leaf_lifetime, root, is_new, intermediate))
+        let keys = Keys { roots: [root].into(), signs: intermediate };
+        Ok(Ca::new(Origin::Folder(folder), trust_domain, leaf_lifetime, keys, is_new))
     }
 
     /// The authority whose root is in the Secret `airlane-root` of this namespace, made there if it is not. The
@@ -126,26 +142,41 @@ impl Ca {
     ) -> Result<Ca, CaError> {
         check_leaf_lifetime(leaf_lifetime)?;
         let secret = RootSecret::new(client, namespace);
-        let (pair, is_new) = secret.root(&trust_domain, now).await?;
-        let root = Root::of(pair.cert.clone(), &trust_domain, now, secret.place())?;
-        let made = pair.make_intermediate(&trust_domain, &root, now)?;
-        let intermediate = Intermediate::of(made, &root)?.ok_or(CaError::Unsigned)?;
-        let origin = Origin::Secret(secret);
-        Ok(Ca::new(origin, trust_domain, leaf_lifetime, root, is_new, intermediate))
+        let (ring, is_new) = secret.open(&trust_domain, now).await?;
+        let keys = keys_of(&ring, &secret, &trust_domain, now)?;
+        Ok(Ca::new(Origin::Secret(secret), trust_domain, leaf_lifetime, keys, is_new))
+    }
+
+    /// The authority whose intermediate somebody else keeps in a Secret of this namespace, as cert-manager does:
+    /// `tls.crt`, `tls.key`, and the roots in `ca.crt`.
+    ///
+    /// # Errors
+    /// If the Secret cannot be read, or no leaf that it signs would be trusted.
+    pub(crate) async fn external(
+        client: kube::Client,
+        namespace: &Namespace,
+        secret: &str,
+        trust_domain: TrustDomain,
+        leaf_lifetime: SignedDuration,
+        now: Timestamp,
+    ) -> Result<Ca, CaError> {
+        check_leaf_lifetime(leaf_lifetime)?;
+        let external = External::new(client, namespace, secret, operator_of(&trust_domain));
+        let keys = external.load(now).await?;
+        Ok(Ca::new(Origin::External(external), trust_domain, leaf_lifetime, keys, false))
     }
 
     fn new(
         origin: Origin,
         trust_domain: TrustDomain,
         leaf_lifetime: SignedDuration,
-        root: Root,
+        keys: Keys,
         is_new: bool,
-        intermediate: Intermediate,
     ) -> Ca {
-        #[expect(clippy::expect_used, reason = "whatever the trust domain, the text is canonical")]
-        let operator = operator_identity(trust_domain.as_str()).parse().expect("an identity");
-        let intermediate = ArcSwap::from_pointee(intermediate);
-        Ca { origin, trust_domain, operator, leaf_lifetime, root, is_new, intermediate }
+        let operator = operator_of(&trust_domain);
+        let bundle = watch::Sender::new(pem_of(&keys.roots));
+        let (keys, trouble) = (ArcSwap::from_pointee(keys), watch::Sender::new(None));
+        Ca { origin, trust_domain, operator, leaf_lifetime, is_new, keys, bundle, trouble }
     }
 
     /// Whether the root was made when it was opened: nobody has a certificate of it from before.
@@ -165,24 +196,48 @@ impl Ca {
 
     /// The roots to trust, PEM.
     pub(crate) fn bundle_pem(&self) -> String {
-        cert_pem(&self.root.cert)
+        self.bundle.borrow().clone()
     }
 
-    /// The root.
-    pub(crate) fn root(&self) -> &CertificateDer<'static> {
-        &self.root.cert
+    /// The same, and what they become.
+    pub(crate) fn bundle(&self) -> watch::Receiver<String> {
+        self.bundle.subscribe()
+    }
+
+    /// The roots to trust. The same allocation as long as they are the same.
+    pub(crate) fn roots(&self) -> Arc<[Root]> {
+        Arc::clone(&self.keys.load().roots)
+    }
+
+    /// The root of what signs.
+    #[cfg(test)]
+    pub(crate) fn root(&self) -> CertificateDer<'static> {
+        self.keys.load().signs.root.clone()
     }
 
     /// SHA-256 of the root's DER: what a join string pins.
     pub(crate) fn root_fingerprint(&self) -> [u8; 32] {
-        let mut fingerprint = [0; 32];
-        fingerprint.copy_from_slice(digest::digest(&digest::SHA256, &self.root.cert).as_ref());
-        fingerprint
+        self.roots()[0].fingerprint()
+    }
+
+    /// The same of every root to trust: what a pod pins.
+    pub(crate) fn fingerprints(&self) -> Vec<[u8; 32]> {
+        self.roots().iter().map(Root::fingerprint).collect()
+    }
+
+    /// What is wrong with what signs, for people; nothing while all is well.
+    pub(crate) fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.trouble.subscribe()
     }
 
     /// The life of the intermediate.
     pub(crate) fn intermediate(&self) -> Held {
-        self.intermediate.load().held
+        self.keys.load().signs.held
+    }
+
+    /// Whether the intermediate is renewed here, and not by whoever keeps it.
+    pub(crate) fn renews_itself(&self) -> bool {
+        !matches!(self.origin, Origin::External(_))
     }
 
     /// Replaces the intermediate. Leaves of the old one stay valid.
@@ -192,19 +247,114 @@ impl Ca {
     pub(crate) async fn renew_intermediate(&self, now: Timestamp) -> Result<(), CaError> {
         let next = match &self.origin {
             Origin::Folder(folder) => {
+                let root = self.keys.load().roots[0].clone();
                 let pair = folder.root_again()?;
-                self.root.check_same(&pair, folder.place())?;
-                folder.keep(pair.make_intermediate(&self.trust_domain, &self.root, now)?)?
+                if pair.cert != root.cert {
+                    return Err(CaError::Replaced { place: folder.place().cert.clone() });
+                }
+                let made = folder.keep(pair.make_intermediate(&self.trust_domain, &root, now)?)?;
+                let signs = Intermediate::of(made, &root)?.ok_or(CaError::Unsigned)?;
+                Keys { roots: self.roots(), signs }
             }
+            Origin::Secret(secret) => self.keys_of_mine(&secret.again().await?, secret, now)?,
+            Origin::External(external) => external.load(now).await?,
+        };
+        self.take(next);
+        Ok(())
+    }
+
+    /// Takes over what the Secret holds now. True if that is something else than before.
+    ///
+    /// # Errors
+    /// If it cannot be read, or cannot be taken over; what was in force stays.
+    pub(crate) async fn follow(&self, now: Timestamp) -> Result<bool, CaError> {
+        let next = match &self.origin {
+            Origin::Folder(_) => return Ok(false),
             Origin::Secret(secret) => {
-                let pair = secret.root_again().await?;
-                self.root.check_same(&pair, secret.place())?;
-                pair.make_intermediate(&self.trust_domain, &self.root, now)?
+                let ring = secret.again().await?;
+                let present = self.keys.load();
+                if present.signs.root == ring.signer.cert && same(&present.roots, ring.trusted()) {
+                    return Ok(false);
+                }
+                self.keys_of_mine(&ring, secret, now)?
+            }
+            Origin::External(external) => {
+                let next = external.load(now).await?;
+                let present = self.keys.load();
+                if present.signs.cert == next.signs.cert && present.roots == next.roots {
+                    return Ok(false);
+                }
+                // What others do not trust yet, must not sign.
+                if !present.roots.iter().any(|root| root.cert == next.signs.root) {
+                    return Err(external.unknown_root());
+                }
+                next
             }
         };
-        let next = Intermediate::of(next, &self.root)?.ok_or(CaError::Unsigned)?;
-        self.intermediate.store(Arc::new(next));
-        Ok(())
+        self.take(next);
+        Ok(true)
+    }
+
+    fn take(&self, keys: Keys) {
+        let pem = pem_of(&keys.roots);
+        self.keys.store(Arc::new(keys));
+        self.bundle.send_if_modified(|before| {
+            let news = *before != pem;
+            *before = pem;
+            news
+        });
+    }
+
+    /// What a ring gives, if it goes on from what is in force: a root that is trusted still is.
+    fn keys_of_mine(&self, ring: &Ring, secret: &RootSecret, now: Timestamp) -> Result<Keys, CaError> {
+        let present = self.roots();
+        if !ring.trusted().any(|cert| present.iter().any(|root| root.cert == *cert)) {
+            return Err(CaError::Replaced { place: secret.place().cert.clone() });
+        }
+        keys_of(ring, secret, &self.trust_domain, now)
+    }
+
+    /// Begins to replace the root: a new one is trusted from now on.
+    ///
+    /// # Errors
+    /// If the root is not ours to replace, is being replaced already, or the Secret cannot be written.
+    pub(crate) async fn begin_rotation(&self, now: Timestamp) -> Result<(), CaError> {
+        let Origin::Secret(secret) = &self.origin else { return Err(CaError::NotOurs) };
+        secret.introduce(&Pair::make_root(&self.trust_domain, now)?, now).await?;
+        self.follow(now).await.map(drop)
+    }
+
+    /// How far the replacement of the root is.
+    ///
+    /// # Errors
+    /// If the Secret cannot be read.
+    pub(crate) async fn rotation(&self) -> Result<Rotation, CaError> {
+        match &self.origin {
+            Origin::Secret(secret) => Ok(secret.again().await?.rotation),
+            Origin::Folder(_) | Origin::External(_) => Ok(Rotation::Settled),
+        }
+    }
+
+    /// Does the next step of a replacement that is under way, if it is time for it; for the leader. `behind` counts
+    /// the proxies that have not acknowledged the new root.
+    ///
+    /// # Errors
+    /// If the Secret cannot be read or written, or somebody else wrote it first: the next look finds what they wrote.
+    pub(crate) async fn advance_rotation(
+        &self,
+        overlap: SignedDuration,
+        behind: usize,
+        now: Timestamp,
+    ) -> Result<Step, CaError> {
+        let Origin::Secret(secret) = &self.origin else { return Ok(Step::Rest) };
+        let step = rotation::next(secret.again().await?.rotation, overlap, behind, now);
+        match step {
+            Step::Rest | Step::Wait { .. } | Step::Behind { .. } => return Ok(step),
+            Step::HandOver => secret.hand_over(now).await?,
+            Step::Forget => secret.forget().await?,
+        }
+        self.follow(now).await?;
+        Ok(step)
     }
 
     /// The key of a PKCS#10 request in DER that asks for exactly this identity, which is not the operator's: whoever
@@ -232,11 +382,11 @@ impl Ca {
         instance: &InstanceId,
         now: Timestamp,
     ) -> Result<Issued, SignError> {
-        let intermediate = self.intermediate.load();
+        let keys = self.keys.load();
         let uri = admitted.identity.to_string();
-        let leaf = self.leaf(&intermediate, &admitted.key, uri, instance.as_str(), now)?;
+        let leaf = keys.signs.leaf(&admitted.key, uri, instance.as_str(), self.leaf_lifetime, now)?;
         Ok(Issued {
-            chain_pem: cert_pem(&leaf.cert) + &cert_pem(&intermediate.cert),
+            chain_pem: keys.signs.chain().fold(cert_pem(&leaf.cert), |chain, cert| chain + &cert_pem(cert)),
             not_after: leaf.not_after,
             renew_at: pki::renew_at(now, leaf.not_after, instance.as_str()),
             serial: leaf.serial,
@@ -250,60 +400,49 @@ impl Ca {
     /// If it cannot be made.
     pub(crate) fn leaf_named(&self, dns: &str, now: Timestamp) -> Result<ServerLeaf, SignError> {
         let mut key = KeyPair::generate()?;
-        let intermediate = self.intermediate.load();
-        let leaf = self.leaf(&intermediate, &key, self.operator.to_string(), dns, now)?;
+        let signs = &self.keys.load().signs;
+        let leaf = signs.leaf(&key, self.operator.to_string(), dns, self.leaf_lifetime, now)?;
         let der = PrivatePkcs8KeyDer::from(key.serialize_der());
         key.zeroize();
+        let chain = [&leaf.cert].into_iter().chain(signs.chain()).chain([&signs.root]);
         Ok(ServerLeaf {
-            chain: vec![leaf.cert, intermediate.cert.clone(), self.root.cert.clone()],
+            chain: chain.cloned().collect(),
             key: der.into(),
             held: Held { certificate: Certificate::Server, issued_at: now, not_after: leaf.not_after },
         })
     }
-
-    fn leaf(
-        &self,
-        intermediate: &Intermediate,
-        key: &impl PublicKeyData,
-        uri: String,
-        dns: &str,
-        now: Timestamp,
-    ) -> Result<Leaf, SignError> {
-        let not_after = whole_seconds(now.saturating_add(self.leaf_lifetime).unwrap_or(Timestamp::MAX))
-            .min(intermediate.held.not_after);
-        let not_before = intermediate.held.issued_at.saturating_sub(BACK_DATED).unwrap_or(Timestamp::MIN);
-        if now < not_before || now >= not_after {
-            return Err(SignError::IntermediateNotValid { now });
-        }
-        let serial = serial().ok_or(SignError::Random)?;
-        let text = hex(serial.as_ref());
-        let mut params = params(not_after, serial, now);
-        // SPIFFE puts the name into the URI SAN; an empty subject makes that extension critical.
-        params.subject_alt_names =
-            vec![SanType::URI(uri.try_into()?), SanType::DnsName(dns.to_owned().try_into()?)];
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let cert = params.signed_by(key, &intermediate.issuer)?;
-        Ok(Leaf { cert: cert.into(), not_after, serial: text })
-    }
 }
 
-struct Leaf {
-    cert: CertificateDer<'static>,
-    not_after: Timestamp,
-    serial: String,
+fn operator_of(trust_domain: &TrustDomain) -> Identity {
+    #[expect(clippy::expect_used, reason = "whatever the trust domain, the text is canonical")]
+    operator_identity(trust_domain.as_str()).parse().expect("an identity")
+}
+
+/// What a ring of roots gives: all are trusted, and a new intermediate of the one that signs.
+fn keys_of(
+    ring: &Ring,
+    secret: &RootSecret,
+    trust_domain: &TrustDomain,
+    now: Timestamp,
+) -> Result<Keys, CaError> {
+    let root = |cert: &CertificateDer<'static>| Root::of(cert.clone(), trust_domain, now, secret.place());
+    let roots: Arc<[Root]> = ring.trusted().map(root).collect::<Result<_, _>>()?;
+    let made = ring.signer.make_intermediate(trust_domain, &roots[0], now)?;
+    let signs = Intermediate::of(made, &roots[0])?.ok_or(CaError::Unsigned)?;
+    Ok(Keys { roots, signs })
+}
+
+fn same<'a>(roots: &[Root], certs: impl Iterator<Item = &'a CertificateDer<'static>>) -> bool {
+    roots.iter().map(|root| &root.cert).eq(certs)
+}
+
+fn pem_of(roots: &[Root]) -> String {
+    roots.iter().map(|root| cert_pem(&root.cert)).collect()
 }
 
 fn check_leaf_lifetime(given: SignedDuration) -> Result<(), CaError> {
     let in_range = given >= SignedDuration::from_secs(10) && given <= LONGEST_LEAF;
     if in_range { Ok(()) } else { Err(CaError::LeafLifetime { given }) }
-}
-
-/// X.509 counts whole seconds.
-fn whole_seconds(at: Timestamp) -> Timestamp {
-    Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
 
 /// Bytes in lower-case hex.

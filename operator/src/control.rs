@@ -86,6 +86,8 @@ pub(crate) struct Inputs {
     pub(crate) statuses: watch::Receiver<Arc<Statuses>>,
     /// Whether somebody judges the rollouts: if nobody does, their shares are left to expire.
     pub(crate) judged: watch::Receiver<bool>,
+    /// The roots to trust, PEM.
+    pub(crate) bundle: watch::Receiver<String>,
 }
 
 /// What the loop tells.
@@ -122,6 +124,7 @@ pub(crate) async fn run(
         let declared = inputs.declared.borrow_and_update().clone();
         let instances = inputs.instances.borrow_and_update().clone();
         let statuses = inputs.statuses.borrow_and_update().clone();
+        lowerer.trust(inputs.bundle.borrow_and_update().clone());
         let last = before.as_ref().map(|picture| &*picture.world);
         let world = Arc::new(world::assemble(&settings, &declared, &instances, &statuses, last));
         let compiled = Arc::new(memo.compile(&world));
@@ -142,6 +145,7 @@ pub(crate) async fn run(
                 changed = inputs.declared.changed() => changed,
                 changed = inputs.instances.changed() => changed,
                 changed = inputs.statuses.changed() => changed,
+                changed = inputs.bundle.changed() => changed,
                 _ = beat.tick() => {
                     outputs.pulse.beat();
                     if *inputs.judged.borrow() {

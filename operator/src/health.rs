@@ -14,15 +14,21 @@ pub(crate) struct Health {
     pub(crate) dead: Obstacle,
     /// Why it does not serve yet, or any more.
     pub(crate) waits_for: Obstacle,
+    /// What is wrong although it serves.
+    pub(crate) trouble: Obstacle,
 }
 
 impl Health {
     fn routes(self) -> Router {
-        let Health { dead, waits_for } = self;
+        let Health { dead, waits_for, trouble } = self;
         let is = |obstacle: Obstacle, so: &'static str, not: &'static str| {
+            let trouble = trouble.clone();
             move || async move {
                 match obstacle() {
-                    None => (StatusCode::OK, format!("{so}\n")),
+                    None => match trouble() {
+                        None => (StatusCode::OK, format!("{so}\n")),
+                        Some(what) => (StatusCode::OK, format!("{so}\nWARNING: {what}\n")),
+                    },
                     Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{not}: {why}\n")),
                 }
             }
@@ -55,11 +61,16 @@ mod tests {
     use tower::ServiceExt as _;
 
     async fn check(path: &str, why: Option<&'static str>, expected: (u16, &str)) {
+        let (path, of_what) = path.split_once(' ').unwrap_or((path, path));
         let obstacle = |of: &str| {
-            let why = why.filter(|_| path == of).map(str::to_owned);
+            let why = why.filter(|_| of_what == of).map(str::to_owned);
             Arc::new(move || why.clone()) as Obstacle
         };
-        let health = Health { dead: obstacle("/healthz"), waits_for: obstacle("/readyz") };
+        let health = Health {
+            dead: obstacle("/healthz"),
+            waits_for: obstacle("/readyz"),
+            trouble: obstacle("trouble"),
+        };
         let request = Request::get(path).body(Body::empty()).expect("a request");
         let response = health.routes().oneshot(request).await.expect("an answer");
         let status = response.status().as_u16();
@@ -72,6 +83,7 @@ mod tests {
         check("/healthz", None, (200, "ok\n")).await;
         check("/healthz", Some("no turn for 40 s"), (503, "stuck: no turn for 40 s\n")).await;
         check("/readyz", None, (200, "SERVING\n")).await;
+        check("/readyz trouble", Some("it ends"), (200, "SERVING\nWARNING: it ends\n")).await;
         check("/readyz", Some("not listed yet: Pods"), (503, "NOT_SERVING: not listed yet: Pods\n")).await;
     }
 }

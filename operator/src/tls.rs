@@ -4,7 +4,7 @@
 //! other call without one. One that is shown must be signed by our root and valid now, else there is no connection.
 
 use crate::{
-    ca::{Ca, CaError, ServerLeaf, SignError},
+    ca::{Ca, CaError, Root, ServerLeaf, SignError},
     clock::Clock,
 };
 use airlane_core::{
@@ -16,12 +16,12 @@ use arc_swap::ArcSwap;
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig, SignatureScheme,
-    client::{ResolvesClientCert, Resumption},
+    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+    client::{ResolvesClientCert, Resumption, danger::HandshakeSignatureValid},
     crypto::CryptoProvider,
     server::{
         ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier,
-        danger::ClientCertVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
     },
     sign::CertifiedKey,
     time_provider::TimeProvider,
@@ -65,6 +65,9 @@ pub(crate) enum DialError {
     /// It is not trusted, or does not trust this one.
     #[error("the TLS handshake failed")]
     Handshake(#[source] io::Error),
+    /// The library refused the configuration.
+    #[error("cannot set up TLS")]
+    Configure(#[source] rustls::Error),
     /// It is a workload.
     #[error("it is not a replica of the operator")]
     NotTheOperator,
@@ -74,8 +77,7 @@ pub(crate) enum DialError {
 /// clone.
 #[derive(Clone)]
 pub(crate) struct Dialer {
-    ca: Arc<Ca>,
-    connector: TlsConnector,
+    tls: ServerTls,
 }
 
 impl Dialer {
@@ -87,11 +89,12 @@ impl Dialer {
         let stream = TcpStream::connect(at).await.map_err(DialError::Connect)?;
         stream.set_nodelay(true).map_err(DialError::Connect)?;
         let name = ServerName::try_from(OPERATOR_DNS_NAME).map_err(|_| DialError::NotTheOperator)?;
-        let stream = self.connector.connect(name, stream).await.map_err(DialError::Handshake)?;
+        let connector = self.tls.connector().map_err(DialError::Configure)?;
+        let stream = connector.connect(name, stream).await.map_err(DialError::Handshake)?;
         let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-        let peer = leaf.and_then(|leaf| Peer::of(leaf, self.ca.trust_domain()));
+        let peer = leaf.and_then(|leaf| Peer::of(leaf, self.tls.ca.trust_domain()));
         match peer {
-            Some(peer) if peer.identity == *self.ca.operator() => Ok(TokioIo::new(stream)),
+            Some(peer) if peer.identity == *self.tls.ca.operator() => Ok(TokioIo::new(stream)),
             _ => Err(DialError::NotTheOperator),
         }
     }
@@ -151,13 +154,8 @@ impl ServerTls {
     /// # Errors
     /// If there is no leaf, or the library refuses it.
     pub(crate) fn new(ca: Arc<Ca>, clock: Arc<dyn Clock>) -> Result<ServerTls, TlsError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut roots = RootCertStore::empty();
-        roots.add(ca.root().clone())?;
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-            .allow_unauthenticated()
-            .build()?;
-        ServerTls::with(ca, clock, OPERATOR_DNS_NAME, verifier, &[b"h2"])
+        let clients = Arc::new(Clients::of(Arc::clone(&ca))?);
+        ServerTls::with(ca, clock, OPERATOR_DNS_NAME, clients, &[b"h2"])
     }
 
     /// TLS with a fresh leaf, for the API server, which knows the operator by that name and shows no certificate.
@@ -200,13 +198,17 @@ impl ServerTls {
     }
 
     /// What connects to other replicas as this one.
-    ///
-    /// # Errors
-    /// If the library refuses the configuration.
-    pub(crate) fn dialer(&self) -> Result<Dialer, TlsError> {
+    pub(crate) fn dialer(&self) -> Dialer {
+        Dialer { tls: self.clone() }
+    }
+
+    /// How another replica is called: with our leaf, and by the roots that are trusted now.
+    fn connector(&self) -> Result<TlsConnector, rustls::Error> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
-        roots.add(self.ca.root().clone())?;
+        for root in &*self.ca.roots() {
+            roots.add(root.cert.clone())?;
+        }
         let time = Arc::new(ClockTime(Arc::clone(&self.clock)));
         let mut config = ClientConfig::builder_with_details(provider, time)
             .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -214,7 +216,7 @@ impl ServerTls {
             .with_client_cert_resolver(Arc::clone(&self.leaf) as Arc<dyn ResolvesClientCert>);
         config.alpn_protocols = vec![b"h2".to_vec()];
         config.resumption = Resumption::disabled();
-        Ok(Dialer { ca: Arc::clone(&self.ca), connector: TlsConnector::from(Arc::new(config)) })
+        Ok(TlsConnector::from(Arc::new(config)))
     }
 
     /// The trust domain of the peers.
@@ -232,13 +234,19 @@ impl ServerTls {
         [self.ca.intermediate(), self.leaf.0.load().held]
     }
 
+    /// Those of them that are renewed here.
+    fn renewed_here(&self) -> Vec<Held> {
+        let here = |held: &Held| held.certificate != Certificate::Intermediate || self.ca.renews_itself();
+        self.held().into_iter().filter(here).collect()
+    }
+
     /// Renews what is due now. New connections see the new leaf; open ones keep theirs.
     ///
     /// # Errors
     /// At the first certificate that cannot be renewed; the old one stays in use.
     pub(crate) async fn renew_due(&self) -> Result<(), TlsError> {
         let now = self.clock.now();
-        for renewal in pki::due(&self.held(), now) {
+        for renewal in pki::due(&self.renewed_here(), now) {
             match renewal.certificate {
                 Certificate::Intermediate => self.ca.renew_intermediate(now).await?,
                 Certificate::Server => {
@@ -258,7 +266,7 @@ impl ServerTls {
                 tracing::error!(error = &error as &dyn std::error::Error, "a certificate was not renewed");
             }
             let now = self.clock.now();
-            let wait = self.held().iter().map(Held::renew_at).min().map_or(LOOK_EVERY, |at| {
+            let wait = self.renewed_here().iter().map(Held::renew_at).min().map_or(LOOK_EVERY, |at| {
                 Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO)
             });
             tokio::select! {
@@ -267,6 +275,106 @@ impl ServerTls {
                 () = tokio::time::sleep(wait.clamp(Duration::from_secs(1), LOOK_EVERY)) => {}
             }
         }
+    }
+}
+
+/// Clients with a certificate of a root that is trusted now, and those without any.
+#[derive(Debug)]
+struct Clients {
+    ca: Arc<Ca>,
+    /// The roots, and what is made of them.
+    made: ArcSwap<Made>,
+}
+
+#[derive(Debug)]
+struct Made {
+    roots: Arc<[Root]>,
+    verifier: Arc<dyn ClientCertVerifier>,
+}
+
+impl Made {
+    fn of(roots: Arc<[Root]>) -> Result<Made, TlsError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut store = RootCertStore::empty();
+        for root in &*roots {
+            store.add(root.cert.clone())?;
+        }
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider)
+            .allow_unauthenticated()
+            .build()?;
+        Ok(Made { roots, verifier })
+    }
+}
+
+impl Clients {
+    fn of(ca: Arc<Ca>) -> Result<Clients, TlsError> {
+        let made = ArcSwap::from_pointee(Made::of(ca.roots())?);
+        Ok(Clients { ca, made })
+    }
+
+    fn now(&self) -> Arc<dyn ClientCertVerifier> {
+        let roots = self.ca.roots();
+        let made = self.made.load();
+        if Arc::ptr_eq(&made.roots, &roots) {
+            return Arc::clone(&made.verifier);
+        }
+        match Made::of(roots) {
+            Ok(fresh) => {
+                let verifier = Arc::clone(&fresh.verifier);
+                self.made.store(Arc::new(fresh));
+                verifier
+            }
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "the new roots cannot be used");
+                Arc::clone(&made.verifier)
+            }
+        }
+    }
+}
+
+impl ClientCertVerifier for Clients {
+    fn offer_client_auth(&self) -> bool {
+        true
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    // Clients have one certificate and need no hint.
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.now().verify_client_cert(end_entity, intermediates, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.now().verify_tls12_signature(message, cert, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.now().verify_tls13_signature(message, cert, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.now().supported_verify_schemes()
     }
 }
 

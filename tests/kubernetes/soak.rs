@@ -227,3 +227,46 @@ async fn a_lost_node_loses_no_request() {
     }
     through(&shop, "payments", "the operator's node lost", async || whole.cluster.lose_node(2).await).await;
 }
+
+/// Leaves of 20 s, and with them overlaps of 20 s: what takes two days otherwise.
+#[tokio::test]
+async fn a_root_is_replaced_under_load() {
+    let Some(whole) = Whole::with(&["leafTTL=20s", "rootOverlap=20s"]).await else { return };
+    let shop = whole.shop().await;
+    shop.apply(&deployment("payments", "v1", 1, &[])).await.unwrap();
+    for workload in ["deployment/front-v1", "deployment/payments-v1"] {
+        shop.rolled_out(workload).await;
+    }
+    is_through(&shop, "front").await;
+    let roots = async || {
+        let roots = shop.get("configmap/airlane-root").await?["data"]["root.pem"].clone();
+        Ok::<_, String>(roots.as_str().unwrap_or_default().to_owned())
+    };
+    let old = roots().await.unwrap();
+
+    let report = under_load(&shop, "front", 200.0, async |mut sent| {
+        let said = whole.airlane("certs rotate-root").await.unwrap();
+        assert!(said.contains("a new root is trusted; it signs from"), "{said}");
+        let said = whole.airlane("certs rotate-root").await.unwrap_err();
+        assert!(said.contains("the root is being replaced since"), "{said}");
+        until("both are trusted", PODS_SOON, async || match roots().await? {
+            both if both.contains(&old) && both != old => Ok(()),
+            other => Err(other),
+        })
+        .await;
+        until("the old one is forgotten", PODS_SOON, async || match roots().await? {
+            new if !new.contains(&old) && !new.is_empty() => Ok(()),
+            other => Err(other),
+        })
+        .await;
+        // Certificates of the new root are renewed like any others.
+        let now = *sent.borrow();
+        at_least(&mut sent, now + 4_000).await;
+    })
+    .await;
+    eprintln!("{report}");
+    report.assert_nothing_failed(5_000);
+    let listed = whole.airlane("certs list").await.unwrap();
+    assert_eq!(listed.matches(" signs ").count(), 1, "{listed}");
+    assert!(!listed.contains("is trusted"), "{listed}");
+}

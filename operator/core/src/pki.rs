@@ -1,5 +1,7 @@
 //! Certificates: when to renew them, and which requests for one are granted.
 
+pub mod rotation;
+
 use crate::id::Identity;
 use jiff::{SignedDuration, Timestamp};
 

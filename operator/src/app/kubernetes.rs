@@ -5,7 +5,7 @@ use crate::{
     apply::kubernetes::{Teller, Writer, recorder},
     args::Operator,
     bundle::Bundle,
-    ca::{Ca, hex},
+    ca::{self, Ca, hex},
     clock::{Clock, SystemClock},
     control::{self, Picture, Pulse},
     enrol::{decide::Patience, hands::Hands, run::Enrolment},
@@ -13,7 +13,10 @@ use crate::{
     health::{self, Health, Obstacle},
     join::{Parts, PodTokens, Wire},
     lease::{self, Candidate, Lead, Me, Terms},
-    local::server::{self, Local},
+    local::{
+        root::{self, Authority},
+        server::{self, Local},
+    },
     members::Members as _,
     observe::{
         kubernetes::{self, Restarts, WATCH_SECONDS},
@@ -34,6 +37,7 @@ use crate::{
     webhook::{self, inject::Injection, server::Webhook},
     xds::Publisher,
 };
+use airlane_core::pki::rotation::OVERLAP_MARGIN;
 use airlane_envoy::lower::{Lowerer, Settings};
 use airlane_wire::operator::OperatorServer;
 use anyhow::Context;
@@ -76,9 +80,15 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
     };
     let client = api_server().await?;
     let lifetime = SignedDuration::try_from(args.leaf_ttl)?;
-    let ca =
-        Ca::in_cluster(client.clone(), &args.namespace, mesh.trust_domain.clone(), lifetime, clock.now());
-    let ca = Arc::new(ca.await?);
+    let overlap = overlap(args, lifetime)?;
+    let (namespace, trust_domain) = (&args.namespace, mesh.trust_domain.clone());
+    let ca = match &args.intermediate_secret {
+        None => Ca::in_cluster(client.clone(), namespace, trust_domain, lifetime, clock.now()).await,
+        Some(secret) => {
+            Ca::external(client.clone(), namespace, secret, trust_domain, lifetime, clock.now()).await
+        }
+    };
+    let ca = Arc::new(ca?);
     let tls = ServerTls::new(ca.clone(), clock.clone()).context("cannot certify the operator itself")?;
     let listener = serve::listen(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
     let address = listener.local_addr()?;
@@ -118,6 +128,7 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
         instances: pods.watch(),
         statuses: observed.statuses.clone(),
         judged: lead.held.clone(),
+        bundle: ca.bundle(),
     };
     let pulse = Pulse::new(clock.clone());
     let outputs = control::Outputs {
@@ -139,9 +150,9 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
         "readiness",
         readiness::announce(picture.clone(), publisher.clone(), pods.clone(), shutdown.clone()),
     );
-    let bundle = Bundle::new(client.clone(), ca.bundle_pem(), observed.joined.clone());
+    let bundle = Bundle::new(client.clone(), ca.bundle(), args.namespace.clone(), observed.joined.clone());
     let (leads, ending) = (lead.clone(), shutdown.clone());
-    tasks.spawn_sure("the ConfigMaps with the root", async move {
+    tasks.spawn_sure("the ConfigMaps with the roots", async move {
         lease::while_leading(&leads, ending, |ending| bundle.clone().run(ending)).await;
     });
     let leader = Leader {
@@ -157,7 +168,7 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
     let follower = Follower {
         lead: lead.clone(),
         judges,
-        dialer: tls.dialer().context("cannot speak to other replicas")?,
+        dialer: tls.dialer(),
         picture: picture.clone(),
         publisher: publisher.clone(),
         fleet: fleet.clone(),
@@ -169,6 +180,8 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
     let rotations = Rotations { own: leader.clone(), leader: follower.leader.subscribe() };
     signals.turn(Way::Nowhere);
     tasks.spawn_sure("the side that this replica is on", follower.run(shutdown.clone()));
+    let following = ca::keeping::follow(ca.clone(), clock.clone(), shutdown.clone());
+    tasks.spawn_sure("the Secret of what signs", following);
     let joining = Wire::new(Parts {
         ca: ca.clone(),
         door: Arc::new(PodTokens::new(client.clone(), pods.clone(), &ca, clock.clone())),
@@ -197,18 +210,26 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
             })
             .max_decoding_message_size(MESSAGE_BYTES_MAX),
         );
-    let answers = server::router(Local {
+    let local = Local {
         picture: picture.clone(),
         signals: signals.clone(),
         publisher: publisher.clone(),
         fleet: fleet.clone(),
         members: pods.clone(),
         tls: tls.clone(),
-    });
+    };
+    let authority = Authority { ca: ca.clone(), overlap, clock: clock.clone() };
+    let answers = root::router(authority).merge(server::router(local));
     let ending = shutdown.clone();
     tasks.spawn("the command socket", async move { Ok(server::serve(commands, answers, ending).await?) });
     let listed = observed.clone();
-    let (_injection, injection) = watch::channel(Arc::new(injection(args, &ca)));
+    let (setup, injection) = watch::channel(Arc::new(injection(args, &ca)));
+    let (all, authority, mut bundle, ending) = (args.clone(), ca.clone(), ca.bundle(), shutdown.clone());
+    tasks.spawn_sure("the roots that pods pin", async move {
+        while let Some(Ok(())) = ending.run_until_cancelled(bundle.changed()).await {
+            setup.send_replace(Arc::new(self::injection(&all, &authority)));
+        }
+    });
     let answers = Webhook {
         injection,
         namespaces: observed.namespaces.clone(),
@@ -224,7 +245,7 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
         webhook::server::serve(webhook_listener, webhook_tls, answers, lingering.clone()),
     );
     let (registering, leads, ending) = (client.clone(), lead.clone(), shutdown.clone());
-    let (_bundle, bundle) = watch::channel(ca.bundle_pem());
+    let bundle = ca.bundle();
     tasks.spawn_sure("the webhook's registration", async move {
         let register = |ending| webhook::registration::keep(registering.clone(), bundle.clone(), ending);
         lease::while_leading(&leads, ending, register).await;
@@ -254,8 +275,11 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
         writer: Writer::new(client, observed.clone(), picture.clone(), fleet.clone(), clock.clone(), me.name),
         picture: picture.clone(),
         fleet,
+        publisher: publisher.clone(),
         signals,
         clock,
+        ca: ca.clone(),
+        overlap,
     };
     leading.spawn(&mut tasks);
     let is_ending = shutdown.clone();
@@ -273,7 +297,9 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
             .stuck_for()
             .map(|silence| format!("the control loop has not turned for {} s", silence.as_secs()))
     });
-    let (health, answers, until) = (args.health, Health { dead, waits_for }, lingering.clone());
+    let troubles = ca.trouble();
+    let trouble: Obstacle = Arc::new(move || troubles.borrow().clone());
+    let (health, answers, until) = (args.health, Health { dead, waits_for, trouble }, lingering.clone());
     tasks.spawn("the health port", async move {
         health::serve(health, answers, until).await.with_context(|| format!("cannot listen on {health}"))
     });
@@ -305,6 +331,17 @@ async fn api_server() -> anyhow::Result<kube::Client> {
     config.connect_timeout = Some(CONNECT_WITHIN);
     config.read_timeout = Some(Duration::from_secs(WATCH_SECONDS.into()) + CONNECT_WITHIN);
     kube::Client::try_from(config).context("the way to the cluster cannot be used")
+}
+
+/// How long two roots are trusted at either step of a replacement.
+fn overlap(args: &Operator, leaf_lifetime: SignedDuration) -> anyhow::Result<SignedDuration> {
+    match args.root_overlap {
+        None => Ok(leaf_lifetime.saturating_add(OVERLAP_MARGIN)),
+        Some(overlap) if overlap >= args.leaf_ttl => Ok(overlap.try_into()?),
+        Some(_) => {
+            anyhow::bail!("--root-overlap must be as long as --leaf-ttl: who has a leaf would not be trusted")
+        }
+    }
 }
 
 /// The name of the service before the operator's replicas.
@@ -339,8 +376,11 @@ struct Leading {
     writer: Writer,
     picture: watch::Receiver<Option<Picture>>,
     fleet: Fleet,
+    publisher: Publisher,
     signals: Signals,
     clock: Arc<dyn Clock>,
+    ca: Arc<Ca>,
+    overlap: SignedDuration,
 }
 
 impl Leading {
@@ -349,6 +389,15 @@ impl Leading {
         tasks.spawn_sure("the statuses", async move {
             let tell = |ending| Teller { writer: leading.writer.clone() }.run(ending);
             lease::while_leading(&leading.lead, ending, tell).await;
+        });
+        let (leading, ending) = (self.clone(), tasks.shutdown());
+        tasks.spawn_sure("the replacement of the root", async move {
+            let Leading { lead, ca, overlap, picture, publisher, clock, .. } = leading;
+            let rotate = |ending| {
+                let (picture, publisher) = (picture.clone(), publisher.clone());
+                ca::keeping::rotate(ca.clone(), overlap, picture, publisher, clock.clone(), ending)
+            };
+            lease::while_leading(&lead, ending, rotate).await;
         });
         let ending = tasks.shutdown();
         tasks.spawn_sure("the rollouts", async move {
@@ -374,7 +423,7 @@ fn injection(args: &Operator, ca: &Ca) -> Injection {
         image: args.proxy_image.clone(),
         image_pull_policy: args.proxy_pull.clone(),
         operator: args.address.clone().unwrap_or_else(address),
-        roots: vec![hex(&ca.root_fingerprint())],
+        roots: ca.fingerprints().iter().map(|root| hex(root)).collect(),
         trust_domain: args.trust_domain.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
     }

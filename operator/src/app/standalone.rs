@@ -88,8 +88,13 @@ pub(crate) async fn up(args: &Up, state: &Path) -> anyhow::Result<()> {
     let lowerer =
         Lowerer::new(Settings { bundle_pem: ca.bundle_pem(), fail_safe_after: args.fail_safe_after });
 
-    let inputs =
-        control::Inputs { declared, instances: registry.watch(), statuses: recorder.watch(), judged };
+    let inputs = control::Inputs {
+        declared,
+        instances: registry.watch(),
+        statuses: recorder.watch(),
+        judged,
+        bundle: ca.bundle(),
+    };
     let outputs = control::Outputs {
         publisher: publisher.clone(),
         picture: picture_sender,

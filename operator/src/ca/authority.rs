@@ -1,6 +1,9 @@
 //! The certificates that sign others: what a root and an intermediate are, wherever they are kept.
 
-use super::error::CaError;
+use super::{
+    error::{CaError, SignError},
+    hex,
+};
 use airlane_core::{
     id::TrustDomain,
     pki::{BACK_DATED, Certificate, Held},
@@ -8,10 +11,13 @@ use airlane_core::{
 use jiff::{SignedDuration, Timestamp};
 use pem::Pem;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
 };
-use ring::rand::{SecureRandom as _, SystemRandom};
+use ring::{
+    digest,
+    rand::{SecureRandom as _, SystemRandom},
+};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use time::OffsetDateTime;
 use x509_parser::{
@@ -90,8 +96,8 @@ impl Pair {
 }
 
 /// A root that is trusted: its certificate alone.
-#[derive(Debug)]
-pub(super) struct Root {
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Root {
     pub cert: CertificateDer<'static>,
     pub not_after: Timestamp,
 }
@@ -117,17 +123,30 @@ impl Root {
         Ok(Root { cert, not_after })
     }
 
-    /// Checks that it is still the root that is kept.
-    pub(super) fn check_same(&self, kept: &Pair, place: &Place) -> Result<(), CaError> {
-        if kept.cert == self.cert { Ok(()) } else { Err(CaError::Replaced { place: place.cert.clone() }) }
+    /// SHA-256 of its DER: what a join string pins.
+    pub(crate) fn fingerprint(&self) -> [u8; 32] {
+        let mut fingerprint = [0; 32];
+        fingerprint.copy_from_slice(digest::digest(&digest::SHA256, &self.cert).as_ref());
+        fingerprint
     }
 }
 
 /// What signs the leaves.
 pub(super) struct Intermediate {
     pub cert: CertificateDer<'static>,
+    /// Who signed it, who signed that one, and so on; not the root.
+    pub above: Vec<CertificateDer<'static>>,
+    /// The root that this ends in.
+    pub root: CertificateDer<'static>,
     pub issuer: Issuer<'static, KeyPair>,
     pub held: Held,
+}
+
+/// A certificate that an intermediate signed.
+pub(super) struct Leaf {
+    pub cert: CertificateDer<'static>,
+    pub not_after: Timestamp,
+    pub serial: String,
 }
 
 impl Intermediate {
@@ -143,9 +162,52 @@ impl Intermediate {
         Ok(Some(Intermediate {
             issuer: Issuer::from_ca_cert_der(&pair.cert, pair.key)?,
             cert: pair.cert,
+            above: Vec::new(),
+            root: root.cert.clone(),
             held: Held { certificate: Certificate::Intermediate, issued_at, not_after },
         }))
     }
+}
+
+impl Intermediate {
+    /// The certificates that whoever shows a leaf shows with it.
+    pub(super) fn chain(&self) -> impl Iterator<Item = &CertificateDer<'static>> {
+        std::iter::once(&self.cert).chain(&self.above)
+    }
+
+    /// Signs a leaf.
+    pub(super) fn leaf(
+        &self,
+        key: &impl PublicKeyData,
+        uri: String,
+        dns: &str,
+        lifetime: SignedDuration,
+        now: Timestamp,
+    ) -> Result<Leaf, SignError> {
+        let not_after =
+            whole_seconds(now.saturating_add(lifetime).unwrap_or(Timestamp::MAX)).min(self.held.not_after);
+        let not_before = self.held.issued_at.saturating_sub(BACK_DATED).unwrap_or(Timestamp::MIN);
+        if now < not_before || now >= not_after {
+            return Err(SignError::IntermediateNotValid { now });
+        }
+        let serial = serial().ok_or(SignError::Random)?;
+        let text = hex(serial.as_ref());
+        let mut params = params(not_after, serial, now);
+        // SPIFFE puts the name into the URI SAN; an empty subject makes that extension critical.
+        params.subject_alt_names =
+            vec![SanType::URI(uri.try_into()?), SanType::DnsName(dns.to_owned().try_into()?)];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let cert = params.signed_by(key, &self.issuer)?;
+        Ok(Leaf { cert: cert.into(), not_after, serial: text })
+    }
+}
+
+/// X.509 counts whole seconds.
+fn whole_seconds(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
 
 /// The certificate in a text.

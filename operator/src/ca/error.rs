@@ -97,6 +97,23 @@ pub(crate) enum CaError {
         /// What else can be done.
         mend: &'static str,
     },
+    /// A replacement of the root has begun already.
+    #[error("the root is being replaced since {since}; `airlane certs list` says how far that is")]
+    UnderWay {
+        /// Since when its present step lasts.
+        since: Timestamp,
+    },
+    /// The root is kept by somebody else.
+    #[error("the root is not the operator's own: whoever keeps it replaces it")]
+    NotOurs,
+    /// Somebody else's intermediate cannot sign.
+    #[error("{place} cannot sign for the mesh: {why}")]
+    External {
+        /// The Secret.
+        place: String,
+        /// What is wrong with it, and the mend.
+        why: Unusable,
+    },
     /// The setting for the leaves' lifetime is outside its range.
     #[error("a leaf lifetime of {given:#} is outside 10s to 24h")]
     LeafLifetime {
@@ -112,6 +129,39 @@ pub(crate) enum CaError {
     /// The system gave no random bytes.
     #[error("the system gives no random bytes")]
     Random,
+}
+
+/// Why somebody else's intermediate cannot sign.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unusable {
+    /// The Secret is not there.
+    #[error("it is not there; have it made, or name another one")]
+    Absent,
+    /// A key of the Secret is missing, or holds something else.
+    #[error("{key} does not hold {expected}")]
+    Content {
+        /// The key.
+        key: &'static str,
+        /// What it should hold.
+        expected: &'static str,
+    },
+    /// The certificate is for another key.
+    #[error("tls.crt is not the certificate of tls.key")]
+    Mismatch,
+    /// A certificate that cannot sign others.
+    #[error("tls.crt is no authority; for cert-manager, `isCA: true`")]
+    NoAuthority,
+    /// The chain ends nowhere.
+    #[error("tls.crt does not lead to a root in ca.crt")]
+    NoRoot,
+    /// It leads to a root that nobody trusts yet.
+    #[error(
+        "tls.crt leads to a root that the mesh does not trust yet; put the new root beside the old one into ca.crt, and          let it sign when every leaf from before has ended"
+    )]
+    NewRoot,
+    /// What it signs would not be believed.
+    #[error("what it signs would not be believed: {0}")]
+    Unbelieved(String),
 }
 
 /// A leaf was not signed.

@@ -3,8 +3,13 @@ use super::{
     *,
 };
 use crate::private_file::private_dir;
+use airlane_core::pki::BACK_DATED;
 use airlane_wire::join::OPERATOR_DNS_NAME;
-use rcgen::{CertificateParams, DnType, PKCS_ECDSA_P384_SHA384, PKCS_ED25519};
+use rcgen::PublicKeyData as _;
+use rcgen::{
+    CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyUsagePurpose, PKCS_ECDSA_P384_SHA384,
+    PKCS_ED25519, SanType,
+};
 use rustls_pki_types::pem::PemObject as _;
 use std::os::unix::fs::PermissionsExt as _;
 use tempfile::TempDir;
@@ -79,7 +84,8 @@ fn a_leaf_says_who_and_which_and_may_not_sign() {
     let [leaf, intermediate] = &chain[..] else { panic!("{} certificates", chain.len()) };
     let (leaf, intermediate) = (parse(leaf).expect("leaf"), parse(intermediate).expect("intermediate"));
     leaf.verify_signature(Some(intermediate.public_key())).expect("signed by the intermediate");
-    intermediate.verify_signature(Some(parse(ca.root()).expect("root").public_key())).expect("by the root");
+    let root = ca.root();
+    intermediate.verify_signature(Some(parse(&root).expect("root").public_key())).expect("by the root");
     assert_eq!(leaf.public_key().raw, key.subject_public_key_info());
     let san = leaf.subject_alternative_name().expect("once").expect("there");
     assert!(san.critical, "the subject is empty");

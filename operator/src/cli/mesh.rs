@@ -9,6 +9,7 @@ use super::{
 use crate::{
     args::Where,
     local::{
+        root::{ReplacementView, RootsView},
         server::{CertificateView, ResourceView, RotateRequest},
         view::{CanaryView, EffectiveView, EndpointView, PolicyView, ProxyView, ServiceView},
     },
@@ -131,6 +132,25 @@ impl Mesh {
             Mesh::Host(client) => client.post("/v1/certificates/rotate", request).await?,
             Mesh::Cluster(mesh) => mesh.replicas().await?.rotate(request).await?,
         })
+    }
+
+    /// The roots of a cluster's mesh. That of a host is in its state directory, and nothing happens to it.
+    pub(crate) async fn roots(&self) -> anyhow::Result<Option<RootsView>> {
+        match self {
+            Mesh::Host(_) => Ok(None),
+            Mesh::Cluster(_) => self.view("/v1/root").await.map(Some),
+        }
+    }
+
+    /// Begins to replace the root.
+    pub(crate) async fn rotate_root(&self) -> anyhow::Result<Option<ReplacementView>> {
+        match self {
+            Mesh::Host(_) => bail!(
+                "the root of a host's mesh is not replaced while it runs: stop the operator, remove the folder `ca` of its \
+                 state directory, and start it and then every workload again"
+            ),
+            Mesh::Cluster(mesh) => Ok(mesh.replicas().await?.rotate_root().await?),
+        }
     }
 
     /// The policies, or at least those that are wanted.

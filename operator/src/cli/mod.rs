@@ -276,12 +276,24 @@ pub(crate) async fn certs_verb(place: &Where, state: &Path, verb: &CertsVerb) ->
     match verb {
         CertsVerb::List { output } => {
             let rows = mesh.certificates().await?;
-            show(output.output, &rows, || show::certificates(&rows))
+            let roots = mesh.roots().await?;
+            match output.output {
+                Output::Table => {
+                    say(&(show::certificates(&rows)
+                        + &roots.map_or_else(String::new, |roots| show::roots(&roots))));
+                    Ok(())
+                }
+                whole => show(whole, &rows, String::new),
+            }
         }
         CertsVerb::Rotate { instance } => {
             let instance = instance.as_deref().map(str::parse).transpose().context("the instance")?;
             let asked = mesh.rotate(&RotateRequest { instance }).await?;
             say(&format!("{asked} sidecars will renew with their next heartbeat\n"));
+            Ok(())
+        }
+        CertsVerb::RotateRoot => {
+            say(&show::replacement(mesh.rotate_root().await?.as_ref()));
             Ok(())
         }
     }

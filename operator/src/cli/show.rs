@@ -3,6 +3,7 @@
 use super::table::{plain, table};
 use crate::local::{
     host::StoredTokenView,
+    root::{ReplacementView, RootView, RootsView},
     server::{CertificateView, ResourceView},
     view::{CanaryView, EffectiveView, EndpointView, PolicyView, ProxyView, ServiceView},
 };
@@ -142,6 +143,31 @@ pub(super) fn certificates(rows: &[CertificateView]) -> String {
     };
     let rows: Vec<_> = rows.iter().map(cells).collect();
     table(&["HOLDER", "SUBJECT", "ENDS", "RENEWED"], &rows)
+}
+
+pub(super) fn roots(roots: &RootsView) -> String {
+    let cells = |(number, root): (usize, &RootView)| {
+        let does = if number == 0 { "signs" } else { "is trusted" };
+        vec![root.sha256.chars().take(16).collect(), does.to_owned(), moment(root.not_after)]
+    };
+    let rows: Vec<_> = roots.roots.iter().enumerate().map(cells).collect();
+    let mut text = String::from("\n") + &table(&["ROOT", "DOES", "ENDS"], &rows);
+    text += &roots.replacement.as_ref().map_or_else(String::new, |it| replacement(Some(it)));
+    text += &roots.trouble.as_ref().map_or_else(String::new, |trouble| format!("{}\n", plain(trouble)));
+    text
+}
+
+/// How far the replacement of the root is.
+pub(super) fn replacement(replacement: Option<&ReplacementView>) -> String {
+    match replacement {
+        None => "the root is not being replaced\n".to_owned(),
+        Some(ReplacementView { handed_over: false, next_at }) => {
+            format!("a new root is trusted; it signs from {} on\n", moment(*next_at))
+        }
+        Some(ReplacementView { handed_over: true, next_at }) => {
+            format!("the new root signs; the old one is forgotten at {}\n", moment(*next_at))
+        }
+    }
 }
 
 pub(super) fn tokens(rows: &[StoredTokenView]) -> String {

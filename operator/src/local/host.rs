@@ -1,6 +1,6 @@
 //! The verbs that only a host's mesh takes: what a cluster keeps in its objects is kept here.
 
-use super::server::{self, Local, Refused, not_found, parse, with_sources};
+use super::server::{self, Local, Refused, failed, not_found, parse, with_sources};
 use crate::{
     apply::standalone::Recorder,
     clock::Clock,
@@ -45,11 +45,6 @@ pub(crate) fn router(host: Host) -> Router {
         .route("/v1/tokens/{id}/revoke", post(revoke_token))
         .with_state(host)
         .merge(views)
-}
-
-fn failed(what: &str, error: &(dyn std::error::Error + 'static)) -> Refused {
-    tracing::error!(error, "cannot {what}");
-    Refused(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot {what}: {error}"))
 }
 
 async fn verb(

@@ -58,6 +58,12 @@ impl IntoResponse for Refused {
     }
 }
 
+/// It should have been done, and was not.
+pub(super) fn failed(what: &str, error: &(dyn std::error::Error + 'static)) -> Refused {
+    tracing::error!(error, "cannot {what}");
+    Refused(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot {what}: {error}"))
+}
+
 /// There is no such thing.
 pub(super) fn not_found(what: impl Into<String>) -> Refused {
     Refused(StatusCode::NOT_FOUND, what.into())

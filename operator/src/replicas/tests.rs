@@ -88,7 +88,7 @@ impl Serving {
     }
 
     async fn replica(&self) -> Client {
-        let dialer = self.running.tls.dialer().expect("TLS");
+        let dialer = self.running.tls.dialer();
         Client::new(channel(dialer, self.running.address).await.expect("connected"))
     }
 
@@ -273,6 +273,6 @@ async fn a_workload_in_the_leaders_place_is_told_nothing() {
         let (stream, _) = listener.accept().await.expect("a connection");
         TlsAcceptor::from(Arc::new(config)).accept(stream).await
     });
-    let refused = timeout(PATIENCE, tls.dialer().expect("TLS").dial(address)).await.expect("in time");
+    let refused = timeout(PATIENCE, tls.dialer().dial(address)).await.expect("in time");
     assert!(matches!(refused, Err(DialError::NotTheOperator)));
 }

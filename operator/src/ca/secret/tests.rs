@@ -3,6 +3,7 @@ use crate::{
     ca::Ca,
     scripted_api::{client, refusal},
 };
+use airlane_core::pki::rotation::Step;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::Method;
 use jiff::SignedDuration;
@@ -49,6 +50,10 @@ impl Kept {
                 }
                 *kept = Some(body.clone());
                 return Some((201, body));
+            }
+            if method == Method::PUT {
+                *kept = Some(body.clone());
+                return Some((200, body));
             }
             let late = std::mem::take(&mut *late.lock().expect("not poisoned"));
             kept.clone()
@@ -164,4 +169,98 @@ async fn an_account_that_may_not_read_it_is_told() {
     let text = error.to_string();
     assert!(text.contains("cannot get Secret airlane-system/airlane-root"), "{text}");
     assert!(error.source().is_some());
+}
+
+const OVERLAP: SignedDuration = SignedDuration::from_hours(2);
+
+fn later(hours: i64) -> Timestamp {
+    now() + SignedDuration::from_hours(hours)
+}
+
+/// Whether a leaf that one authority gives is believed by whoever trusts what another one says.
+fn believes(truster: &Ca, signer: &Ca, at: Timestamp) -> bool {
+    let mut roots = rustls::RootCertStore::empty();
+    for root in &*truster.roots() {
+        roots.add(root.cert.clone()).expect("a root");
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    let verifier = verifier.build().expect("a verifier");
+    let chain = signer.leaf_named("airlane", at).expect("a leaf").chain;
+    let seconds = u64::try_from(at.as_second()).expect("after 1970");
+    let at = rustls_pki_types::UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+    verifier.verify_client_cert(&chain[0], &chain[1..2], at).is_ok()
+}
+
+#[tokio::test]
+async fn a_root_is_replaced_without_anybody_who_is_not_believed() {
+    let kept = Kept::default();
+    let leader = open(kept.client()).await.expect("made");
+    let other = open(kept.client()).await.expect("read");
+    let old = leader.root();
+    let mut heard = other.bundle();
+    leader.begin_rotation(now()).await.expect("begun");
+    let again = leader.begin_rotation(now()).await.expect_err("it is under way").to_string();
+    assert!(again.contains("being replaced since 2026-03-01T12:00:00Z"), "{again}");
+    assert!(other.follow(now()).await.expect("followed"));
+    assert!(!other.follow(now()).await.expect("followed"), "there is no news");
+    assert!(heard.has_changed().expect("open"));
+    assert_eq!(heard.borrow_and_update().matches("BEGIN CERTIFICATE").count(), 2);
+    assert_eq!((leader.root(), other.root()), (old.clone(), old.clone()), "the old one signs");
+
+    let early = leader.advance_rotation(OVERLAP, 0, later(1)).await.expect("asked");
+    assert_eq!(early, Step::Wait { until: later(2) });
+    let behind = leader.advance_rotation(OVERLAP, 3, later(2)).await.expect("asked");
+    assert_eq!(behind, Step::Behind { proxies: 3 });
+    assert_eq!(leader.advance_rotation(OVERLAP, 0, later(2)).await.expect("done"), Step::HandOver);
+    assert_ne!(leader.root(), old);
+    assert_eq!(other.root(), old, "it has not heard yet");
+    assert!(believes(&leader, &other, later(2)) && believes(&other, &leader, later(2)));
+    // The key that signs no more is nowhere.
+    let keys = kept.0.lock().expect("not poisoned").as_ref().expect("there")["data"].clone();
+    let keys: Vec<String> = keys.as_object().expect("an object").keys().cloned().collect();
+    assert_eq!(keys, [OLD_CERT, CERT, KEY, SINCE]);
+    // Who starts now goes on from here.
+    let started = open(kept.client()).await.expect("read");
+    assert_eq!((started.root(), started.fingerprints()), (leader.root(), leader.fingerprints()));
+    assert!(other.follow(later(2)).await.expect("followed"));
+    assert_eq!(other.root(), leader.root());
+
+    let early = leader.advance_rotation(OVERLAP, 0, later(3)).await.expect("asked");
+    assert_eq!(early, Step::Wait { until: later(4) });
+    assert_eq!(leader.advance_rotation(OVERLAP, 0, later(4)).await.expect("done"), Step::Forget);
+    assert_eq!(leader.fingerprints().len(), 1);
+    assert!(leader.roots().iter().all(|root| root.cert != old));
+    assert_eq!(leader.advance_rotation(OVERLAP, 0, later(4)).await.expect("asked"), Step::Rest);
+    leader.begin_rotation(later(4)).await.expect("once more");
+}
+
+#[tokio::test]
+async fn a_replica_that_heard_of_nothing_until_the_new_root_signed_follows() {
+    let kept = Kept::default();
+    let leader = open(kept.client()).await.expect("made");
+    let deaf = open(kept.client()).await.expect("read");
+    leader.begin_rotation(now()).await.expect("begun");
+    leader.advance_rotation(OVERLAP, 0, later(2)).await.expect("done");
+    assert!(deaf.follow(later(2)).await.expect("followed"));
+    assert_eq!(deaf.root(), leader.root());
+}
+
+#[tokio::test]
+async fn a_replacement_whose_record_is_damaged_is_named_and_stops() {
+    let kept = Kept::default();
+    let ca = open(kept.client()).await.expect("made");
+    ca.begin_rotation(now()).await.expect("begun");
+    let check = async |edit: &dyn Fn(&mut Value), says: &str| {
+        let damaged = Kept::default();
+        *damaged.0.lock().expect("not poisoned") = kept.0.lock().expect("not poisoned").clone();
+        damaged.edit(edit);
+        let error = open(damaged.client()).await.expect_err("damaged").to_string();
+        assert!(error.contains(says), "{says:?} is not in {error:?}");
+    };
+    check(&|secret| secret["data"]["since"] = json!("bm93"), "since of Secret airlane-system/airlane-root")
+        .await;
+    check(&|secret| secret["data"]["next.crt"] = json!("bm93"), "next.crt of Secret").await;
+    check(&|secret| drop(secret["data"].as_object_mut().map(|data| data.remove("next.key"))), "next.key")
+        .await;
 }

@@ -184,7 +184,7 @@ pub(crate) async fn installed(cluster: &Cluster) -> anyhow::Result<()> {
     findings.push(way_to_the_webhook(cluster).await);
     findings.push(objects(cluster).await);
     findings.extend(restarts(cluster).await);
-    findings.push(members::proxies(cluster).await);
+    findings.extend(members::by_the_operator(cluster).await);
     findings.push(members::accounts(cluster).await);
     report(&findings, "the mesh is not as it should be")
 }

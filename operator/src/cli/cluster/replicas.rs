@@ -7,6 +7,7 @@ use super::{Cluster, exec::Exec};
 use crate::{
     cli::client::{Client, ClientError},
     local::{
+        root::{ReplacementView, RootsView},
         server::{CertificateView, RotateRequest},
         view::ProxyView,
     },
@@ -83,6 +84,20 @@ impl Replicas {
             Ok::<_, ClientError>((&*replica.pod, replica.client.get("/v1/certificates").await?))
         });
         Ok(certificates(try_join_all(answers).await?))
+    }
+
+    /// Has the leader begin to replace the root.
+    pub(crate) async fn rotate_root(&self) -> Result<Option<ReplacementView>, ClientError> {
+        self.0[0].client.post("/v1/root/rotate", &()).await
+    }
+
+    /// What is wrong with what signs, as each replica finds it that does.
+    pub(crate) async fn troubles(&self) -> Result<Vec<String>, ClientError> {
+        let answers = self.0.iter().map(async |replica| {
+            let roots: RootsView = replica.client.get("/v1/root").await?;
+            Ok::<_, ClientError>(roots.trouble.map(|trouble| format!("{}: {trouble}", replica.pod)))
+        });
+        Ok(try_join_all(answers).await?.into_iter().flatten().collect())
     }
 
     /// Asks for new certificates; how many sidecars were asked.

@@ -296,7 +296,7 @@ fn start(webhook: Webhook) -> Running {
     let shutdown = CancellationToken::new();
     let serving = tokio::spawn(serve(listener, tls, webhook, shutdown.clone()));
     let mut roots = RootCertStore::empty();
-    roots.add(ca.root().clone()).expect("a root");
+    roots.add(ca.root()).expect("a root");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let client = Arc::new(builder.expect("versions").with_root_certificates(roots).with_no_client_auth());

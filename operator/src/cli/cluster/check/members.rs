@@ -16,12 +16,19 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Names that are said before the rest is counted.
 const NAMED: usize = 5;
 
-/// Whether proxies run what is published, by what the operator's replicas say.
-pub(super) async fn proxies(cluster: &Cluster) -> Finding {
-    let asked = async { anyhow::Ok(Replicas::find(cluster).await?.proxies().await?) };
+/// Whether proxies run what is published, and certificates are signed, by what the operator's replicas say.
+pub(super) async fn by_the_operator(cluster: &Cluster) -> Vec<Finding> {
+    let asked = async {
+        let replicas = Replicas::find(cluster).await?;
+        anyhow::Ok((replicas.proxies().await?, replicas.troubles().await?))
+    };
     match asked.await {
-        Ok(proxies) => told(&proxies),
-        Err(error) => Untold(format!("proxies: {error:#}")),
+        Ok((proxies, troubles)) => {
+            let signs = "every replica can sign certificates".to_owned();
+            let signs = if troubles.is_empty() { Good(signs) } else { Bad(troubles.join("; ")) };
+            vec![told(&proxies), signs]
+        }
+        Err(error) => vec![Untold(format!("proxies and certificates: {error:#}"))],
     }
 }
 
