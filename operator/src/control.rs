@@ -124,14 +124,15 @@ pub(crate) async fn run(
         let declared = inputs.declared.borrow_and_update().clone();
         let instances = inputs.instances.borrow_and_update().clone();
         let statuses = inputs.statuses.borrow_and_update().clone();
-        lowerer.trust(inputs.bundle.borrow_and_update().clone());
+        let bundle = inputs.bundle.borrow_and_update().clone();
+        lowerer.trust(bundle.clone());
         let last = before.as_ref().map(|picture| &*picture.world);
         let world = Arc::new(world::assemble(&settings, &declared, &instances, &statuses, last));
         let compiled = Arc::new(memo.compile(&world));
         let (catalog, change) = lowerer.lower(&compiled.mesh);
         let catalog = Arc::new(catalog);
         let last = before.as_ref().map(|picture| &*picture.milestones);
-        let milestones = milestone::of(&declared, &world, &compiled.mesh, catalog.epoch, last);
+        let milestones = milestone::of(&declared, &world, &compiled.mesh, &bundle, catalog.epoch, last);
         let milestones = Arc::new(milestones);
         // Evidence about a cluster may arrive as soon as a proxy knows it.
         outputs.clusters.send_replace(Arc::new(signals::clusters_of(&compiled.mesh)));

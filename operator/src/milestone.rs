@@ -12,6 +12,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Something that is published, or not any more.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -22,6 +23,8 @@ pub(crate) enum Milestone {
     Shares(ObjectId, u32, u32),
     /// An instance that is on its way out is not called any more.
     Withdrawn(InstanceId),
+    /// These roots are trusted: [`roots`] of their bundle.
+    Roots(u64),
 }
 
 impl Milestone {
@@ -29,6 +32,11 @@ impl Milestone {
     pub(crate) fn shares(canary: &ObjectId, shares: Acknowledged) -> Milestone {
         Milestone::Shares(canary.clone(), shares.share, shares.fail_safe_share)
     }
+}
+
+/// What names a bundle of roots, in PEM.
+pub(crate) fn roots(bundle: &str) -> u64 {
+    xxh3_64(bundle.as_bytes())
 }
 
 /// What holds of a publication, and since which epoch without a break.
@@ -39,6 +47,7 @@ pub(crate) fn of(
     declared: &Declared,
     world: &World,
     mesh: &Mesh,
+    bundle: &str,
     epoch: u64,
     before: Option<&Milestones>,
 ) -> Milestones {
@@ -58,6 +67,7 @@ pub(crate) fn of(
     objects
         .chain(shares)
         .chain(withdrawn)
+        .chain([Milestone::Roots(roots(bundle))])
         .map(|milestone| {
             let since = before.and_then(|before| before.get(&milestone)).copied();
             (milestone, since.unwrap_or(epoch))

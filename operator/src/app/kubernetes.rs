@@ -275,7 +275,6 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
         writer: Writer::new(client, observed.clone(), picture.clone(), fleet.clone(), clock.clone(), me.name),
         picture: picture.clone(),
         fleet,
-        publisher: publisher.clone(),
         signals,
         clock,
         ca: ca.clone(),
@@ -376,7 +375,6 @@ struct Leading {
     writer: Writer,
     picture: watch::Receiver<Option<Picture>>,
     fleet: Fleet,
-    publisher: Publisher,
     signals: Signals,
     clock: Arc<dyn Clock>,
     ca: Arc<Ca>,
@@ -392,10 +390,10 @@ impl Leading {
         });
         let (leading, ending) = (self.clone(), tasks.shutdown());
         tasks.spawn_sure("the replacement of the root", async move {
-            let Leading { lead, ca, overlap, picture, publisher, clock, .. } = leading;
+            let Leading { lead, ca, overlap, picture, fleet, clock, .. } = leading;
             let rotate = |ending| {
-                let (picture, publisher) = (picture.clone(), publisher.clone());
-                ca::keeping::rotate(ca.clone(), overlap, picture, publisher, clock.clone(), ending)
+                let (picture, fleet) = (picture.clone(), fleet.clone());
+                ca::keeping::rotate(ca.clone(), overlap, picture, fleet, clock.clone(), ending)
             };
             lease::while_leading(&lead, ending, rotate).await;
         });

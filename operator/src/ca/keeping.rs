@@ -1,7 +1,12 @@
 //! What keeps an authority in a cluster as its Secret says: every replica follows it, and the leader replaces its root.
 
 use super::{Ca, CaError, Origin, secret};
-use crate::{clock::Clock, control::Picture, xds::Publisher};
+use crate::{
+    clock::Clock,
+    control::Picture,
+    fleet::Fleet,
+    milestone::{self, Milestone},
+};
 use airlane_core::pki::rotation::Step;
 use futures::StreamExt as _;
 use jiff::SignedDuration;
@@ -87,28 +92,25 @@ pub(crate) async fn rotate(
     ca: Arc<Ca>,
     overlap: SignedDuration,
     picture: watch::Receiver<Option<Picture>>,
-    publisher: Publisher,
+    fleet: Fleet,
     clock: Arc<dyn Clock>,
     shutdown: CancellationToken,
 ) {
-    // What was published when the overlap was over: who has acknowledged that trusts the new root.
-    let mut awaited = None;
     loop {
-        let published = || picture.borrow().as_ref().map_or(0, |picture| picture.epoch);
-        let epoch = *awaited.get_or_insert_with(published);
-        let behind = publisher.acks(epoch).outstanding.len();
+        let trusted = Milestone::Roots(milestone::roots(&ca.bundle_pem()));
+        let published = picture.borrow().clone();
+        let behind = published.map_or(0, |published| {
+            let acks = fleet.acks(&published, &trusted);
+            acks.outstanding.len() + acks.unheard.len()
+        });
         let now = clock.now();
         let pause = match ca.advance_rotation(overlap, behind, now).await {
             Ok(Step::Behind { proxies }) => {
                 tracing::info!(proxies, "the new root signs when these have acknowledged it");
                 STEP_SOON
             }
-            Ok(Step::Rest) => {
-                awaited = None;
-                STEP_EVERY
-            }
+            Ok(Step::Rest) => STEP_EVERY,
             Ok(Step::Wait { until }) => {
-                awaited = None;
                 let left = Duration::try_from(until.duration_since(now)).unwrap_or_default();
                 left.clamp(STEP_SOON, STEP_EVERY)
             }

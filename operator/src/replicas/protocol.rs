@@ -80,7 +80,7 @@ pub(crate) struct Milestone {
     /// The replica's epoch since which it holds.
     #[prost(uint64, tag = "1")]
     pub(crate) epoch: u64,
-    #[prost(oneof = "What", tags = "2, 3, 4")]
+    #[prost(oneof = "What", tags = "2, 3, 4, 5")]
     pub(crate) what: Option<What>,
 }
 
@@ -93,6 +93,9 @@ pub(crate) enum What {
     /// The instance.
     #[prost(string, tag = "4")]
     Withdrawn(String),
+    /// The hash of their bundle.
+    #[prost(fixed64, tag = "5")]
+    Roots(u64),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -226,6 +226,7 @@ fn say_milestone(milestone: &Milestone, epoch: u64) -> protocol::Milestone {
             fail_safe_share: *fail_safe_share,
         }),
         Milestone::Withdrawn(instance) => What::Withdrawn(instance.to_string()),
+        Milestone::Roots(roots) => What::Roots(*roots),
     };
     protocol::Milestone { epoch, what: Some(what) }
 }
@@ -240,6 +241,7 @@ fn read_milestone(milestone: protocol::Milestone) -> Result<(Milestone, u64), Un
             Milestone::Shares(read_object(canary.as_ref())?, share, fail_safe_share)
         }
         What::Withdrawn(instance) => Milestone::Withdrawn(read("an instance", &instance)?),
+        What::Roots(roots) => Milestone::Roots(roots),
     };
     Ok((read, milestone.epoch))
 }

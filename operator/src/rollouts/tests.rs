@@ -88,7 +88,7 @@ pub(crate) fn picture(canary: &Canary, healths: [Health; 2]) -> Picture {
         canaries: BTreeMap::from([(canary.id.clone(), Arc::new(canary.clone()))]),
     };
     let compiled = compile(&world);
-    let milestones = milestone::of(&Declared::default(), &world, &compiled.mesh, 7, None);
+    let milestones = milestone::of(&Declared::default(), &world, &compiled.mesh, "", 7, None);
     Picture {
         compiled: Arc::new(compiled),
         world: Arc::new(world),
