@@ -55,7 +55,7 @@ pub(crate) enum Command {
     /// Run the control plane on this host, reading policies from a directory.
     Up(Up),
     /// Run the control plane of a Kubernetes cluster: in it, or from outside by KUBECONFIG.
-    Operator(Operator),
+    Operator(Box<Operator>),
     /// Start a mesh of example services, release a bad version and a good one, and tell what happens.
     Demo(Demo),
     /// Print the resource definitions, or write them into a directory.

@@ -1,6 +1,6 @@
 //! Running pods that join the mesh and leave it: by their namespace's label alone, and by command.
 
-use super::shop::{SYSTEM, Whole, deployment, is_through, service, under_load};
+use super::shop::{SYSTEM, Whole, calls, deployment, service, under_load};
 use airlane_tests::{
     kube::{AIRLANE_IMAGE, Namespace, TOOLS_IMAGE},
     load::{Arrivals, Load, Report},
@@ -56,7 +56,7 @@ async fn shop<'a>(whole: &'a Whole, front: &Value) -> Namespace<'a> {
     for app in ["front", "payments"] {
         shop.rolled_out(&format!("deployment/{app}")).await;
     }
-    is_through(&shop, "front").await;
+    calls(&shop, "front", "payments").await;
     shop
 }
 
@@ -148,7 +148,7 @@ async fn a_label_brings_running_pods_into_the_mesh_and_its_loss_takes_them_out()
     let shop = shop(&whole, &front).await;
     let unlabel = format!("{LABEL}-");
 
-    let report = under_load(&shop, "front", 100.0, async |_| {
+    let report = under_load(&shop, ("front", "payments"), 100.0, async |_| {
         label(&shop, &format!("{LABEL}=enabled")).await.unwrap();
         is_meshed(&shop, "payments", true).await;
         event(&shop, "Joined", "payments", "all its pods have sidecars").await;

@@ -1,6 +1,6 @@
 //! Two replicas of the operator are one: either serves proxies, and the leader judges by what proxies tell any of them.
 
-use crate::shop::{SYSTEM, Whole, at_least, deployment, is_through, under_load};
+use crate::shop::{SYSTEM, Whole, at_least, calls, deployment, under_load};
 use airlane_tests::{
     kube::{Namespace, PODS_SOON},
     process,
@@ -181,14 +181,14 @@ async fn what_proxies_tell_another_replica_counts() {
     two.sidecars_find(&leader).await;
     shop.apply(&deployment("payments", "v1", 2, &[])).await.unwrap();
     shop.rolled_out("deployment/payments-v1").await;
-    is_through(&shop, "front").await;
+    calls(&shop, "front", "payments").await;
     assert!(two.logs(&other).await.contains("reports to the leader"));
 
     shop.apply(POLICY).await.unwrap();
     run_by(&shop, 3).await;
 
     // Pods stop when their callers at the other replica know.
-    let report = under_load(&shop, "front", 100.0, async |mut sent| {
+    let report = under_load(&shop, ("front", "payments"), 100.0, async |mut sent| {
         shop.kubectl(&["rollout", "restart", "deployment/payments-v1"]).await.unwrap();
         shop.rolled_out("deployment/payments-v1").await;
         at_least(&mut sent, 1_000).await;
@@ -220,7 +220,7 @@ async fn what_proxies_tell_another_replica_counts() {
     assert!(told[0].contains("acknowledged=4") && told[0].contains("outstanding=0"), "{told:?}");
 
     // The judge hears what front tells the other replica.
-    let report = under_load(&shop, "front", 100.0, async |_| {
+    let report = under_load(&shop, ("front", "payments"), 100.0, async |_| {
         shop.apply(&canary("v3")).await.unwrap();
         reaches(&shop, "v3", &["Idle"], None).await;
         shop.apply(&deployment("payments", "v3", 1, &["--fail", "20%"])).await.unwrap();
@@ -247,9 +247,9 @@ async fn a_change_of_leader_does_not_disturb_a_rollout() {
     for workload in ["deployment/front-v1", "deployment/payments-v1"] {
         shop.rolled_out(workload).await;
     }
-    is_through(&shop, "front").await;
+    calls(&shop, "front", "payments").await;
 
-    let report = under_load(&shop, "front", 60.0, async |_| {
+    let report = under_load(&shop, ("front", "payments"), 60.0, async |_| {
         shop.apply(&canary("v2")).await.unwrap();
         reaches(&shop, "v2", &["Idle"], None).await;
         shop.apply(&deployment("payments", "v2", 1, &[])).await.unwrap();
@@ -290,10 +290,10 @@ async fn without_any_replica_calls_go_on_and_the_cluster_recovers_by_itself() {
     for workload in ["deployment/front-v1", "deployment/payments-v1"] {
         shop.rolled_out(workload).await;
     }
-    is_through(&shop, "front").await;
+    calls(&shop, "front", "payments").await;
     let outside = two.whole.cluster.namespace("outside").await;
 
-    let report = under_load(&shop, "front", 50.0, async |mut sent| {
+    let report = under_load(&shop, ("front", "payments"), 50.0, async |mut sent| {
         two.kubectl(&["scale", "deployment/airlane", "--replicas=0"]).await.unwrap();
         // One that ends answers the webhook for a few seconds more.
         until("no replica is left", PODS_SOON, async || {

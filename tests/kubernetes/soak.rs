@@ -237,14 +237,14 @@ async fn a_root_is_replaced_under_load() {
     for workload in ["deployment/front-v1", "deployment/payments-v1"] {
         shop.rolled_out(workload).await;
     }
-    is_through(&shop, "front").await;
+    calls(&shop, "front", "payments").await;
     let roots = async || {
         let roots = shop.get("configmap/airlane-root").await?["data"]["root.pem"].clone();
         Ok::<_, String>(roots.as_str().unwrap_or_default().to_owned())
     };
     let old = roots().await.unwrap();
 
-    let report = under_load(&shop, "front", 200.0, async |mut sent| {
+    let report = under_load(&shop, ("front", "payments"), 200.0, async |mut sent| {
         let said = whole.airlane("certs rotate-root").await.unwrap();
         assert!(said.contains("a new root is trusted; it signs from"), "{said}");
         let said = whole.airlane("certs rotate-root").await.unwrap_err();

@@ -1,6 +1,8 @@
 //! An operator for tests: lets anybody in who has the token, remembers what it was told, and sends whatever
 //! bootstrap the test wants.
 
+#![allow(dead_code, reason = "no test binary uses all of it")]
+
 use super::authority::{Ca, OPERATOR};
 use airlane_wire::{
     join::{JoinInfo, OPERATOR_DNS_NAME, workload_identity},
