@@ -399,7 +399,10 @@ async fn pods_of_a_workload_that_was_put_back_stay_out_of_the_mesh() {
 #[tokio::test]
 async fn a_namespace_does_not_leave_while_its_sidecars_keep_a_policy() {
     let given = given(&[("shop", "enabled")]);
-    let namespace = |name: &str, inject: Option<&str>| json!({ "metadata": { "name": name, "labels": { INJECT: inject } } });
+    let namespace = |name: &str, inject: Option<&str>| {
+        let labels: BTreeMap<&str, &str> = inject.map(|value| (INJECT, value)).into_iter().collect();
+        json!({ "metadata": { "name": name, "labels": labels } })
+    };
     let asked = async |before: Value, now: Value| {
         let mut review = review("", &now);
         review["request"]["kind"] = json!({ "group": "", "version": "v1", "kind": "Namespace" });
