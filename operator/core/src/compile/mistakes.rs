@@ -298,7 +298,7 @@ impl Found<'_> {
                     .find(|port| !port.protocol.is_http())
                     .map(|port| format!("port {} of {service}", port.number))
             }
-            target => reach.instances(index, target).find_map(|instance| {
+            target => reach.instances(target).find_map(|instance| {
                 let doors = instance.ports.iter().filter(|_| instance.interception.keeps_a_door());
                 let port = doors.filter(|port| !port.protocol.is_http()).min()?;
                 let of = &instance.workload;

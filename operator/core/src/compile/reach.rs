@@ -27,11 +27,7 @@ impl<'w> Reach<'w> {
     }
 
     /// The instances that a policy with this target is about.
-    pub(super) fn instances<'a>(
-        &'a self,
-        index: &'a Index<'w>,
-        target: &'a Target,
-    ) -> Box<dyn Iterator<Item = &'w Instance> + 'a> {
+    pub(super) fn instances<'a>(&'a self, target: &'a Target) -> Box<dyn Iterator<Item = &'w Instance> + 'a> {
         let of = |namespace: &Namespace| self.by_namespace.get(namespace).into_iter().flatten().copied();
         match target {
             // A namespace without any proxy is no part of the mesh.
@@ -44,7 +40,7 @@ impl<'w> Reach<'w> {
             ),
             Target::Namespace(namespace) => Box::new(of(namespace)),
             Target::Service { service, .. } => {
-                Box::new(index.instances_of(service).iter().map(|instance| &***instance))
+                Box::new(of(&service.namespace).filter(|instance| instance.services.contains(service)))
             }
             Target::Workload { namespace, name } => {
                 Box::new(of(namespace).filter(move |instance| instance.workload.workload == *name))
@@ -57,7 +53,7 @@ impl<'w> Reach<'w> {
 
     /// The workloads that a policy with this target is about and that can be entered past any door, with the way in.
     pub(super) fn open(&self, index: &Index<'w>, target: &Target) -> BTreeSet<(String, Way)> {
-        let instances = self.instances(index, target);
+        let instances = self.instances(target);
         let open = instances.filter_map(|instance| {
             let way = self.way_in(instance, ports(index, instance, target))?;
             Some((format!("{}/{}", instance.workload.namespace, instance.workload.workload), way))
