@@ -105,6 +105,7 @@ struct Known {
     /// Where the holder serves, as it says.
     address: Option<SocketAddr>,
     duration: Duration,
+    acquired: Option<MicroTime>,
     transitions: i32,
     version: String,
     /// The uptime at which this version was first seen.
@@ -269,7 +270,10 @@ impl Candidate {
             spec: Some(LeaseSpec {
                 holder_identity: Some(holder.unwrap_or_default().to_owned()),
                 lease_duration_seconds: i32::try_from(self.terms.duration.as_secs()).ok(),
-                acquire_time: (!stays).then(|| now.clone()),
+                acquire_time: known
+                    .filter(|_| stays)
+                    .and_then(|known| known.acquired.clone())
+                    .or_else(|| Some(now.clone())),
                 renew_time: Some(now),
                 lease_transitions: Some(if stays { transitions } else { transitions.saturating_add(1) }),
                 ..LeaseSpec::default()
@@ -305,6 +309,7 @@ impl Candidate {
                 .lease_duration_seconds
                 .and_then(|seconds| u64::try_from(seconds).ok())
                 .map_or(self.terms.duration, Duration::from_secs),
+            acquired: spec.acquire_time,
             transitions: spec.lease_transitions.unwrap_or(0),
             version,
             seen_at: self.clock.uptime(),
@@ -346,6 +351,7 @@ mod tests {
             holder: (!holder.is_empty()).then(|| holder.to_owned()),
             address: None,
             duration: s(15),
+            acquired: None,
             transitions: 0,
             version: "1".to_owned(),
             seen_at,
