@@ -165,6 +165,9 @@ impl Envoy {
             "--disable-hot-restart",
             "--concurrency",
             &concurrency,
+            // Else callers over open connections are asked to go elsewhere little by little, over ten minutes.
+            "--drain-strategy",
+            "immediate",
             // Else outlier events reach their file every 10 s.
             "--file-flush-interval-msec",
             "200",

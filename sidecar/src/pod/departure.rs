@@ -9,11 +9,17 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 /// The longest that the operator may wait for callers. Its answer must be here before the 5 s are over that are added
 /// to a pod's grace period.
 const CALLERS_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long a pod that goes serves at least: who calls without a sidecar is led here by kube-proxy, which acknowledges
+/// nothing and looks once a second (`iptables.minSyncPeriod`), after the EndpointSlice was written.
+const OUTSIDERS_TIME: Duration = Duration::from_secs(2);
 /// The longest that the answers of a pod that stays are waited for: the kubelet does not wait longer for its hook.
 const ANSWERS_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -71,8 +77,11 @@ impl Departure {
         let (done, ongoing) = watch::channel(None);
         let exit = self.exit.clone();
         tokio::spawn(async move {
+            let outsiders = sleep(OUTSIDERS_TIME);
             let end = if exit.tell_callers(CALLERS_TIMEOUT).await.is_some_and(|told| !told.stays) {
                 exit.finish_requests().await;
+                outsiders.await;
+                exit.answer_requests().await;
                 End::Gone
             } else {
                 timeout(ANSWERS_TIMEOUT, exit.answer_requests()).await.ok();
