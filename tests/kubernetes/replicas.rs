@@ -1,6 +1,6 @@
 //! Two replicas of the operator are one: either serves proxies, and the leader judges by what proxies tell any of them.
 
-use crate::shop::{SYSTEM, Whole, at_least, calls, deployment, under_load};
+use crate::shop::{SYSTEM, Whole, at_least, calls, canary, deployment, under_load};
 use airlane_tests::{
     kube::{Namespace, PODS_SOON},
     process,
@@ -120,22 +120,8 @@ spec:
   timeouts: {request: 10s}
 ";
 
-/// A release whose steps take about a hundred requests each to be certified.
-fn canary(version: &str) -> String {
-    format!(
-        "
-apiVersion: airlane.dev/v1alpha1
-kind: Canary
-metadata: {{name: payments}}
-spec:
-  service: payments
-  stable: {{version: v1}}
-  canary: {{version: {version}}}
-  steps: [{{weight: 10%}}, {{weight: 50%}}, {{weight: 100%}}]
-  objectives: [{{name: errors, errorRate: {{max: 5%}}}}]
-"
-    )
-}
+/// Steps take about a hundred requests each to be certified.
+const ERRORS_MAX: &str = "5%";
 
 async fn status(shop: &Namespace<'_>) -> Result<Value, String> {
     Ok(shop.get("canary.airlane.dev/payments").await?["status"].clone())
@@ -221,7 +207,7 @@ async fn what_proxies_tell_another_replica_counts() {
 
     // The judge hears what front tells the other replica.
     let report = under_load(&shop, ("front", "payments"), 100.0, async |_| {
-        shop.apply(&canary("v3")).await.unwrap();
+        shop.apply(&canary("v3", ERRORS_MAX)).await.unwrap();
         reaches(&shop, "v3", &["Idle"], None).await;
         shop.apply(&deployment("payments", "v3", 1, &["--fail", "20%"])).await.unwrap();
         let status = reaches(&shop, "v3", &["RolledBack"], None).await;
@@ -250,7 +236,7 @@ async fn a_change_of_leader_does_not_disturb_a_rollout() {
     calls(&shop, "front", "payments").await;
 
     let report = under_load(&shop, ("front", "payments"), 60.0, async |_| {
-        shop.apply(&canary("v2")).await.unwrap();
+        shop.apply(&canary("v2", ERRORS_MAX)).await.unwrap();
         reaches(&shop, "v2", &["Idle"], None).await;
         shop.apply(&deployment("payments", "v2", 1, &[])).await.unwrap();
         let on_trial = ["Progressing", "Holding"];

@@ -157,6 +157,23 @@ pub(crate) fn deployment(app: &str, version: &str, replicas: u32, more: &[&str])
     .to_string()
 }
 
+/// A release of payments in three steps, of which at most this share of requests may fail.
+pub(crate) fn canary(version: &str, errors_max: &str) -> String {
+    format!(
+        "
+apiVersion: airlane.dev/v1alpha1
+kind: Canary
+metadata: {{name: payments}}
+spec:
+  service: payments
+  stable: {{version: v1}}
+  canary: {{version: {version}}}
+  steps: [{{weight: 10%}}, {{weight: 50%}}, {{weight: 100%}}]
+  objectives: [{{name: errors, errorRate: {{max: {errors_max}}}}}]
+"
+    )
+}
+
 /// Waits until a call of `caller` to another service is answered.
 pub(crate) async fn calls(shop: &Namespace<'_>, caller: &str, to: &str) {
     let (caller, url) = (pod(shop, caller).await, format!("http://{}/", at(shop, to).await));

@@ -1,7 +1,7 @@
 //! All parts together, as people have them: the operator of the chart, pods that are injected because their namespace
 //! says so, and the calls between them.
 
-use crate::shop::{SYSTEM, Whole, at_least, deployment, under_load};
+use crate::shop::{SYSTEM, Whole, at_least, canary, deployment, under_load};
 use airlane_tests::{
     kube::{Namespace, PODS_SOON, TOOLS_IMAGE},
     until::{SOON, throughout, until},
@@ -160,25 +160,9 @@ async fn the_command_line_shows_it(whole: &Whole, shop: &Namespace<'_>) {
     assert!(check.contains("ok    no two workloads of a namespace share the account"), "{check}");
 }
 
-fn canary(version: &str) -> String {
-    format!(
-        "
-apiVersion: airlane.dev/v1alpha1
-kind: Canary
-metadata: {{name: payments}}
-spec:
-  service: payments
-  stable: {{version: v1}}
-  canary: {{version: {version}}}
-  steps: [{{weight: 10%}}, {{weight: 50%}}, {{weight: 100%}}]
-  objectives: [{{name: errors, errorRate: {{max: 1%}}}}]
-"
-    )
-}
-
 /// Plans the release, then has the version there; gives the status in which it ends.
 async fn release(shop: &Namespace<'_>, version: &str, more: &[&str]) -> Value {
-    shop.apply(&canary(version)).await.unwrap();
+    shop.apply(&canary(version, "1%")).await.unwrap();
     let reaches = async |phases: &[&str]| {
         until(&format!("{version} is {phases:?}"), LONGEST_RELEASE, async || {
             let status = shop.get("canary.airlane.dev/payments").await?["status"].clone();
