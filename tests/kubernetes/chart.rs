@@ -32,15 +32,7 @@ impl Installed {
     async fn new() -> Option<Self> {
         let cluster = Cluster::alone().await?;
         cluster.airlane_image().await;
-        until("nothing is left of an installation before this one", SOON, async || {
-            match cluster.get(&format!("namespace/{SYSTEM}")).await {
-                Ok(namespace) if namespace["status"]["phase"] == "Terminating" => {
-                    Err("it is going".to_owned())
-                }
-                _ => Ok(()),
-            }
-        })
-        .await;
+        cluster.without(SYSTEM).await;
         let installed = Installed { cluster };
         installed.helm(&["install", "--create-namespace", "--wait", "--timeout=100s"]).await.unwrap();
         Some(installed)

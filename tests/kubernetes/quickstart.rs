@@ -60,13 +60,7 @@ async fn type_in(cluster: &Cluster, line: &str) -> Result<String, String> {
 async fn the_quick_start_of_the_readme_does_what_it_says() {
     let Some(cluster) = Cluster::alone().await else { return };
     cluster.airlane_image().await;
-    until("nothing is left of an installation before", PODS_SOON, async || {
-        match cluster.get("namespace/airlane-system").await {
-            Ok(namespace) => Err(namespace["status"].to_string()),
-            Err(_) => Ok(()),
-        }
-    })
-    .await;
+    cluster.without("airlane-system").await;
     let _leaving = Leaving(&cluster);
     let readme = fs::read_to_string(repository().join("README.md")).unwrap();
     let (on_the_machine, in_the_cluster): (Vec<_>, Vec<_>) =

@@ -168,7 +168,11 @@ async fn what_proxies_tell_another_replica_counts() {
     shop.apply(&deployment("payments", "v1", 2, &[])).await.unwrap();
     shop.rolled_out("deployment/payments-v1").await;
     calls(&shop, "front", "payments").await;
-    assert!(two.logs(&other).await.contains("reports to the leader"));
+    until("the other one reports to the leader", SOON, async || match two.logs(&other).await {
+        log if log.contains("reports to the leader") => Ok(()),
+        log => Err(log),
+    })
+    .await;
 
     shop.apply(POLICY).await.unwrap();
     run_by(&shop, 3).await;
@@ -262,6 +266,61 @@ async fn a_change_of_leader_does_not_disturb_a_rollout() {
         assert_eq!((&status["phase"], &status["weight"]), (&json!("Succeeded"), &json!("100%")), "{status}");
         let steps = history(&status);
         assert!(steps.is_sorted_by_key(|entry| entry["step"].as_u64()), "a step was repeated: {status}");
+    })
+    .await;
+    eprintln!("{report}");
+    report.assert_nothing_failed(500);
+}
+
+/// A deployment without an account of its own.
+fn of_nobody(deployment: &str) -> Value {
+    let mut deployment: Value = serde_json::from_str(deployment).unwrap();
+    deployment["spec"]["template"]["spec"]["serviceAccountName"] = json!("default");
+    deployment
+}
+
+#[tokio::test]
+async fn without_any_replica_calls_go_on_and_the_cluster_recovers_by_itself() {
+    let Some(two) = Two::new().await else { return };
+    let shop = two.whole.shop().await;
+    shop.apply(&deployment("payments", "v1", 1, &[])).await.unwrap();
+    for workload in ["deployment/front-v1", "deployment/payments-v1"] {
+        shop.rolled_out(workload).await;
+    }
+    calls(&shop, "front", "payments").await;
+    let outside = two.whole.cluster.namespace("outside").await;
+
+    let report = under_load(&shop, ("front", "payments"), 50.0, async |mut sent| {
+        two.kubectl(&["scale", "deployment/airlane", "--replicas=0"]).await.unwrap();
+        // One that ends answers the webhook for a few seconds more.
+        until("no replica is left", PODS_SOON, async || {
+            let pods = ["get", "pods", "--selector=app.kubernetes.io/component=operator", "--output=name"];
+            let pods = two.kubectl(&pods).await?;
+            if pods.trim().is_empty() { Ok(()) } else { Err(pods) }
+        })
+        .await;
+        // Who is in the mesh cannot start, and says why.
+        shop.apply(&deployment("payments", "v2", 1, &[])).await.unwrap();
+        until("the new pod is refused", PODS_SOON, async || {
+            let events = shop.kubectl(&["get", "events", "--field-selector=reason=FailedCreate"]).await?;
+            if events.contains("airlane-webhook") { Ok(()) } else { Err(events) }
+        })
+        .await;
+        // Whoever is not, and who is labelled so, can.
+        outside.apply(&of_nobody(&deployment("payments", "free", 1, &[])).to_string()).await.unwrap();
+        let mut exempt = of_nobody(&deployment("other", "exempt", 1, &[]));
+        exempt["spec"]["template"]["metadata"]["labels"]["airlane.dev/inject"] = json!("disabled");
+        shop.apply(&exempt.to_string()).await.unwrap();
+        outside.rolled_out("deployment/payments-free").await;
+        shop.rolled_out("deployment/other-exempt").await;
+        assert!(shop.pods("version=v2").await.unwrap().is_empty());
+
+        two.kubectl(&["scale", "deployment/airlane", "--replicas=2"]).await.unwrap();
+        two.roles().await;
+        // Nobody else does anything.
+        shop.rolled_out("deployment/payments-v2").await;
+        let now = *sent.borrow();
+        at_least(&mut sent, now + 100).await;
     })
     .await;
     eprintln!("{report}");

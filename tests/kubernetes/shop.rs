@@ -31,13 +31,7 @@ impl Whole {
     pub(crate) async fn with(values: &[&str]) -> Option<Self> {
         let cluster = Cluster::alone().await?;
         cluster.airlane_image().await;
-        until("nothing is left of an installation before", PODS_SOON, async || {
-            match cluster.get(&format!("namespace/{SYSTEM}")).await {
-                Ok(namespace) => Err(namespace["status"].to_string()),
-                Err(_) => Ok(()),
-            }
-        })
-        .await;
+        cluster.without(SYSTEM).await;
         let whole = Whole { cluster };
         // Another test may have left the definitions.
         let new = ["--create-namespace", "--take-ownership"];

@@ -193,6 +193,41 @@ async fn an_operator_that_comes_and_goes_loses_no_request() {
     }
 }
 
+/// The nodes that the pods of a deployment may be on; of those, evenly.
+fn on(nodes: &[&str], deployment: &str) -> String {
+    let mut deployment: Value = serde_json::from_str(deployment).unwrap();
+    let labels = deployment["spec"]["selector"].clone();
+    let pod = &mut deployment["spec"]["template"]["spec"];
+    pod["affinity"] = json!({ "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": {
+        "nodeSelectorTerms": [{ "matchExpressions": [
+            { "key": "kubernetes.io/hostname", "operator": "In", "values": nodes },
+        ] }],
+    } } });
+    pod["topologySpreadConstraints"] = json!([{
+        "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule",
+        "labelSelector": labels,
+    }]);
+    deployment.to_string()
+}
+
+#[tokio::test]
+async fn a_lost_node_loses_no_request() {
+    let Some(whole) = Whole::new().await else { return };
+    whole.cluster.grow(3).await;
+    whole.upgrade(&["nodeSelector.kubernetes\\.io/hostname=node2"]).await;
+    let shop = whole.shop().await;
+    shop.apply(&on(&["node1"], &deployment("front", "v1", 1, &[]))).await.unwrap();
+    shop.apply(&on(&["node1", "node2", "node3"], &deployment("payments", "v1", 3, &[]))).await.unwrap();
+    for workload in ["front-v1", "payments-v1"] {
+        shop.rolled_out(&format!("deployment/{workload}")).await;
+    }
+    calls(&shop, "front", "payments").await;
+    if proving() {
+        through(&shop, "payments", "a node lost", async || whole.cluster.lose_node(3).await).await;
+    }
+    through(&shop, "payments", "the operator's node lost", async || whole.cluster.lose_node(2).await).await;
+}
+
 #[tokio::test]
 async fn a_root_is_replaced_under_load() {
     let Some(whole) = Whole::with(&["leafTTL=20s", "rootOverlap=20s"]).await else { return };

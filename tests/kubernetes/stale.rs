@@ -108,6 +108,13 @@ async fn who_led_before_and_does_not_know_it_writes_nothing() {
     let mut proxy = setting.cluster.command("kubectl");
     proxy.args(["proxy", "--port", &PROXY.to_string()]);
     let _proxy = Process::start("kubectl-proxy", proxy, setting.dir.path());
+    let answers = || async {
+        until("the proxy listens", SOON, async || {
+            TcpStream::connect(("127.0.0.1", PROXY)).await.map_err(|error| error.to_string())
+        })
+        .await;
+    };
+    setting.cluster.inside(answers).await;
     let kubeconfig = setting.dir.path().join("between.kubeconfig");
     let server = format!(
         r#"{{"apiVersion": "v1", "kind": "Config", "current-context": "it",

@@ -85,8 +85,8 @@ struct Registered<'a>(&'a Cluster);
 
 impl Registered<'_> {
     async fn new(cluster: &Cluster) -> Registered<'_> {
-        // Another test may have left it.
-        let _ = cluster.kubectl(&["create", "namespace", "airlane-system"]).await;
+        cluster.without("airlane-system").await;
+        cluster.kubectl(&["create", "namespace", "airlane-system"]).await.unwrap();
         let crds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crds");
         let crds = crds.to_str().unwrap();
         cluster.kubectl(&["apply", "--server-side", "--filename", crds]).await.unwrap();

@@ -1,4 +1,4 @@
-//! A real Kubernetes cluster on this machine, brought up by `tests/cluster/` once for all tests of a process.
+//! Real Kubernetes clusters on this machine, brought up by `tests/cluster/` once for all tests of a process.
 //!
 //! ```text
 //! let Some(cluster) = Cluster::shared().await else { return }; // said aloud
@@ -8,13 +8,13 @@
 //! let answer = shop.exec("deployment/cart", &["curl", "-s", "http://checkout"]).await.unwrap();
 //! ```
 //!
-//! - Tests run side by side in namespaces of their own. A test that takes parts of the cluster away asks for
-//!   [`Cluster::alone`]; the cluster is whole again when it lets go.
+//! - Tests run side by side in namespaces of their own. A test that installs Airlane, or takes parts of the cluster
+//!   away, asks for [`Cluster::alone`]; the cluster is whole again when it lets go.
 //! - Pods run images that are loaded from files: `localhost/tools:1` (busybox, curl, nft, iptables) is always there,
 //!   [`Cluster::airlane_image`] makes that of this build; `imagePullPolicy` must not be `Always`.
-//! - The cluster is in a network of its own. [`Cluster::command`] runs a program there, [`Cluster::inside`] a part of the
+//! - A cluster is in a network of its own. [`Cluster::command`] runs a program there, [`Cluster::inside`] a part of the
 //!   test: both can call pods and Services by their addresses.
-//! - The cluster goes with the process, however that ends; `make cluster` before makes it stay.
+//! - Clusters go with the process, however that ends; `make cluster` before makes the first one stay.
 //! - `NODES` and the other variables of `tests/cluster/up.sh` are heeded.
 
 mod namespace;
@@ -59,17 +59,38 @@ const CANNOT: i32 = 77;
 /// The longest a single command may take.
 const LONGEST: Duration = Duration::from_secs(120);
 
-/// The cluster of this process, or why there can be none here.
-static RUNNING: OnceCell<Result<Running, String>> = OnceCell::const_new();
+/// Where tests find a cluster. There are two, since most tests mostly wait; the second comes up when a test has to wait
+/// for the first.
+static PLACES: [Place; 2] = [Place::new(Settings::new), Place::new(beside)];
 
 /// The one of [`Cluster::control_plane`].
-static CONTROL_PLANE: OnceCell<Result<Running, String>> = OnceCell::const_new();
+static CONTROL_PLANE: Place = Place::new(control_plane_alone);
 
 /// Variables of `up.sh`.
 type Settings = Vec<(&'static str, String)>;
 
-/// Shared by the tests that leave the cluster whole.
-static TURN: RwLock<()> = RwLock::const_new(());
+fn beside() -> Settings {
+    vec![("AIRLANE_CLUSTER", format!("beside-{}", std::process::id()))]
+}
+
+fn control_plane_alone() -> Settings {
+    let controllers =
+        "namespace-controller,serviceaccount-controller,root-ca-certificate-publisher-controller";
+    vec![
+        ("SIZE", "api".to_owned()),
+        ("AIRLANE_CLUSTER", format!("control-plane-{}", std::process::id())),
+        ("CONTROLLER_MANAGER_FLAGS", format!("--controllers={controllers}")),
+    ]
+}
+
+/// A cluster that is brought up when the first test asks for it.
+struct Place {
+    /// Shared by the tests that leave the cluster whole.
+    turn: RwLock<()>,
+    /// The cluster, or why there can be none here.
+    running: OnceCell<Result<Running, String>>,
+    settings: fn() -> Settings,
+}
 
 struct Running {
     /// Where its state is.
@@ -94,51 +115,14 @@ enum Turn {
     Alone { _lock: RwLockWriteGuard<'static, ()> },
 }
 
-impl Cluster {
-    /// The cluster, used by other tests at the same time. `None`, said aloud, on a machine that cannot have one.
-    ///
-    /// # Panics
-    /// When it does not come up.
-    pub async fn shared() -> Option<Self> {
-        let turn = Turn::Shared { _lock: TURN.read().await };
-        Self::with(turn, &RUNNING, Settings::new).await
+impl Place {
+    const fn new(settings: fn() -> Settings) -> Self {
+        Self { turn: RwLock::const_new(()), running: OnceCell::const_new(), settings }
     }
 
-    /// The cluster, used by nobody else meanwhile.
-    ///
-    /// # Panics
-    /// When it does not come up.
-    pub async fn alone() -> Option<Self> {
-        let turn = Turn::Alone { _lock: TURN.write().await };
-        Self::with(turn, &RUNNING, Settings::new).await
-    }
-
-    /// Another cluster: an API server without nodes, and with those controllers alone that namespaces and service
-    /// accounts need, so that nobody touches pods and EndpointSlices that are made up. It is used by nobody else.
-    ///
-    /// # Panics
-    /// When it does not come up.
-    pub async fn control_plane() -> Option<Self> {
-        let turn = Turn::Alone { _lock: TURN.write().await };
-        let settings = || {
-            let controllers = "namespace-controller,serviceaccount-controller,\
-                               root-ca-certificate-publisher-controller";
-            vec![
-                ("SIZE", "api".to_owned()),
-                ("AIRLANE_CLUSTER", format!("control-plane-{}", std::process::id())),
-                ("CONTROLLER_MANAGER_FLAGS", format!("--controllers={controllers}")),
-            ]
-        };
-        Self::with(turn, &CONTROL_PLANE, settings).await
-    }
-
-    async fn with(
-        turn: Turn,
-        running: &'static OnceCell<Result<Running, String>>,
-        settings: fn() -> Settings,
-    ) -> Option<Self> {
-        let hold = || async move { tokio::task::spawn_blocking(move || hold(settings())).await.unwrap() };
-        match running.get_or_init(hold).await {
+    async fn cluster(&'static self, turn: Turn) -> Option<Cluster> {
+        let hold = || async { tokio::task::spawn_blocking(|| hold((self.settings)())).await.unwrap() };
+        match self.running.get_or_init(hold).await {
             Ok(running) => Some(Cluster { running, damaged: AtomicBool::new(false), turn }),
             Err(reason) => {
                 let required = std::env::var_os("AIRLANE_REQUIRE").is_some();
@@ -149,6 +133,47 @@ impl Cluster {
                 None
             }
         }
+    }
+}
+
+impl Cluster {
+    /// A cluster, used by other tests at the same time. `None`, said aloud, on a machine that cannot have one.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub async fn shared() -> Option<Self> {
+        let [first, second] = &PLACES;
+        match (first.turn.try_read(), second.turn.try_read()) {
+            (Ok(lock), _) => first.cluster(Turn::Shared { _lock: lock }).await,
+            (_, Ok(lock)) => second.cluster(Turn::Shared { _lock: lock }).await,
+            _ => tokio::select! {
+                lock = first.turn.read() => first.cluster(Turn::Shared { _lock: lock }).await,
+                lock = second.turn.read() => second.cluster(Turn::Shared { _lock: lock }).await,
+            },
+        }
+    }
+
+    /// A cluster, used by nobody else meanwhile.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub async fn alone() -> Option<Self> {
+        let [first, second] = &PLACES;
+        tokio::select! {
+            biased;
+            lock = first.turn.write() => first.cluster(Turn::Alone { _lock: lock }).await,
+            lock = second.turn.write() => second.cluster(Turn::Alone { _lock: lock }).await,
+        }
+    }
+
+    /// Another cluster: an API server without nodes, and with those controllers alone that namespaces and service
+    /// accounts need, so that nobody touches pods and EndpointSlices that are made up. It is used by nobody else.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub async fn control_plane() -> Option<Self> {
+        let lock = CONTROL_PLANE.turn.write().await;
+        CONTROL_PLANE.cluster(Turn::Alone { _lock: lock }).await
     }
 
     /// A new namespace whose name begins so. It is deleted when the test lets go of it.
@@ -166,6 +191,21 @@ impl Cluster {
         })
         .await;
         namespace
+    }
+
+    /// Waits until a namespace is gone that another test used and that may be on its way out.
+    ///
+    /// # Panics
+    /// When it stays.
+    pub async fn without(&self, namespace: &str) {
+        until(&format!("nothing is left of {namespace}"), PODS_SOON, async || {
+            match self.get(&format!("namespace/{namespace}")).await {
+                Ok(namespace) => Err(namespace["status"].to_string()),
+                Err(gone) if gone.contains("not found") => Ok(()),
+                Err(why) => Err(why),
+            }
+        })
+        .await;
     }
 
     /// A program in the cluster's network (node 1's), with `KUBECONFIG` set; otherwise it is a process like others.

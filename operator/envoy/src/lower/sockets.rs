@@ -15,11 +15,12 @@ use envoy_types::pb::envoy::config::{
 /// its door, from the door's call to the application, which must not.
 pub const CALL_PRIORITY: u32 = 4;
 
-/// How long the other end's kernel may leave unacknowledged what was sent there (`TCP_USER_TIMEOUT`, RFC 5482). After
-/// that its host is taken for dead: the connection goes, and what can be repeated is tried elsewhere before common
-/// clients give up after 10 s. Left to itself the kernel would try for a quarter of an hour. A process that is busy or
-/// stopped is not meant: its kernel acknowledges.
-const UNACKNOWLEDGED: Millis = Millis(5_000);
+/// How long the other end's kernel may leave unacknowledged what was sent there (`TCP_USER_TIMEOUT`, RFC 5482); three
+/// repetitions of a packet are lost by then (RFC 6298; Linux begins at 0.2 s). After that its host is taken for dead: the
+/// connection goes, and what can be repeated is tried elsewhere before common clients give up after 10 s. Left to itself
+/// the kernel would try for a quarter of an hour. A process that is busy or stopped is not meant: its kernel
+/// acknowledges.
+const UNACKNOWLEDGED: Millis = Millis(3_000);
 
 /// Marks connections with [`CALL_PRIORITY`].
 pub(super) fn for_the_application() -> BindConfig {
