@@ -34,6 +34,8 @@ use tokio::{
 
 /// The operator's namespace.
 const SYSTEM: &str = "airlane-system";
+/// What `helm template` cannot ask for: what the cluster of `tests/cluster/` is.
+const KUBERNETES: &str = "1.34";
 const HEALTH: &str = "127.0.0.1:8080";
 const STARTS: usize = 5;
 /// Writes of each kind whose way to the Envoy is timed.
@@ -123,6 +125,7 @@ impl Setting {
         cluster.kubectl(&["create", "namespace", SYSTEM]).await.unwrap();
         let mut helm = cluster.command("helm");
         helm.args(["template", "airlane", "--namespace", SYSTEM, "--show-only", "templates/rbac.yaml"]);
+        helm.args(["--kube-version", KUBERNETES]);
         cluster.apply(&printed(helm.arg(project.join("helm/airlane")))).await.unwrap();
         let kubeconfig = dir.path().join("operator.kubeconfig");
         fs::write(&kubeconfig, kubeconfig_of_the_operator(&cluster).await).unwrap();

@@ -8,13 +8,16 @@ use airlane_tests::{
 };
 use serde_json::{Value, json};
 use std::{net::SocketAddr, path::Path, time::Duration};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Mutex, oneshot, watch};
 
 /// The namespace of the documentation.
 pub(crate) const SYSTEM: &str = "airlane-system";
 
 /// The longest that the requests of one load may take, those of the long proof included.
 const LONGEST_LOAD: Duration = Duration::from_secs(600);
+
+/// Who loads the cluster. Two at once would find the limits of a small machine, and not of the mesh.
+static LOADING: Mutex<()> = Mutex::const_new(());
 
 /// A cluster with Airlane installed, for this test alone.
 pub(crate) struct Whole {
@@ -199,6 +202,7 @@ pub(crate) async fn under_load(
     per_second: f64,
     work: impl AsyncFnOnce(watch::Receiver<u64>),
 ) -> Report {
+    let _alone = LOADING.lock().await;
     let (caller, address, url) = (pod(shop, caller).await, at(shop, to).await, format!("http://{to}/"));
     let (counting, sent) = watch::channel(0);
     let (stop, mut stopped) = oneshot::channel::<()>();
