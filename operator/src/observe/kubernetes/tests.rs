@@ -1,7 +1,7 @@
 use super::*;
 use crate::scripted_api;
 use serde_json::{Value, json};
-use std::{collections::HashSet, sync::Mutex};
+use std::{collections::HashSet, sync::Mutex, time::Duration};
 use tokio::time::timeout;
 
 /// A client of an API server that lists these objects by path, and then has no news.
