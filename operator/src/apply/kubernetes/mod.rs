@@ -1,11 +1,13 @@
 //! Statuses on Kubernetes, written by server-side apply to the objects' status.
 //!
 //! Every write names the `resourceVersion` of what it was computed from, so that the API server refuses a leader that
-//! does not know yet that it leads no more. A write that was refused because somebody edited the object's spec is tried
-//! again on the new version; one that was refused because somebody else wrote the memory is not.
+//! does not know yet that it leads no more.
 
+mod events;
+mod fenced;
 mod tell;
 
+pub(crate) use events::recorder;
 pub(crate) use tell::Teller;
 
 use super::{Memory, NotRemembered, Statuses};
@@ -13,77 +15,33 @@ use crate::{
     clock::Clock,
     control::Picture,
     fleet::Fleet,
-    observe::kubernetes::{self as shapes, ANSWERED, Answered, Kept, Observed, memory},
+    observe::kubernetes::{ANSWERED, Answered, Kept, Observed, memory},
     standing,
 };
 use airlane_api::status::CanaryStatus;
 use airlane_core::{
     id::{ObjectId, ObjectKind},
     problem::Problem,
-    rollout::{Asked, Canary, Phase, Progress},
+    rollout::{Asked, Canary, Progress},
 };
-use k8s_openapi::api::core::v1::ObjectReference;
-use kube::{
-    Api, Client, Resource,
-    api::{Patch, PatchParams},
-    runtime::events::{Event, EventType, Recorder, Reporter},
-};
-use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use events::event_of;
+use fenced::{Base, WriteError};
+use kube::{Client, runtime::events::Recorder};
+use serde_json::Value;
 use std::{
     collections::BTreeMap,
-    fmt,
     sync::{
         Arc, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
-use tokio::{
-    sync::{Mutex, watch},
-    time::timeout,
-};
-
-/// Who owns the fields we write.
-const MANAGER: &str = "airlane";
-
-/// The longest that a write may take.
-const WRITE: Duration = Duration::from_secs(5);
-
-/// How often a write is tried over an object that others edit meanwhile. The next look tries again.
-const TRIES: usize = 3;
-
-/// The longest note of an event that Kubernetes takes, in bytes.
-const NOTE_MAX: usize = 1000;
+use tokio::sync::{Mutex, watch};
 
 /// Where a canary's memory says which write it is.
 const MARK: &str = "written";
 
 /// Where a condition says since when it has its status.
 const SINCE: &str = "lastTransitionTime";
-
-/// Why a status was not written.
-#[derive(Debug, thiserror::Error)]
-enum WriteError {
-    /// It is not the version that the write was computed from any more.
-    #[error("the object has changed")]
-    Changed,
-    /// Others write to it all the time.
-    #[error("the object changes faster than it can be written")]
-    Busy,
-    /// There is no such object any more.
-    #[error("the object is gone")]
-    Gone,
-    /// The API server's answer.
-    #[error("the API server refused")]
-    Api(#[source] kube::Error),
-    /// No answer.
-    #[error("no answer within {WRITE:?}")]
-    Slow,
-    /// The status has no form in JSON.
-    #[error("the status cannot be encoded")]
-    Encode(#[from] serde_json::Error),
-}
 
 /// Writes statuses, and tells people by events. Cheap to clone.
 #[derive(Clone)]
@@ -103,37 +61,11 @@ struct Inner {
     written: std::sync::Mutex<BTreeMap<ObjectId, Place>>,
 }
 
-/// A version of an object whose memory is known.
-#[derive(Clone)]
-struct Base {
-    uid: String,
-    resource_version: String,
-    mark: Value,
-    conditions: Value,
-}
-
 type Place = Arc<Mutex<Option<Written>>>;
 
 struct Written {
     base: Base,
     progress: Progress,
-}
-
-impl Base {
-    fn of(kept: &Kept) -> Base {
-        Base {
-            uid: kept.uid.clone(),
-            resource_version: kept.resource_version.clone(),
-            mark: kept.status["memory"][MARK].clone(),
-            conditions: kept.status["conditions"].clone(),
-        }
-    }
-}
-
-/// Writes events as the replica of that name.
-pub(crate) fn recorder(client: Client, me: &str) -> Recorder {
-    let reporter = Reporter { controller: "airlane.dev/operator".to_owned(), instance: Some(me.to_owned()) };
-    Recorder::new(client, reporter)
 }
 
 impl Writer {
@@ -214,95 +146,6 @@ impl Writer {
         }
     }
 
-    /// Writes a status over the version that it was computed from, and gives the new version.
-    async fn apply<K>(
-        &self,
-        id: &ObjectId,
-        uid: &str,
-        version: &str,
-        status: &Value,
-    ) -> Result<String, WriteError>
-    where
-        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
-            + DeserializeOwned
-            + Clone
-            + fmt::Debug,
-    {
-        let object = json!({
-            "apiVersion": K::api_version(&()),
-            "kind": K::kind(&()),
-            "metadata": { "name": id.name, "namespace": id.namespace, "uid": uid, "resourceVersion": version },
-            "status": status,
-        });
-        let api: Api<K> = Api::namespaced(self.0.client.clone(), id.namespace.as_str());
-        let params = PatchParams::apply(MANAGER).force();
-        let patch = Patch::Apply(&object);
-        let patched = timeout(WRITE, api.patch_status(id.name.as_str(), &params, &patch)).await;
-        match patched.map_err(|_| WriteError::Slow)? {
-            Ok(object) => Ok(object.meta().resource_version.clone().unwrap_or_default()),
-            Err(kube::Error::Api(status)) if status.code == 409 => Err(WriteError::Changed),
-            Err(kube::Error::Api(status)) if status.code == 404 => Err(WriteError::Gone),
-            Err(error) => Err(WriteError::Api(error)),
-        }
-    }
-
-    /// Writes a canary's status over `base`, or over a later version with the same memory.
-    async fn write_canary(&self, id: &ObjectId, mut base: Base, status: &Value) -> Result<Base, WriteError> {
-        for _ in 0..TRIES {
-            let Base { uid, resource_version, .. } = &base;
-            match self.apply::<shapes::Canary>(id, uid, resource_version, status).await {
-                Ok(resource_version) => {
-                    let (mark, conditions) = (status["memory"][MARK].clone(), status["conditions"].clone());
-                    return Ok(Base { resource_version, mark, conditions, ..base });
-                }
-                Err(WriteError::Changed) => {
-                    let now = self.read_canary(id).await?;
-                    let edited = now.mark == base.mark && now.uid == base.uid;
-                    if !edited || now.resource_version == base.resource_version {
-                        return Err(WriteError::Changed);
-                    }
-                    base = now;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Err(WriteError::Busy)
-    }
-
-    async fn read_canary(&self, id: &ObjectId) -> Result<Base, WriteError> {
-        let api: Api<shapes::Canary> = Api::namespaced(self.0.client.clone(), id.namespace.as_str());
-        let read = timeout(WRITE, api.get_opt(id.name.as_str())).await.map_err(|_| WriteError::Slow)?;
-        let canary = read.map_err(WriteError::Api)?.ok_or(WriteError::Gone)?;
-        Ok(Base {
-            uid: canary.metadata.uid.unwrap_or_default(),
-            resource_version: canary.metadata.resource_version.unwrap_or_default(),
-            mark: canary.status["memory"][MARK].clone(),
-            conditions: canary.status["conditions"].clone(),
-        })
-    }
-
-    /// Tells people of something about an object, without waiting: what was decided is not held up by it.
-    fn announce(&self, id: &ObjectId, uid: &str, event: Event) {
-        let regarding = ObjectReference {
-            api_version: Some("airlane.dev/v1alpha1".to_owned()),
-            kind: Some(id.kind.to_string()),
-            namespace: Some(id.namespace.to_string()),
-            name: Some(id.name.to_string()),
-            uid: Some(uid.to_owned()),
-            ..ObjectReference::default()
-        };
-        let events = self.0.events.clone();
-        tokio::spawn(async move {
-            match timeout(WRITE, events.publish(&event, &regarding)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "an event was not written");
-                }
-                Err(_) => tracing::warn!("an event was not written within {WRITE:?}"),
-            }
-        });
-    }
-
     async fn remember(
         &self,
         canary: &Canary,
@@ -379,30 +222,6 @@ fn said_beside_memory(status: &Value) -> (Value, Value) {
         said.remove("memory");
     }
     (said, status["memory"][ANSWERED].clone())
-}
-
-/// What people are told of a step, if it is a transition.
-fn event_of(before: Option<&Progress>, now: &Progress) -> Option<Event> {
-    let last = now.history.last()?;
-    if before.and_then(|before| before.history.last()) == Some(last) {
-        return None;
-    }
-    let bad = matches!(last.phase, Phase::Holding | Phase::RollingBack | Phase::RolledBack);
-    Some(Event {
-        type_: if bad { EventType::Warning } else { EventType::Normal },
-        reason: format!("{:?}", last.phase),
-        note: Some(note(&last.because)),
-        action: "Rollout".to_owned(),
-        secondary: None,
-    })
-}
-
-fn note(text: &str) -> String {
-    let mut end = text.len().min(NOTE_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text[..end].to_owned()
 }
 
 #[tonic::async_trait]

@@ -1,6 +1,6 @@
 //! What became of policies and canaries, told in their statuses: on semantic change only.
 
-use super::{WriteError, Writer, note};
+use super::{Writer, events::note, fenced::WriteError};
 use crate::{
     control::Picture,
     fleet::Census,

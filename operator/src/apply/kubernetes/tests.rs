@@ -1,13 +1,15 @@
-use super::*;
+use super::{events::note, *};
 use crate::{clock::SystemClock, observe::kubernetes::Seen, scripted_api, xds::Publisher};
 use airlane_core::{
     id::{Name, Namespace, Revision, ServiceId},
-    rollout::{Rollout, Transition},
+    rollout::{Phase, Rollout, Transition},
 };
 use http::{Method, Request, Response};
 use jiff::Timestamp;
 use kube::client::Body;
-use std::convert::Infallible;
+use serde_json::json;
+use std::{convert::Infallible, time::Duration};
+use tokio::time::timeout;
 
 fn plan() -> Rollout {
     let namespace = Namespace::parse("shop").expect("a name");
