@@ -2,6 +2,7 @@
 //! pods join it, and in the operator's own, where `airlane inject` looks. Sidecars do without: the roots that they trust
 //! are pinned where they are injected.
 
+use crate::marks::{MANAGER, ROOT, ROOTS_KEY, of_ours};
 use airlane_core::id::Namespace;
 use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
@@ -15,11 +16,6 @@ use std::{
 };
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
-
-/// The ConfigMap's name, its key, and whose fields these are.
-const NAME: &str = "airlane-root";
-const KEY: &str = "root.pem";
-const MANAGER: &str = "airlane";
 
 /// How often it is written again although nothing changed: somebody may have deleted it. To watch it would take the
 /// right to read every ConfigMap of the cluster.
@@ -67,7 +63,7 @@ impl Bundle {
                     }
                     Err(error) => {
                         let error = &error as &dyn std::error::Error;
-                        tracing::warn!(%namespace, error, "the mesh's root was not written into ConfigMap {NAME}");
+                        tracing::warn!(%namespace, error, "the mesh's root was not written into ConfigMap {ROOT}");
                     }
                 }
             }
@@ -85,19 +81,18 @@ impl Bundle {
     }
 
     async fn write(&self, namespace: &Namespace, pem: &str) -> kube::Result<ConfigMap> {
-        let labels = [("app.kubernetes.io/part-of", "airlane"), ("app.kubernetes.io/managed-by", "airlane")];
         let map = ConfigMap {
             metadata: ObjectMeta {
-                name: Some(NAME.to_owned()),
-                labels: Some(BTreeMap::from(labels.map(|(key, value)| (key.to_owned(), value.to_owned())))),
+                name: Some(ROOT.to_owned()),
+                labels: Some(of_ours()),
                 ..ObjectMeta::default()
             },
-            data: Some(BTreeMap::from([(KEY.to_owned(), pem.to_owned())])),
+            data: Some(BTreeMap::from([(ROOTS_KEY.to_owned(), pem.to_owned())])),
             ..ConfigMap::default()
         };
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace.as_str());
         // What others wrote into it is not trusted.
-        api.patch(NAME, &PatchParams::apply(MANAGER).force(), &Patch::Apply(map)).await
+        api.patch(ROOT, &PatchParams::apply(MANAGER).force(), &Patch::Apply(map)).await
     }
 }
 

@@ -4,7 +4,7 @@
 //! leader that cannot renew stops before that. What two of them might still write at once, the API server refuses by
 //! `resourceVersion`.
 
-use crate::clock::Clock;
+use crate::{clock::Clock, marks::ADDRESS};
 use futures::StreamExt as _;
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
@@ -24,8 +24,6 @@ use tokio_util::sync::CancellationToken;
 
 /// The Lease's name.
 pub(crate) const NAME: &str = "airlane-leader";
-/// The Lease's annotation with the address at which the leader serves.
-const ADDRESS: &str = "airlane.dev/address";
 
 /// How a lease passes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -15,6 +15,7 @@ mod health;
 mod join;
 mod lease;
 mod local;
+mod marks;
 mod members;
 mod milestone;
 mod observe;

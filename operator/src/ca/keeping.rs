@@ -1,10 +1,11 @@
 //! What keeps an authority in a cluster as its Secret says: every replica follows it, and the leader replaces its root.
 
-use super::{Ca, CaError, Origin, secret};
+use super::{Ca, CaError, Origin};
 use crate::{
     clock::Clock,
     control::Picture,
     fleet::Fleet,
+    marks::ROOT,
     milestone::{self, Milestone},
 };
 use airlane_core::pki::rotation::Step;
@@ -26,7 +27,7 @@ const STEP_SOON: Duration = Duration::from_secs(1);
 pub(crate) async fn follow(ca: Arc<Ca>, clock: Arc<dyn Clock>, shutdown: CancellationToken) {
     let (api, name) = match &ca.origin {
         Origin::Folder(_) => return shutdown.cancelled().await,
-        Origin::Secret(secret) => (secret.outline(), secret::NAME),
+        Origin::Secret(secret) => (secret.outline(), ROOT),
         Origin::External(external) => (external.outline(), external.object()),
     };
     // Of the watch comes only that it changed: a copy of the keys would stay in its buffers.

@@ -6,6 +6,7 @@ use super::{
     authority::{Pair, Place, cert_pem, read_cert},
     error::CaError,
 };
+use crate::marks::{ROOT, of_ours};
 use airlane_core::{
     id::{Namespace, TrustDomain},
     pki::rotation::Rotation,
@@ -17,8 +18,6 @@ use rustls_pki_types::CertificateDer;
 use std::collections::BTreeMap;
 use zeroize::{Zeroize as _, Zeroizing};
 
-/// The Secret's name.
-pub(super) const NAME: &str = "airlane-root";
 /// The root that signs.
 const CERT: &str = "root.crt";
 const KEY: &str = "root.key";
@@ -62,7 +61,7 @@ pub(super) struct RootSecret {
 impl RootSecret {
     /// The Secret in this namespace.
     pub(super) fn new(client: Client, namespace: &Namespace) -> RootSecret {
-        let name = format!("Secret {namespace}/{NAME}");
+        let name = format!("Secret {namespace}/{ROOT}");
         let place = Place {
             cert: format!("{CERT} of {name}"),
             key: format!("{KEY} of {name}"),
@@ -160,13 +159,13 @@ impl RootSecret {
         &self,
         edit: impl FnOnce(&mut Data, Rotation) -> Result<(), CaError>,
     ) -> Result<(), CaError> {
-        let found = self.secrets.get_opt(NAME).await.map_err(|source| self.failed("get", source))?;
+        let found = self.secrets.get_opt(ROOT).await.map_err(|source| self.failed("get", source))?;
         let mut secret = found.ok_or_else(|| self.missing(&self.place.cert))?;
         let rotation = self.ring_in(&secret).map(|ring| ring.rotation);
         let edited = rotation.and_then(|rotation| edit(secret.data.get_or_insert_default(), rotation));
         let written = match edited {
             // It carries the version that it was read with.
-            Ok(()) => match self.secrets.replace(NAME, &PostParams::default(), &secret).await {
+            Ok(()) => match self.secrets.replace(ROOT, &PostParams::default(), &secret).await {
                 Ok(mut written) => {
                     wipe(&mut written);
                     Ok(())
@@ -180,7 +179,7 @@ impl RootSecret {
     }
 
     async fn load(&self) -> Result<Option<Ring>, CaError> {
-        let found = self.secrets.get_opt(NAME).await.map_err(|source| self.failed("get", source))?;
+        let found = self.secrets.get_opt(ROOT).await.map_err(|source| self.failed("get", source))?;
         let Some(mut secret) = found else { return Ok(None) };
         let ring = self.ring_in(&secret);
         wipe(&mut secret);
@@ -234,11 +233,10 @@ impl RootSecret {
     fn secret_of(&self, pair: &Pair) -> Secret {
         let key = Zeroizing::new(pair.key.serialize_pem());
         let data = [(CERT, cert_pem(&pair.cert).into_bytes()), (KEY, key.as_bytes().to_vec())];
-        let labels = [("app.kubernetes.io/part-of", "airlane"), ("app.kubernetes.io/managed-by", "airlane")];
         Secret {
             metadata: ObjectMeta {
-                name: Some(NAME.to_owned()),
-                labels: Some(BTreeMap::from(labels.map(|(key, value)| (key.to_owned(), value.to_owned())))),
+                name: Some(ROOT.to_owned()),
+                labels: Some(of_ours()),
                 ..ObjectMeta::default()
             },
             data: Some(data.into_iter().map(|(key, value)| (key.to_owned(), ByteString(value))).collect()),

@@ -12,7 +12,10 @@ use crate::{
     local::view::{CanaryView, PolicyView, Programmed, target},
 };
 use airlane_api::{
-    Value as Meaning, read_object,
+    Value as Meaning,
+    canary::{ABORT, Canary, PROMOTE, RETRY},
+    mesh_policy::MeshPolicy,
+    read_object,
     status::{CanaryStatus, FieldProblem, MeshPolicyStatus},
 };
 use airlane_core::{
@@ -23,10 +26,9 @@ use airlane_core::{
 };
 use anyhow::Context;
 use kube::{
-    Api, Client, Config,
+    Api, Client, Config, Resource,
     api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
     config::KubeConfigOptions,
-    core::GroupVersionKind,
 };
 use serde::Deserialize as _;
 use serde_json::{Value, json};
@@ -69,12 +71,12 @@ impl Cluster {
     }
 
     pub(crate) async fn policies(&self, wanted: Option<&Wanted>) -> anyhow::Result<Vec<PolicyView>> {
-        let objects = self.list("MeshPolicy", "meshpolicies", wanted).await?;
+        let objects = self.list::<MeshPolicy>(wanted).await?;
         Ok(objects.iter().map(|object| policy_view(object, &self.system)).collect())
     }
 
     pub(crate) async fn canaries(&self, wanted: Option<&Wanted>) -> anyhow::Result<Vec<CanaryView>> {
-        let objects = self.list("Canary", "canaries", wanted).await?;
+        let objects = self.list::<Canary>(wanted).await?;
         Ok(objects.iter().map(|object| canary_view(object, &self.system)).collect())
     }
 
@@ -82,7 +84,7 @@ impl Cluster {
     pub(crate) async fn ask(&self, canary: &CanaryView, asked: Asked) -> anyhow::Result<()> {
         let patch = verb(asked, &canary.canary);
         let api: Api<DynamicObject> =
-            Api::namespaced_with(self.client.clone(), &canary.namespace, &resource("Canary", "canaries"));
+            Api::namespaced_with(self.client.clone(), &canary.namespace, &resource::<Canary>());
         api.patch(&canary.name, &PatchParams::default(), &Patch::Merge(patch))
             .await
             .map(drop)
@@ -91,8 +93,12 @@ impl Cluster {
 
     /// The objects of a kind, or at least those that are wanted. Whoever may not look into all namespaces sees those of
     /// their own.
-    async fn list(&self, kind: &str, plural: &str, wanted: Option<&Wanted>) -> anyhow::Result<Vec<Value>> {
-        let resource = resource(kind, plural);
+    async fn list<K>(&self, wanted: Option<&Wanted>) -> anyhow::Result<Vec<Value>>
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        let resource = resource::<K>();
+        let plural = &resource.plural;
         let in_namespace = |name: &str| Api::namespaced_with(self.client.clone(), name, &resource);
         let namespace = wanted.and_then(|wanted| wanted.namespace.as_deref());
         let api = namespace.map_or_else(|| Api::all_with(self.client.clone(), &resource), in_namespace);
@@ -129,21 +135,20 @@ async fn all(api: &Api<DynamicObject>, wanted: Option<&Wanted>) -> Result<Vec<Va
     }
 }
 
-fn resource(kind: &str, plural: &str) -> ApiResource {
-    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("airlane.dev", "v1alpha1", kind), plural)
+fn resource<K: Resource<DynamicType = ()>>() -> ApiResource {
+    ApiResource::erase::<K>(&())
 }
 
 /// A verb as it is written into a canary. Those that end something name the version they are about, so that none acts
 /// on the next release.
 fn verb(asked: Asked, canary: &str) -> Value {
-    let about =
-        |verb: &str| json!({ "metadata": { "annotations": { format!("airlane.dev/{verb}"): canary } } });
+    let about = |annotation: &str| json!({ "metadata": { "annotations": { annotation: canary } } });
     match asked {
         Asked::Pause => json!({ "spec": { "suspend": true } }),
         Asked::Resume => json!({ "spec": { "suspend": null } }),
-        Asked::Promote => about("promote"),
-        Asked::Abort => about("abort"),
-        Asked::Retry => about("retry"),
+        Asked::Promote => about(PROMOTE),
+        Asked::Abort => about(ABORT),
+        Asked::Retry => about(RETRY),
     }
 }
 

@@ -4,9 +4,10 @@ use super::{cluster::Cluster, say, tell};
 use crate::{
     args,
     ca::hex,
+    marks::{ENABLED, INJECT, ROOT, ROOTS_KEY},
     webhook::{
         draw_secret,
-        inject::{INJECT, Injection, NotInjected, inject as inject_pod},
+        inject::{Injection, NotInjected, inject as inject_pod},
     },
 };
 use anyhow::{Context, bail};
@@ -23,8 +24,6 @@ use std::{collections::BTreeMap, io::Read as _, path::Path};
 
 /// The operator's Deployment and its container.
 const OPERATOR: &str = "airlane";
-/// The ConfigMap with the roots, and its key.
-const ROOTS: (&str, &str) = ("airlane-root", "root.pem");
 
 /// Prints a file with the mesh in its pods. What it does not change it prints as it was.
 pub(crate) async fn inject(place: &args::Where, args: &args::Inject) -> anyhow::Result<()> {
@@ -94,15 +93,14 @@ async fn installed_image(client: &Client, namespace: &str) -> anyhow::Result<Str
 }
 
 async fn installed_roots(client: &Client, namespace: &str) -> anyhow::Result<Vec<String>> {
-    let (name, key) = ROOTS;
     let mend = "is Airlane installed? Else give --root-sha256";
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
     let map =
-        maps.get(name).await.with_context(|| format!("cannot read ConfigMap {namespace}/{name}: {mend}"))?;
-    let pem = map.data.unwrap_or_default().remove(key).unwrap_or_default();
+        maps.get(ROOT).await.with_context(|| format!("cannot read ConfigMap {namespace}/{ROOT}: {mend}"))?;
+    let pem = map.data.unwrap_or_default().remove(ROOTS_KEY).unwrap_or_default();
     let roots = fingerprints(&pem);
     if roots.is_empty() {
-        bail!("ConfigMap {namespace}/{name} holds no certificate in {key}: {mend}");
+        bail!("ConfigMap {namespace}/{ROOT} holds no certificate in {ROOTS_KEY}: {mend}");
     }
     Ok(roots)
 }
@@ -206,7 +204,7 @@ impl Work<'_> {
             pod["metadata"] = json!({});
         }
         // Whoever injects by hand wants it, unless the pod says otherwise.
-        let namespace = BTreeMap::from([(INJECT.to_owned(), "enabled".to_owned())]);
+        let namespace = BTreeMap::from([(INJECT.to_owned(), ENABLED.to_owned())]);
         let typed = Pod::deserialize(&*pod).with_context(|| format!("{name} has no pod that can be read"))?;
         let notes: Vec<String> = match inject_pod(&typed, &namespace, self.secret, self.setup) {
             Ok(injected) => {

@@ -8,7 +8,10 @@ use super::{
     record::{Failure, Record, Way},
     ties::{MEND, Tie, Why},
 };
-use crate::observe::kubernetes::workload::{Crew, Deployment, Kind, Pass, Rollout, Workload, is_manual};
+use crate::{
+    marks::{LAST_RESTART, MANUAL, RESTART, is_manual},
+    observe::kubernetes::workload::{Crew, Deployment, Kind, Pass, Rollout, Workload},
+};
 use jiff::{SignedDuration, Timestamp};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -146,7 +149,7 @@ impl Left {
 impl fmt::Display for Left {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Left::Manual => f.write_str("airlane.dev/restart: manual leaves it to its team"),
+            Left::Manual => write!(f, "{RESTART}: {MANUAL} leaves it to its team"),
             Left::NotADeployment => f.write_str("only Deployments are restarted by themselves"),
             Left::NoController => f.write_str("no controller would create its pods again"),
             Left::Replicas(0) => f.write_str("it has no replicas"),
@@ -172,9 +175,7 @@ impl fmt::Display for Left {
             }
             Left::PutBack(because) => write!(f, "it was restarted and put back: {because}"),
             Left::Stopped(other) => write!(f, "Deployment/{other} was put back; mend that first"),
-            Left::Unreadable => {
-                write!(f, "its annotation {} is not ours: remove it", super::record::LAST_RESTART)
-            }
+            Left::Unreadable => write!(f, "its annotation {LAST_RESTART} is not ours: remove it"),
         }
     }
 }

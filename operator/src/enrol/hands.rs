@@ -4,14 +4,14 @@
 
 use super::{
     decide::Trial,
-    record::{Failure, LAST_RESTART, RESTARTED_AT, Record, Way},
+    record::{Failure, Record, Way},
 };
 use crate::{
-    observe::kubernetes::{
-        pod::{MESHED, OPTED_OUT},
-        workload::{Kind, LEFT_AT, PASS, Workload},
+    marks::{
+        ENABLED, INJECT, LAST_RESTART, LEFT_AT, MANAGER, MESHED, NOT_INJECTED, OPTED_OUT, RESTARTED_AT,
+        of_ours,
     },
-    webhook::inject::{INJECT, NOT_INJECTED},
+    observe::kubernetes::workload::{Kind, PASS, Workload},
 };
 use airlane_core::id::Namespace;
 use jiff::Timestamp;
@@ -28,8 +28,6 @@ use serde_json::{Value, json};
 use std::{collections::BTreeMap, time::Duration};
 use tokio::time::timeout;
 
-/// Whose fields these are.
-const MANAGER: &str = "airlane";
 /// The operator's account.
 const ACCOUNT: &str = "airlane";
 /// The longest that a call may take.
@@ -115,7 +113,7 @@ impl Hands {
             "spec": template["spec"],
         });
         if asks {
-            pod["metadata"]["labels"][INJECT] = json!("enabled");
+            pod["metadata"]["labels"][INJECT] = json!(ENABLED);
         }
         let pod: DynamicObject = serde_json::from_value(pod)?;
         let api: Api<DynamicObject> =
@@ -198,8 +196,7 @@ impl Hands {
         let binding = json!({
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
             "metadata": {
-                "name": PASS, "annotations": annotations,
-                "labels": { "app.kubernetes.io/part-of": "airlane", "app.kubernetes.io/managed-by": "airlane" },
+                "name": PASS, "annotations": annotations, "labels": of_ours(),
             },
             "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": PASS },
             "subjects": [{ "kind": "ServiceAccount", "name": ACCOUNT, "namespace": self.system }],

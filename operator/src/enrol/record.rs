@@ -1,15 +1,12 @@
 //! What was tried on a workload: the memory of restarts, in the workload's own annotations.
 
-use crate::observe::kubernetes::workload::Deployment;
+use crate::{
+    marks::{LAST_RESTART, RESTARTED_AT},
+    observe::kubernetes::workload::Deployment,
+};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-
-/// On a template: when Airlane had its pods replaced. Nothing else is changed of it, so that what differs by this alone
-/// is no new release.
-pub(crate) const RESTARTED_AT: &str = "airlane.dev/restartedAt";
-/// On a workload: the restart that is under way, or that was put back. A restart that went well leaves nothing.
-pub(crate) const LAST_RESTART: &str = "airlane.dev/lastRestart";
 
 /// What a restart is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -10,13 +10,13 @@ use crate::{
     clock::Clock,
     control::Picture,
     fleet::Fleet,
+    marks::asks,
     milestone::Milestone,
     observe::kubernetes::{
-        JOINS, NamespaceLabels, Observed,
+        NamespaceLabels, Observed,
         pod::workload_name,
         workload::{Deployment, Kind, Workload, Workloads},
     },
-    webhook::inject::INJECT,
 };
 use airlane_core::id::{Namespace, ObjectKind};
 use jiff::{SignedDuration, Timestamp};
@@ -368,11 +368,6 @@ impl View {
         let all = self.ties.get_or_init(|| ties(&self.picture.world, &self.picture.compiled.mesh));
         all.get(&(Namespace::parse(namespace).ok()?, workload_name(&workload.name)?))
     }
-}
-
-/// Whether a namespace with these labels asks for the mesh.
-pub(crate) fn asks(labels: &BTreeMap<String, String>) -> bool {
-    labels.get(INJECT).is_some_and(|value| JOINS.contains(&&**value))
 }
 
 /// The command that does it by a person's rights.

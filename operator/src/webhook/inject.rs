@@ -19,7 +19,7 @@ mod unfit;
 
 pub(crate) use unfit::refuses_redirection;
 
-use crate::observe::kubernetes::pod::{BY_ENVIRONMENT, INTERCEPTION, MESHED, OUTBOUND};
+use crate::marks::{ENABLED, INJECT, INJECTED, INTERCEPTION, MESHED, NOT_INJECTED, OPTED_OUT, OUTBOUND};
 use airlane_core::id::TrustDomain;
 use airlane_wire::pod::Asks;
 use edits::Edits;
@@ -29,15 +29,6 @@ use serde_json::json;
 use settings::Settings;
 pub(crate) use settings::excluded_inbound_ports;
 use std::{collections::BTreeMap, fmt};
-
-/// Says whether a pod joins: on the pod itself, else on its namespace.
-pub(crate) const INJECT: &str = "airlane.dev/inject";
-/// On injected pods: the version of Airlane whose template it is.
-pub(crate) const INJECTED: &str = "airlane.dev/injected";
-/// On pods whose namespace is in the mesh and that cannot be: why.
-pub(crate) const NOT_INJECTED: &str = "airlane.dev/notInjected";
-/// On injected pods: the containers that have a preStop hook of their own, and so are not drained by ours.
-pub(crate) const OWN_PRE_STOP: &str = "airlane.dev/ownPreStop";
 
 /// The container that redirects the pod's traffic, and ends.
 const INIT_CONTAINER: &str = "airlane-init";
@@ -204,13 +195,13 @@ fn asked(
         (None, None) => return Err(NotInjected::Unasked),
     };
     match (value.as_str(), by) {
-        ("enabled", by) => Ok((Mode::Both, by)),
+        (ENABLED, by) => Ok((Mode::Both, by)),
         (OUTBOUND, by) => Ok((Mode::Outbound, by)),
-        ("disabled", _) | (_, By::Namespace) => Err(NotInjected::Unasked),
+        (OPTED_OUT, _) | (_, By::Namespace) => Err(NotInjected::Unasked),
         (other, By::Pod) => Err(NotInjected::Mistaken(vec![Mistake {
             field: format!("metadata.labels[{INJECT}]"),
             message: format!("{other:?} is not known"),
-            mend: "write enabled, disabled or outbound".into(),
+            mend: format!("write {ENABLED}, {OPTED_OUT} or {OUTBOUND}"),
         }])),
     }
 }

@@ -5,14 +5,15 @@
 
 use super::{
     draw_secret,
-    inject::{self, INJECT, Injection, NotInjected, inject},
+    inject::{self, Injection, NotInjected, inject},
     review::{self, Answer, Request as Asked},
 };
 use crate::{
     control::Picture,
-    enrol::{record::kept_out, run::asks, ties},
+    enrol::{record::kept_out, ties},
+    marks::{INJECT, asks},
     observe::kubernetes::{
-        NamespaceLabels,
+        MeshPolicy, NamespaceLabels,
         pod::owner_of,
         workload::{Kind, Workloads},
     },
@@ -36,6 +37,7 @@ use hyper_util::{
     server::conn::auto,
 };
 use k8s_openapi::api::core::v1::Pod;
+use kube::Resource as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use std::{collections::BTreeMap, convert::Infallible, net::IpAddr, pin::pin, sync::Arc, time::Duration};
@@ -71,8 +73,6 @@ const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
 /// How long open requests may go on after the end was announced.
 const GOODBYE: Duration = Duration::from_secs(5);
 
-/// Whose resources are validated.
-const GROUP: &str = "airlane.dev";
 /// Whose pods are never injected, whatever a registration says: the cluster must be able to start without us.
 const NEVER: &str = "kube-system";
 
@@ -167,9 +167,7 @@ impl Webhook {
     async fn labels(&self, namespace: &str, pod_says: bool) -> Result<BTreeMap<String, String>, Unanswered> {
         let unknown = || Unanswered::Namespace(namespace.to_owned());
         let name = Namespace::parse(namespace).map_err(|_| unknown())?;
-        let new_enough = |labels: &BTreeMap<String, String>| {
-            pod_says || labels.get(INJECT).is_some_and(|value| value == "enabled" || value == "outbound")
-        };
+        let new_enough = |labels: &BTreeMap<String, String>| pod_says || asks(labels);
         let mut namespaces = self.namespaces.clone();
         let known = namespaces.wait_for(|all| all.get(&name).is_some_and(new_enough));
         match timeout(CATCH_UP, known).await {
@@ -219,7 +217,7 @@ impl Webhook {
     }
 
     fn validation(&self, asked: &Asked<'_>) -> Result<Answer, Unanswered> {
-        let Some(object) = asked.object.filter(|_| asked.kind.group == GROUP) else {
+        let Some(object) = asked.object.filter(|_| asked.kind.group == MeshPolicy::group(&())) else {
             return Ok(Answer::as_it_is());
         };
         let object = airlane_api::read_object(&read(object.get())?, &self.system_namespace);

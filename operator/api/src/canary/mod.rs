@@ -20,6 +20,13 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// Annotation by which a person has the revision that it names promoted at once.
+pub const PROMOTE: &str = "airlane.dev/promote";
+/// Annotation by which a person has the revision that it names taken back.
+pub const ABORT: &str = "airlane.dev/abort";
+/// Annotation by which a person has the revision that it names tried once more.
+pub const RETRY: &str = "airlane.dev/retry";
+
 /// A release of a service that proves itself step by step.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(

@@ -239,12 +239,8 @@ fn probability(name: &str, share: Option<Share>, remarks: &mut Remarks) -> Optio
 /// next release; the careful one wins.
 fn asked(annotations: Option<&BTreeMap<String, String>>, canary: &Revision) -> Option<Asked> {
     let annotations = annotations?;
-    [("abort", Asked::Abort), ("retry", Asked::Retry), ("promote", Asked::Promote)]
+    [(shape::ABORT, Asked::Abort), (shape::RETRY, Asked::Retry), (shape::PROMOTE, Asked::Promote)]
         .into_iter()
-        .find(|(verb, _)| {
-            annotations
-                .get(&format!("airlane.dev/{verb}"))
-                .is_some_and(|revision| revision == canary.as_str())
-        })
+        .find(|(verb, _)| annotations.get(*verb).is_some_and(|revision| revision == canary.as_str()))
         .map(|(_, asked)| asked)
 }

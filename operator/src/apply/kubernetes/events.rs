@@ -1,13 +1,14 @@
 //! What people are told of objects by events.
 
 use super::{Writer, fenced::WRITE};
+use crate::{marks::REPORTER, observe::kubernetes::Canary};
 use airlane_core::{
     id::ObjectId,
     rollout::{Phase, Progress},
 };
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
-    Client,
+    Client, Resource as _,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use tokio::time::timeout;
@@ -17,7 +18,7 @@ const NOTE_MAX: usize = 1000;
 
 /// Writes events as the replica of that name.
 pub(crate) fn recorder(client: Client, me: &str) -> Recorder {
-    let reporter = Reporter { controller: "airlane.dev/operator".to_owned(), instance: Some(me.to_owned()) };
+    let reporter = Reporter { controller: REPORTER.to_owned(), instance: Some(me.to_owned()) };
     Recorder::new(client, reporter)
 }
 
@@ -25,7 +26,7 @@ impl Writer {
     /// Tells people of something about an object, without waiting: what was decided is not held up by it.
     pub(super) fn announce(&self, id: &ObjectId, uid: &str, event: Event) {
         let regarding = ObjectReference {
-            api_version: Some("airlane.dev/v1alpha1".to_owned()),
+            api_version: Some(Canary::api_version(&()).into_owned()),
             kind: Some(id.kind.to_string()),
             namespace: Some(id.namespace.to_string()),
             name: Some(id.name.to_string()),

@@ -4,7 +4,10 @@
 //! refused because somebody else wrote the memory is not.
 
 use super::{MARK, Writer};
-use crate::observe::kubernetes::{self as shapes, Kept};
+use crate::{
+    marks::MANAGER,
+    observe::kubernetes::{self as shapes, Kept},
+};
 use airlane_core::id::ObjectId;
 use k8s_openapi::NamespaceResourceScope;
 use kube::{
@@ -15,9 +18,6 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::{fmt, time::Duration};
 use tokio::time::timeout;
-
-/// Who owns the fields we write.
-const MANAGER: &str = "airlane";
 
 /// The longest that a write may take.
 pub(super) const WRITE: Duration = Duration::from_secs(5);

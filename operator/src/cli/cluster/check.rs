@@ -6,10 +6,10 @@ use super::Cluster;
 use crate::{
     args::Where,
     cli::{say, table::plain},
-    enrol::record::{LAST_RESTART, Record},
+    enrol::record::Record,
     lease::NAME as LEASE,
-    observe::kubernetes::pod::MESHED,
-    webhook::inject::{INJECTED, refuses_redirection},
+    marks::{BY_ENVIRONMENT, ENABLED, INJECT, INJECTED, INTERCEPTION, LAST_RESTART, MESHED},
+    webhook::inject::refuses_redirection,
 };
 use anyhow::{Context, bail};
 use jiff::Timestamp;
@@ -167,7 +167,7 @@ async fn namespaces(client: &Client) -> Vec<Finding> {
     }
     vec![Note(format!(
         "pods of {} join by environment variables only, for the Pod Security Standard there: annotate them with \
-         airlane.dev/interception: Env",
+         {INTERCEPTION}: {BY_ENVIRONMENT}",
         strict.join(", ")
     ))]
 }
@@ -295,9 +295,9 @@ async fn way_to_the_webhook(cluster: &Cluster) -> Finding {
     let pod: Result<Pod, _> = serde_json::from_value(json!({
         "metadata": {
             "generateName": "airlane-check-",
-            "labels": { "airlane.dev/inject": "enabled" },
+            "labels": { INJECT: ENABLED },
             // The one that every Pod Security Standard lets through.
-            "annotations": { "airlane.dev/interception": "Env" },
+            "annotations": { INTERCEPTION: BY_ENVIRONMENT },
         },
         "spec": {
             "securityContext": {

@@ -13,7 +13,7 @@ use crate::{
     args::{Enrol, How, Where},
     cli::{cluster::check, say},
     enrol::record::Way,
-    webhook::inject::INJECT,
+    marks::{ENABLED, INJECT},
 };
 use anyhow::{Context as _, bail};
 use plan::{Plan, Step};
@@ -38,7 +38,7 @@ pub(crate) async fn join(place: &Where, what: &Enrol) -> anyhow::Result<()> {
     if let (Some(workload), false) = (&target.workload, labelled) {
         bail!(
             "namespace {0} does not ask for the mesh, so new pods of {workload} would get no sidecar: `airlane join {0}`, \
-             or label its template {INJECT}: enabled",
+             or label its template {INJECT}: {ENABLED}",
             target.namespace
         );
     }
@@ -48,7 +48,7 @@ pub(crate) async fn join(place: &Where, what: &Enrol) -> anyhow::Result<()> {
         let cautions = moment.cautions(&target.namespace, &workload, Way::Join);
         steps.push(Step { workload, crew, blocked, cautions, by_label: false });
     }
-    let label = (!labelled).then_some(Some("enabled"));
+    let label = (!labelled).then_some(Some(ENABLED));
     if steps.is_empty() && label.is_none() {
         say(&format!(
             "{}: all pods are in the mesh, or keep out of it by their own labels\n",

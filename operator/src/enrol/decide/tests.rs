@@ -1,5 +1,5 @@
 use super::*;
-use crate::enrol::record::{LAST_RESTART, RESTARTED_AT};
+use crate::marks::{LAST_RESTART, RESTARTED_AT};
 use airlane_core::id::{Name, Namespace, ObjectId, ObjectKind};
 
 const NOW: &str = "2026-01-01T00:10:00Z";

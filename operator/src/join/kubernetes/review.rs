@@ -1,5 +1,6 @@
 //! What a TokenReview's answer says of a token's bearer, and whether the pod that was observed is that bearer.
 
+use crate::marks::{ENABLED, INJECT};
 use airlane_core::{
     id::{Identity, InstanceId, Namespace, ServiceAccount, TrustDomain},
     world::{Instance, Interception},
@@ -80,9 +81,7 @@ pub(super) enum NotLetIn {
         pod: String,
     },
     /// Its pod has no proxy.
-    #[error(
-        "pod {pod} was given no proxy: label it or its namespace airlane.dev/inject=enabled and start it anew"
-    )]
+    #[error("pod {pod} was given no proxy: label it or its namespace {INJECT}={ENABLED} and start it anew")]
     NoProxy {
         /// The pod's name.
         pod: String,

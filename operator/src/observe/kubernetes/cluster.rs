@@ -1,7 +1,7 @@
 //! What was seen of a cluster, object by object, and what of it is told when it changes.
 
 use super::{
-    JOINS, Kept, NamespaceLabels, Observed,
+    Kept, NamespaceLabels, Observed,
     instances::{Parts, Stale},
     mirror::{Mirror, Noted},
     news::{News, readable, took},
@@ -11,7 +11,12 @@ use super::{
     shapes,
     workload::{self, Deployment, Pass, Workloads},
 };
-use crate::{apply::Statuses, members::Instances, observe::declared::Declared, webhook::inject::INJECT};
+use crate::{
+    apply::Statuses,
+    marks::{asks, is_manual},
+    members::Instances,
+    observe::declared::Declared,
+};
 use airlane_core::id::{Namespace, ObjectId, ObjectKind};
 use futures::{
     FutureExt as _, StreamExt as _,
@@ -278,10 +283,7 @@ impl Cluster {
             let labels = labels
                 .filter_map(|((_, name), kept)| Some((Namespace::parse(name).ok()?, kept.labels.clone())));
             let labels: NamespaceLabels = labels.collect();
-            let joins = |labels: &BTreeMap<String, String>| {
-                labels.get(INJECT).is_some_and(|value| JOINS.contains(&&**value))
-            };
-            let joined = labels.iter().filter(|(_, labels)| joins(labels)).map(|(name, _)| name.clone());
+            let joined = labels.iter().filter(|(_, labels)| asks(labels)).map(|(name, _)| name.clone());
             tell(&self.tell.joined, joined.collect());
             tell(&self.tell.namespaces, labels);
         }
@@ -322,6 +324,6 @@ fn tell<T: PartialEq>(told: &watch::Sender<Arc<T>>, now: T) {
 }
 
 fn labelled(namespace: shapes::Namespace) -> Option<Labelled> {
-    let manual = workload::is_manual(&workload::ours(&namespace.metadata));
+    let manual = is_manual(&workload::ours(&namespace.metadata));
     Some(Labelled { labels: namespace.metadata.labels.unwrap_or_default(), manual })
 }

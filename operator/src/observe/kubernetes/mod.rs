@@ -33,9 +33,6 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use workload::{PASS, Workloads};
 
-/// The values of its label by which a namespace joins the mesh.
-pub(crate) const JOINS: [&str; 2] = ["enabled", pod::OUTBOUND];
-
 /// The labels of each namespace.
 pub(crate) type NamespaceLabels = BTreeMap<Namespace, BTreeMap<String, String>>;
 

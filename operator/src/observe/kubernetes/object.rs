@@ -1,5 +1,6 @@
 //! `MeshPolicy` and `Canary` objects, as values.
 
+use super::shapes::Canary;
 use crate::{apply::Status, observe::declared::Accepted};
 use airlane_api::{Object, Value, read_object, status::CanaryStatus};
 use airlane_core::{
@@ -8,6 +9,7 @@ use airlane_core::{
     rollout::{Asked, Progress},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource as _;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::sync::Arc;
@@ -121,7 +123,7 @@ fn read(
     system_namespace: &Namespace,
 ) -> (Option<Value>, Vec<Problem>) {
     let manifest = json!({
-        "apiVersion": "airlane.dev/v1alpha1",
+        "apiVersion": Canary::api_version(&()),
         "kind": id.kind.to_string(),
         "metadata": { "namespace": id.namespace, "name": id.name, "annotations": metadata.annotations },
         "spec": spec,

@@ -4,7 +4,10 @@ use super::{
     shapes::{Pod, PodCondition},
     workload::{Kind, Workload},
 };
-use crate::webhook::inject::{INJECT, excluded_inbound_ports};
+use crate::{
+    marks::{BY_ENVIRONMENT, INJECT, INTERCEPTION, MESHED, OPTED_OUT, OUTBOUND},
+    webhook::inject::excluded_inbound_ports,
+};
 use airlane_core::{
     id::{BadName, InstanceId, Name, Namespace, Revision, ServiceAccount, WorkloadRevision},
     world::{Health, Interception},
@@ -12,17 +15,6 @@ use airlane_core::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use ring::digest;
 use std::{collections::BTreeSet, fmt::Write as _, net::IpAddr, str::FromStr};
-
-/// The label of a pod that was given a proxy.
-pub(crate) const MESHED: &str = "airlane.dev/meshed";
-/// The annotation that says how the application's traffic reaches that proxy.
-pub(crate) const INTERCEPTION: &str = "airlane.dev/interception";
-/// The value of [`INJECT`] for pods that stay out.
-pub(crate) const OPTED_OUT: &str = "disabled";
-/// The value of [`INJECT`] for pods whose calls are ours and whose callers are not.
-pub(crate) const OUTBOUND: &str = "outbound";
-/// The value of [`INTERCEPTION`] for applications that are told where the proxy is.
-pub(crate) const BY_ENVIRONMENT: &str = "Env";
 
 /// The revision of a pod that says nothing about it.
 const NO_REVISION: &str = "none";

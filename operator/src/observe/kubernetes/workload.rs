@@ -5,7 +5,7 @@ use super::{
     pod::{Copy, Membership},
     shapes,
 };
-use crate::webhook::inject::INJECT;
+use crate::marks::{INJECT, LEFT_AT, OURS};
 use airlane_core::world::Health;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString};
@@ -14,19 +14,9 @@ use std::{
     fmt,
 };
 
-/// Annotations that are for us begin so.
-const OURS: &str = "airlane.dev/";
-
 /// The name of the RoleBinding that lets the operator restart workloads of a namespace, and of the ClusterRole that it
 /// binds.
 pub(crate) const PASS: &str = "airlane-restart";
-/// On that RoleBinding: since when the namespace does not ask for the mesh any more.
-pub(crate) const LEFT_AT: &str = "airlane.dev/leftAt";
-
-/// On a namespace, a workload or its template: who replaces running pods so that they join or leave the mesh.
-pub(crate) const RESTART: &str = "airlane.dev/restart";
-/// The value of [`RESTART`] by which a team keeps that to itself.
-pub(crate) const MANUAL: &str = "manual";
 
 /// What Kubernetes' defaults are where a Deployment says nothing.
 const REPLICAS: u32 = 1;
@@ -163,11 +153,6 @@ impl Workloads {
     }
 }
 
-/// Whether annotations leave restarts to the team.
-pub(crate) fn is_manual(annotations: &BTreeMap<String, String>) -> bool {
-    annotations.get(RESTART).is_some_and(|value| value == MANUAL)
-}
-
 /// The annotations that are for us.
 pub(super) fn ours(metadata: &ObjectMeta) -> BTreeMap<String, String> {
     let all = metadata.annotations.iter().flatten();
@@ -264,6 +249,7 @@ pub(super) fn crews<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::marks::is_manual;
     use serde_json::{Value, json};
 
     fn deployment(change: impl FnOnce(&mut Value)) -> Deployment {

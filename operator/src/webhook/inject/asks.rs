@@ -1,6 +1,7 @@
 //! What the kubelet asks of the application, taken over by the agent.
 
-use super::{INIT_CONTAINER, OWN_PRE_STOP, PROXY_CONTAINER, edits::Edits};
+use super::{INIT_CONTAINER, PROXY_CONTAINER, edits::Edits};
+use crate::marks::OWN_PRE_STOP;
 use airlane_wire::pod::{
     AGENT_PORT, Ask, Asked, Asks, Grpc, Header, How, HttpGet, Occasion, Scheme, TcpSocket,
 };

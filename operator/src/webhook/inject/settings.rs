@@ -1,19 +1,17 @@
 //! What a pod's annotations say about its proxy.
 
-use super::{BY_ENVIRONMENT, INJECTED, INTERCEPTION, Mistake, NOT_INJECTED, OWN_PRE_STOP};
+use super::Mistake;
+use crate::marks::{
+    BY_ENVIRONMENT, EXCLUDE_INBOUND_PORTS, EXCLUDE_OUTBOUND_CIDRS, EXCLUDE_OUTBOUND_PORTS, INJECTED,
+    INTERCEPTION, NOT_INJECTED, OURS, OWN_PRE_STOP, PROXY_CPU, PROXY_MEMORY, RESTART,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     ops::RangeInclusive,
 };
 
-const PREFIX: &str = "airlane.dev/";
-const EXCLUDE_INBOUND_PORTS: &str = "airlane.dev/excludeInboundPorts";
-const EXCLUDE_OUTBOUND_PORTS: &str = "airlane.dev/excludeOutboundPorts";
-const EXCLUDE_OUTBOUND_CIDRS: &str = "airlane.dev/excludeOutboundCIDRs";
-const PROXY_CPU: &str = "airlane.dev/proxyCPU";
-const PROXY_MEMORY: &str = "airlane.dev/proxyMemory";
-/// What a pod may be annotated with; `restart` is about the workload it belongs to.
+/// What a pod may be annotated with; [`RESTART`] is about the workload it belongs to.
 const KNOWN: [&str; 10] = [
     EXCLUDE_INBOUND_PORTS,
     EXCLUDE_OUTBOUND_PORTS,
@@ -24,7 +22,7 @@ const KNOWN: [&str; 10] = [
     OWN_PRE_STOP,
     PROXY_CPU,
     PROXY_MEMORY,
-    "airlane.dev/restart",
+    RESTART,
 ];
 /// A name as near as this (Damerau-Levenshtein) was meant.
 const TYPOS_MAX: usize = 3;
@@ -110,7 +108,7 @@ impl Settings {
         if !mistakes.is_empty() {
             return Err(mistakes);
         }
-        let ours = annotations.keys().filter(|key| key.starts_with(PREFIX));
+        let ours = annotations.keys().filter(|key| key.starts_with(OURS));
         let unknown = ours.filter(|key| !KNOWN.contains(&key.as_str()));
         Ok((settings, unknown.map(|key| unknown_annotation(key)).collect()))
     }

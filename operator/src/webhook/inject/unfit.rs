@@ -1,6 +1,7 @@
 //! Pods that would not work in the mesh, or would not be what they seem.
 
-use super::{INIT_CONTAINER, INTERCEPTION, PROXY_CONTAINER, asks, settings::Interception, template};
+use super::{INIT_CONTAINER, PROXY_CONTAINER, asks, settings::Interception, template};
+use crate::marks::{BY_ENVIRONMENT, INTERCEPTION, OPT_OUT};
 use airlane_wire::pod::{Asks, PROXY_UID, RESERVED_PORTS};
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use std::collections::BTreeMap;
@@ -38,8 +39,6 @@ const ISTIO_POD: &str = "sidecar.istio.io/inject";
 /// What a namespace's pods are held to (Pod Security admission).
 const POD_SECURITY: &str = "pod-security.kubernetes.io/enforce";
 
-const OPT_OUT: &str = "label the pod airlane.dev/inject: disabled";
-
 /// Why a pod would not work in the mesh, each with its mend; none if it would. `earlier` is what an injection before
 /// this one left.
 pub(super) fn reasons(
@@ -70,7 +69,7 @@ pub(super) fn reasons(
     }
     if let (Some(level), Interception::Init) = (refuses_redirection(namespace), interception) {
         reasons.push(format!(
-            "the namespace's {POD_SECURITY}: {level} refuses NET_ADMIN, which redirecting traffic needs; annotate the pod {INTERCEPTION}: Env to do without, or {OPT_OUT}"
+            "the namespace's {POD_SECURITY}: {level} refuses NET_ADMIN, which redirecting traffic needs; annotate the pod {INTERCEPTION}: {BY_ENVIRONMENT} to do without, or {OPT_OUT}"
         ));
     }
     reasons

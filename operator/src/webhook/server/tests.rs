@@ -3,9 +3,10 @@ use crate::{
     ca::Ca,
     clock::{Clock, SystemClock},
     enrol::{
-        record::{Failure, LAST_RESTART, Record, Way},
+        record::{Failure, Record, Way},
         ties::tests::{permissive, picture_of, strict},
     },
+    marks::LAST_RESTART,
     observe::kubernetes::workload::{Deployment, Rollout},
     serve::{listen, tests::trust_domain},
 };

@@ -2,11 +2,12 @@
 
 use super::{
     Finding::{self, Bad, Good, Note, Untold},
-    MESHED, unanswered,
+    unanswered,
 };
 use crate::{
     cli::cluster::{Cluster, replicas::Replicas},
     local::view::ProxyView,
+    marks::MESHED,
     observe::kubernetes::pod::workload_of,
 };
 use k8s_openapi::api::core::v1::Pod;

@@ -15,14 +15,13 @@ use crate::{
         decide::on_the_wrong_side,
         hands::{HandsError, record},
         record::Way,
-        run::asks,
     },
+    marks::{INJECT, OPTED_OUT, asks},
     observe::kubernetes::{
         NamespaceLabels,
         pod::owner_of,
         workload::{Crew, Kind, Workload},
     },
-    webhook::inject::INJECT,
 };
 use airlane_core::id::Namespace;
 use anyhow::{Context as _, bail};
@@ -190,7 +189,9 @@ impl Watched {
             (Kind::StatefulSet | Kind::DaemonSet, Way::Join) => {
                 self.hands.opt_out(namespace, workload).await?;
                 self.delete_stuck(namespace, workload).await?;
-                say(&format!("{namespace}: {workload}: its template is labelled {INJECT}: disabled now\n"));
+                say(&format!(
+                    "{namespace}: {workload}: its template is labelled {INJECT}: {OPTED_OUT} now\n"
+                ));
             }
             _ => {
                 let failed = self.hands.fail(namespace, workload, because, Timestamp::now()).await;

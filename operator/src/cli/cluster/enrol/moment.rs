@@ -9,9 +9,9 @@ use crate::{
     enrol::{
         decide::{Left, by_shape},
         record::{Record, Way},
-        run::asks,
         ties::{MEND, Tie, Ties, Why},
     },
+    marks::asks,
     observe::kubernetes::{
         NamespaceLabels,
         pod::workload_name,

@@ -3,8 +3,8 @@
 use crate::{
     cli::{say, table::plain},
     enrol::record::Way,
+    marks::{INJECT, OPTED_OUT},
     observe::kubernetes::workload::{Crew, Workload},
-    webhook::inject::INJECT,
 };
 use airlane_core::id::Namespace;
 
@@ -47,7 +47,9 @@ impl Plan {
                 (Some(why), _) => format!("  leave {workload} as it is: {why}"),
                 (None, false) => format!("  replace {pods} of {workload}"),
                 (None, true) => {
-                    format!("  label the template of {workload} {INJECT}: disabled, to replace {pods} of it")
+                    format!(
+                        "  label the template of {workload} {INJECT}: {OPTED_OUT}, to replace {pods} of it"
+                    )
                 }
             };
             text.push_str(&plain(&line));
