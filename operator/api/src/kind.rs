@@ -5,7 +5,7 @@ use crate::{
     crds,
     field::{FieldPath, Finding},
     mesh_policy::MeshPolicy,
-    quantity::{NameText, NamespaceText},
+    name::{NameText, NamespaceText},
     schema,
     service::ServiceSpec,
     tree::Node,

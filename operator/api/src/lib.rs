@@ -10,9 +10,12 @@ pub mod canary;
 pub mod matching;
 #[expect(unreachable_pub, reason = "KubeSchema copies its structs into functions")]
 pub mod mesh_policy;
+pub mod name;
 pub mod quantity;
+pub mod request;
 #[expect(unreachable_pub, reason = "KubeSchema copies its structs into functions")]
 pub mod service;
+pub mod shape;
 #[expect(unreachable_pub, reason = "KubeSchema copies its structs into functions")]
 pub mod status;
 pub mod text;

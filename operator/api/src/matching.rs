@@ -1,7 +1,7 @@
 //! Which requests: what a route and a canary for some of the users ask of them.
 
 use crate::{
-    quantity::MethodText,
+    request::MethodText,
     schema::NotYet,
     text::{HeaderName, UrlPath},
 };

@@ -1,71 +1,12 @@
-//! The texts with a grammar of their own: durations, shares, ratios, names.
-//!
-//! Each has one [`Shape`]: the pattern the schema publishes and the function that reads the text. The API server
-//! checks the pattern; we check with the function, which also says what is wrong and what to write.
+//! Quantities, as texts: durations, shares, ratios.
 
-use crate::text;
-use airlane_core::{
-    id::{Name, Namespace, Revision, ServiceAccount},
-    mesh::FULL_SHARE,
-    policy::{Millis, PathPattern, RetryMethods},
-};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use crate::shape::{Misshapen, Shape, written_as};
+use airlane_core::{mesh::FULL_SHARE, policy::Millis};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::{borrow::Cow, fmt, str::FromStr};
 
-/// A text that does not have its field's grammar.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{message}; {mend}")]
-pub struct Misshapen {
-    /// What is wrong with it.
-    pub message: String,
-    /// What to write instead.
-    pub mend: &'static str,
-}
-
-impl Misshapen {
-    pub(crate) fn new(text: &str, wrong: &str, mend: &'static str) -> Self {
-        let shown: String = text.chars().take(80).collect();
-        Misshapen { message: format!("{shown:?} {wrong}"), mend }
-    }
-}
-
-/// The grammar of a text.
-pub(crate) struct Shape {
-    /// For the schema: RE2, anchored.
-    pub(crate) pattern: &'static str,
-    /// For the schema, in characters.
-    pub(crate) length_max: u32,
-    /// For the schema.
-    pub(crate) description: &'static str,
-    /// For people who left it out.
-    pub(crate) wanted: &'static str,
-    /// Whether a text has the shape.
-    pub(crate) check: fn(&str) -> Result<(), Misshapen>,
-}
-
-impl Shape {
-    /// Every shape there is.
-    fn all() -> impl Iterator<Item = &'static Shape> {
-        SHAPES.into_iter().chain(text::SHAPES)
-    }
-
-    /// The shape a schema's pattern belongs to.
-    pub(crate) fn of(pattern: &str) -> Option<&'static Shape> {
-        Shape::all().find(|shape| shape.pattern == pattern)
-    }
-
-    pub(crate) fn schema(&self) -> Schema {
-        json_schema!({
-            "type": "string",
-            "pattern": self.pattern,
-            "maxLength": self.length_max,
-            "description": self.description,
-        })
-    }
-}
-
-const SHAPES: [&Shape; 8] = [&DURATION, &SHARE, &RATIO, &LABEL, &SUBDOMAIN, &RETRY_METHOD, &METHOD, &PATH];
+pub(crate) const SHAPES: [&Shape; 3] = [&DURATION, &SHARE, &RATIO];
 
 const DURATION: Shape = Shape {
     pattern: "^[1-9][0-9]{0,7}(ms|s|m|h)$",
@@ -90,80 +31,6 @@ const RATIO: Shape = Shape {
     wanted: "write a ratio such as 2x",
     check: |text| text.parse::<Ratio>().map(drop),
 };
-
-const LABEL: Shape = Shape {
-    pattern: "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$",
-    length_max: 63,
-    description: "A DNS label: at most 63 lower-case letters, digits and '-'.",
-    wanted: "write a name",
-    check: |text| text.parse::<NameText>().map(drop),
-};
-
-const SUBDOMAIN: Shape = Shape {
-    pattern: r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
-    length_max: 253,
-    description: "A DNS subdomain: at most 253 lower-case letters, digits, '-' and '.'.",
-    wanted: "write a name",
-    check: |text| text.parse::<AccountText>().map(drop),
-};
-
-const RETRY_METHOD: Shape = Shape {
-    pattern: "^(Idempotent|All|[A-Z][A-Z-]{0,19})$",
-    length_max: 20,
-    description: "Idempotent, All, or an HTTP method.",
-    wanted: "write Idempotent, All, or an HTTP method",
-    check: |text| text.parse::<RetryMethod>().map(drop),
-};
-
-const METHOD: Shape = Shape {
-    pattern: "^[A-Z][A-Z-]{0,19}$",
-    length_max: 20,
-    description: "An HTTP method, in upper case.",
-    wanted: "write an HTTP method such as GET",
-    check: |text| text.parse::<MethodText>().map(drop),
-};
-
-const PATH: Shape = Shape {
-    // No segment is `.` or `..`: each begins otherwise, or goes on otherwise.
-    pattern: concat!(
-        r"^/(([A-Za-z0-9_~!$&'()+,=:@-][A-Za-z0-9._~!$&'()+,=:@-]{0,62}",
-        r"|\.[A-Za-z0-9_~!$&'()+,=:@-][A-Za-z0-9._~!$&'()+,=:@-]{0,61}",
-        r"|\.\.[A-Za-z0-9._~!$&'()+,=:@-]{1,61})/){0,15}",
-        r"([A-Za-z0-9_~!$&'()+,=:@-][A-Za-z0-9._~!$&'()+,=:@-]{0,62}",
-        r"|\.[A-Za-z0-9_~!$&'()+,=:@-][A-Za-z0-9._~!$&'()+,=:@-]{0,61}",
-        r"|\.\.[A-Za-z0-9._~!$&'()+,=:@-]{1,61})?\*?$",
-    ),
-    length_max: 1025,
-    description: "A path: /charge, or /v1/* for all that begin with /v1/.",
-    wanted: "write a path such as /charge or /v1/*",
-    check: |text| text.parse::<PathText>().map(drop),
-};
-
-/// Serde and schema of a type that is written as a text with a shape.
-macro_rules! written_as {
-    ($type:ident, $shape:expr) => {
-        impl Serialize for $type {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
-            }
-        }
-        impl<'de> Deserialize<'de> for $type {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-            }
-        }
-        impl JsonSchema for $type {
-            fn schema_name() -> Cow<'static, str> {
-                stringify!($type).into()
-            }
-            fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                $shape.schema()
-            }
-        }
-    };
-}
-
-pub(crate) use written_as;
 
 /// A duration, 1 ms to 365 days.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -308,170 +175,10 @@ fn write_fixed(f: &mut fmt::Formatter<'_>, value: u32, decimals: usize) -> fmt::
     }
 }
 
-/// Which requests get the full retry policy.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct RetryMethod(pub RetryMethods);
-written_as!(RetryMethod, RETRY_METHOD);
-
-impl FromStr for RetryMethod {
-    type Err = Misshapen;
-    fn from_str(text: &str) -> Result<Self, Misshapen> {
-        match text {
-            "Idempotent" => Ok(RetryMethod(RetryMethods::Idempotent)),
-            "All" => Ok(RetryMethod(RetryMethods::All)),
-            method if is_method(method) => Ok(RetryMethod(RetryMethods::Method(method.into()))),
-            _ => Err(Misshapen::new(
-                text,
-                "names no requests",
-                "write Idempotent, All, or an HTTP method such as POST",
-            )),
-        }
-    }
-}
-
-impl fmt::Display for RetryMethod {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match &self.0 {
-            RetryMethods::Idempotent => "Idempotent",
-            RetryMethods::All => "All",
-            RetryMethods::Method(method) => method,
-        })
-    }
-}
-
-/// An HTTP method.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct MethodText(pub String);
-written_as!(MethodText, METHOD);
-
-impl FromStr for MethodText {
-    type Err = Misshapen;
-    fn from_str(text: &str) -> Result<Self, Misshapen> {
-        if is_method(text) {
-            Ok(MethodText(text.to_owned()))
-        } else {
-            Err(Misshapen::new(text, "is not an HTTP method", "write GET, POST or another, in upper case"))
-        }
-    }
-}
-
-impl fmt::Display for MethodText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-fn is_method(text: &str) -> bool {
-    text.len() <= 20
-        && text.starts_with(|c: char| c.is_ascii_uppercase())
-        && text.bytes().all(|b| b.is_ascii_uppercase() || b == b'-')
-}
-
-/// Paths that an access rule means.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct PathText(pub PathPattern);
-written_as!(PathText, PATH);
-
-impl FromStr for PathText {
-    type Err = Misshapen;
-    fn from_str(text: &str) -> Result<Self, Misshapen> {
-        const MEND: &str = "write /charge, or /v1/* for all that begin with /v1/";
-        let (path, all) = text.strip_suffix('*').map_or((text, false), |path| (path, true));
-        let known = |b: u8| b.is_ascii_alphanumeric() || b"._~!$&'()+,=:@-".contains(&b);
-        let Some(segments) = path.strip_prefix('/').map(|rest| rest.split('/').collect::<Vec<_>>()) else {
-            return Err(Misshapen::new(text, "does not begin with /", MEND));
-        };
-        let inner = segments.split_last().map_or(&[][..], |(_, inner)| inner);
-        if !segments.iter().all(|segment| segment.bytes().all(known)) {
-            return Err(Misshapen::new(text, "has characters that no rule can mean", MEND));
-        }
-        if inner.iter().any(|segment| segment.is_empty())
-            || [".", ".."].iter().any(|dots| segments.contains(dots))
-        {
-            return Err(Misshapen::new(
-                text,
-                "is not how a request's path is compared",
-                "write it without //, . and ..",
-            ));
-        }
-        if inner.len() > 15 || segments.iter().any(|segment| segment.len() > 63) {
-            return Err(Misshapen::new(text, "is too long", "write at most 16 segments of 63 characters"));
-        }
-        let path = path.to_owned();
-        Ok(PathText(if all { PathPattern::Prefix(path) } else { PathPattern::Exact(path) }))
-    }
-}
-
-impl fmt::Display for PathText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// The names of core, as texts with their shape.
-macro_rules! name {
-    ($(#[$doc:meta])* $type:ident, $core:ty, $shape:ident, $mend:literal) => {
-        $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-        pub struct $type(pub $core);
-        written_as!($type, $shape);
-
-        impl FromStr for $type {
-            type Err = Misshapen;
-            fn from_str(text: &str) -> Result<Self, Misshapen> {
-                text.parse().map($type).map_err(|_| Misshapen::new(text, "is not a valid name", $mend))
-            }
-        }
-
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.0.fmt(f)
-            }
-        }
-    };
-}
-
-macro_rules! label {
-    ($(#[$doc:meta])* $type:ident, $core:ty) => {
-        name!(
-            $(#[$doc])* $type, $core, LABEL,
-            "use at most 63 lower-case letters, digits and '-', starting and ending with a letter or digit"
-        );
-    };
-}
-
-label!(
-    /// The name of a service, a workload or an object.
-    NameText,
-    Name
-);
-label!(
-    /// The name of a namespace.
-    NamespaceText,
-    Namespace
-);
-label!(
-    /// A version of a workload.
-    RevisionText,
-    Revision
-);
-name!(
-    /// The name of a service account, or of something else that a policy is about.
-    AccountText,
-    ServiceAccount,
-    SUBDOMAIN,
-    "use at most 253 lower-case letters, digits, '-' and '.', each part starting and ending with a letter or digit"
-);
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::{prelude::*, string::string_regex};
-
-    fn check<T: FromStr<Err = Misshapen> + fmt::Display>(text: &str, expected: &str) {
-        let said = text.parse::<T>().map_or_else(|refusal| refusal.to_string(), |value| value.to_string());
-        assert_eq!(said, expected, "{text}");
-    }
+    use crate::shape::tests::check;
 
     #[test]
     fn durations() {
@@ -511,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn ratios_and_methods() {
+    fn ratios() {
         check::<Ratio>("2x", "2x");
         check::<Ratio>("1.50x", "1.5x");
         for bad in ["0.5x", "2", "x", "1000x", "0x", "02x"] {
@@ -519,63 +226,6 @@ mod tests {
                 bad,
                 &format!("{bad:?} is not a ratio of at least one; write 1x, 1.5x or 2x, below 1000x"),
             );
-        }
-        check::<RetryMethod>("POST", "POST");
-        check::<RetryMethod>(
-            "post",
-            "\"post\" names no requests; write Idempotent, All, or an HTTP method such as POST",
-        );
-    }
-
-    #[test]
-    fn paths() {
-        for good in [
-            "/",
-            "/*",
-            "/charge",
-            "/charge/",
-            "/v1/*",
-            "/v1/char*",
-            "/a.b/~c",
-            "/.well-known/x",
-            "/...",
-            "/..a/.b*",
-        ] {
-            check::<PathText>(good, good);
-        }
-        for (bad, wrong) in [
-            ("charge", "does not begin with /"),
-            ("/a*b", "has characters that no rule can mean"),
-            ("/a%2Fb", "has characters that no rule can mean"),
-            ("/a;b", "has characters that no rule can mean"),
-        ] {
-            let mend = "write /charge, or /v1/* for all that begin with /v1/";
-            check::<PathText>(bad, &format!("{bad:?} {wrong}; {mend}"));
-        }
-        for bad in ["//a", "/a//b", "/./a", "/a/..", "/../*"] {
-            let said = "is not how a request's path is compared; write it without //, . and ..";
-            check::<PathText>(bad, &format!("{bad:?} {said}"));
-        }
-    }
-
-    /// The API server checks the pattern, we the function: what one lets in the other must know. A year's and a
-    /// hundred per cent's bound are ours alone; no pattern can say them.
-    #[test]
-    fn patterns_and_functions_agree() {
-        let beyond_patterns = |refusal: &Misshapen| {
-            ["is longer than a year", "is more than everything"]
-                .iter()
-                .any(|text| refusal.message.ends_with(text))
-        };
-        for shape in Shape::all() {
-            let texts =
-                string_regex(shape.pattern.trim_start_matches('^').trim_end_matches('$')).expect("a pattern");
-            let fits = |text: &String| text.len() <= shape.length_max as usize;
-            proptest!(|(text in texts.prop_filter("the length is a bound of its own", fits))| {
-                if let Err(refusal) = (shape.check)(&text) {
-                    prop_assert!(beyond_patterns(&refusal), "{}: {refusal}", shape.pattern);
-                }
-            });
         }
     }
 }

@@ -3,7 +3,9 @@
 
 use crate::{
     field::{FieldPath, Finding},
-    quantity::Shape,
+    name, quantity, request,
+    shape::Shape,
+    text,
     tree::{Entry, Location, Node, Value},
 };
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
@@ -228,7 +230,7 @@ impl Check {
                 self.find(node.at, path, format!("{text:?} is not one of its values"), expectation(schema));
             }
         } else if let Some(Err(misshapen)) =
-            schema.pattern.as_deref().and_then(Shape::of).map(|shape| (shape.check)(text))
+            schema.pattern.as_deref().and_then(shape_of).map(|shape| (shape.check)(text))
         {
             self.find(node.at, path, misshapen.message, misshapen.mend);
         } else if plain && (truth(text).is_some() || is_number(text)) {
@@ -305,6 +307,16 @@ pub(crate) fn unknown<'k>(name: &str, known: impl Iterator<Item = &'k str> + Clo
     (format!("there is no field {shown:?} here"), mend)
 }
 
+/// Every shape there is.
+fn shapes() -> impl Iterator<Item = &'static Shape> {
+    quantity::SHAPES.into_iter().chain(name::SHAPES).chain(request::SHAPES).chain(text::SHAPES)
+}
+
+/// The shape that a schema's pattern belongs to.
+fn shape_of(pattern: &str) -> Option<&'static Shape> {
+    shapes().find(|shape| shape.pattern == pattern)
+}
+
 /// What a field's schema wants, for the end of a sentence.
 fn expectation(schema: &JSONSchemaProps) -> String {
     if let Some(choices) = &schema.enum_ {
@@ -314,7 +326,7 @@ fn expectation(schema: &JSONSchemaProps) -> String {
             _ => format!("write {}", choices.concat()),
         };
     }
-    let shape = schema.pattern.as_deref().and_then(Shape::of);
+    let shape = schema.pattern.as_deref().and_then(shape_of);
     match (shape, schema.type_.as_deref()) {
         (Some(shape), _) => shape.wanted.into(),
         (None, Some("string")) => "write a text".into(),
@@ -378,6 +390,34 @@ fn untyped(node: &Node) -> Json {
         Value::List(items) => items.iter().map(untyped).collect(),
         Value::Map(entries) => {
             entries.iter().map(|entry| (entry.key.clone(), untyped(&entry.value))).collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shape::Misshapen;
+    use proptest::{prelude::*, string::string_regex};
+
+    /// The API server checks the pattern, we the function: what one lets in the other must know. A year's and a
+    /// hundred per cent's bound are ours alone; no pattern can say them.
+    #[test]
+    fn patterns_and_functions_agree() {
+        let beyond_patterns = |refusal: &Misshapen| {
+            ["is longer than a year", "is more than everything"]
+                .iter()
+                .any(|text| refusal.message.ends_with(text))
+        };
+        for shape in shapes() {
+            let texts =
+                string_regex(shape.pattern.trim_start_matches('^').trim_end_matches('$')).expect("a pattern");
+            let fits = |text: &String| text.len() <= shape.length_max as usize;
+            proptest!(|(text in texts.prop_filter("the length is a bound of its own", fits))| {
+                if let Err(refusal) = (shape.check)(&text) {
+                    prop_assert!(beyond_patterns(&refusal), "{}: {refusal}", shape.pattern);
+                }
+            });
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The texts whose grammar HTTP, DNS or Kubernetes decided: names of headers and hosts, paths, addresses.
 
-use crate::quantity::{Misshapen, Shape, written_as};
+use crate::shape::{Misshapen, Shape, written_as};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::{borrow::Cow, fmt, str::FromStr};

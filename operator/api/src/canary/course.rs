@@ -1,10 +1,6 @@
 //! What surrounds a release: who sees it, who is asked, when it ends and how it is taken back.
 
-use crate::{
-    mesh_policy::Cookie,
-    quantity::{Duration, NameText},
-    text::UrlText,
-};
+use crate::{mesh_policy::Cookie, name::NameText, quantity::Duration, text::UrlText};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

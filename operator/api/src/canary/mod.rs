@@ -12,7 +12,8 @@ pub use {
 
 use crate::{
     matching::Matches,
-    quantity::{Duration, NameText, RevisionText, Share},
+    name::{NameText, RevisionText},
+    quantity::{Duration, Share},
     schema::NotYet,
     status::CanaryStatus,
 };

@@ -1,7 +1,8 @@
 //! What must hold while a release is on trial.
 
 use crate::{
-    quantity::{Duration, NameText, Ratio, Share},
+    name::NameText,
+    quantity::{Duration, Ratio, Share},
     schema::NotYet,
     text::{StatusText, UrlPath},
 };

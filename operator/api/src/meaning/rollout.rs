@@ -7,7 +7,8 @@ use super::{
 use crate::{
     canary as shape,
     field::FieldPath,
-    quantity::{NameText, RevisionText, Share},
+    name::{NameText, RevisionText},
+    quantity::Share,
 };
 use airlane_core::{
     id::{ObjectId, Revision, ServiceId},

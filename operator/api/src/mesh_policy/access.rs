@@ -2,7 +2,8 @@
 
 use super::outside::Credential;
 use crate::{
-    quantity::{AccountText, MethodText, NameText, NamespaceText, PathText},
+    name::{AccountText, NameText, NamespaceText},
+    request::{MethodText, PathText},
     schema::NotYet,
     text::{HeaderName, UrlText},
 };

@@ -1,7 +1,8 @@
 //! How calls are made: `loadBalancing`, `timeouts`, `retries`, `circuitBreaker`, `connection`.
 
 use crate::{
-    quantity::{Duration, RetryMethod},
+    quantity::Duration,
+    request::RetryMethod,
     schema::NotYet,
     text::{CookieName, HeaderName},
 };

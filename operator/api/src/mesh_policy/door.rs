@@ -1,9 +1,6 @@
 //! The door of a workload: `mtls`, `protocol`, `rateLimits`.
 
-use crate::{
-    quantity::{Duration, NameText},
-    text::HeaderName,
-};
+use crate::{name::NameText, quantity::Duration, text::HeaderName};
 use airlane_core::policy;
 use kube::KubeSchema;
 use schemars::JsonSchema;

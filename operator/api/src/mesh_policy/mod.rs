@@ -19,7 +19,7 @@ pub use {
     },
 };
 
-use crate::{quantity::AccountText, schema::NotYet, status::MeshPolicyStatus};
+use crate::{name::AccountText, schema::NotYet, status::MeshPolicyStatus};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,8 @@
 //! `egress` and `telemetry`: what leaves the mesh.
 
 use crate::{
-    quantity::{NameText, Share},
+    name::NameText,
+    quantity::Share,
     text::{HostText, SecretRef},
 };
 use kube::KubeSchema;

@@ -3,7 +3,8 @@
 use super::{Retries, Timeouts};
 use crate::{
     matching::RequestMatch,
-    quantity::{Duration, NameText, RevisionText, Share},
+    name::{NameText, RevisionText},
+    quantity::{Duration, Share},
     text::{HeaderName, HostText, UrlPath},
 };
 use kube::KubeSchema;

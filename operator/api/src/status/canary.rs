@@ -1,7 +1,7 @@
 //! The status of a `Canary`: what people read, and the rollout's only memory.
 
 use super::{Condition, ConditionStatus, FieldProblem, cut, field_problems};
-use crate::quantity::{RevisionText, Share};
+use crate::{name::RevisionText, quantity::Share};
 use airlane_core::{
     problem::Problem,
     rollout::{Canary, Phase, Progress, Transition},
