@@ -5,8 +5,8 @@ use super::{
     Lowered,
     access::{Admission, Senders},
     cluster::Application,
-    listener::{HTTP, ROUTER, connections, http_filter, listener, network_filter, upgrade},
-    proto::{address, any_port, duration, fields, number, packed, text, yes},
+    listener::{HTTP, ROUTER, connections, listener, upgrade},
+    proto::{address, any_port, duration, fields, http_filter, network_filter, number, packed, text, yes},
     signals::{ACCESS_FILTER, answered, denied},
     tls,
 };

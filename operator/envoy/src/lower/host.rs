@@ -4,8 +4,9 @@ use super::{
     Lowered,
     cluster::TUNNEL,
     lookup::domain,
-    proto::{duration, fields, matching, metadata, number, packed, text},
-    routes::{PortRoutes, ROUTES, Routes, direct_response, unknown_name},
+    proto::{duration, fields, metadata, number, packed, text},
+    requests::{anything, connect, connect_upgrade, grpc, having_method},
+    routes::{PortRoutes, ROUTES, Routes, SUFFIX, direct_response, unknown_name},
 };
 use crate::catalog::Kind;
 use airlane_core::{
@@ -19,14 +20,10 @@ use envoy_types::pb::{
         config::{
             core::v3::Metadata,
             route::v3::{
-                HeaderMatcher, RetryPolicy, Route, RouteAction, RouteMatch, VirtualHost, WeightedCluster,
-                header_matcher::HeaderMatchSpecifier,
+                RetryPolicy, Route, RouteAction, RouteMatch, VirtualHost, WeightedCluster,
                 retry_policy::{RetryBackOff, RetryHostPredicate, retry_host_predicate},
                 route::Action,
-                route_action::{
-                    ClusterSpecifier, MaxStreamDuration, UpgradeConfig, upgrade_config::ConnectConfig,
-                },
-                route_match::{ConnectMatcher, GrpcRouteMatchOptions, PathSpecifier},
+                route_action::{ClusterSpecifier, MaxStreamDuration},
                 weighted_cluster::ClusterWeight,
             },
         },
@@ -40,9 +37,6 @@ use std::{
     net::IpAddr,
     sync::Arc,
 };
-
-/// The private suffix of mesh names.
-pub(super) const SUFFIX: &str = "mesh";
 
 /// Where a route says, as metadata, what to answer when no endpoint can take the request.
 pub(super) const METADATA: &str = "airlane";
@@ -409,65 +403,6 @@ impl Lowered for Ambiguous<'_> {
             ..Default::default()
         })
     }
-}
-
-pub(super) fn anything() -> RouteMatch {
-    RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".to_owned())), ..Default::default() }
-}
-
-/// The routes for requests that ask for one of these names, whatever the port they add.
-pub(super) fn named(routes: Vec<Route>, names: &[String]) -> impl Iterator<Item = Route> + use<> {
-    let names: Vec<String> = names.iter().map(|name| literally(name)).collect();
-    let authority = HeaderMatcher {
-        name: ":authority".to_owned(),
-        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(matching(format!(
-            "(?i)({})(:[0-9]+)?",
-            names.join("|")
-        )))),
-        ..Default::default()
-    };
-    routes.into_iter().map(move |mut route| {
-        if let Some(matching) = &mut route.r#match {
-            matching.headers.push(authority.clone());
-        }
-        route
-    })
-}
-
-/// A regular expression for exactly this text.
-fn literally(text: &str) -> String {
-    text.chars().flat_map(|c| [(!c.is_ascii_alphanumeric()).then_some('\\'), Some(c)]).flatten().collect()
-}
-
-pub(super) fn grpc() -> RouteMatch {
-    RouteMatch { grpc: Some(GrpcRouteMatchOptions {}), ..anything() }
-}
-
-fn connect() -> RouteMatch {
-    RouteMatch {
-        path_specifier: Some(PathSpecifier::ConnectMatcher(ConnectMatcher {})),
-        ..Default::default()
-    }
-}
-
-fn having_method(methods: &BTreeSet<String>) -> RouteMatch {
-    // A method is any token (RFC 9110, 9.1), which may hold what means something in a regular expression.
-    let methods: Vec<String> = methods.iter().map(|method| literally(method)).collect();
-    let header = HeaderMatcher {
-        name: ":method".to_owned(),
-        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(matching(methods.join("|")))),
-        ..Default::default()
-    };
-    RouteMatch { headers: vec![header], ..anything() }
-}
-
-/// Envoy terminates the CONNECT and sends on what is inside.
-pub(super) fn connect_upgrade() -> Vec<UpgradeConfig> {
-    vec![UpgradeConfig {
-        upgrade_type: "CONNECT".to_owned(),
-        connect_config: Some(ConnectConfig::default()),
-        ..Default::default()
-    }]
 }
 
 fn retry_policy(retries: &Retries, conditions: &BTreeSet<RetryOn>) -> RetryPolicy {

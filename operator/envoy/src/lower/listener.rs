@@ -6,7 +6,7 @@ use super::{
     cluster::{OUTSIDE, TUNNEL},
     host::{METADATA, RETRY_AFTER, WHEN_OPEN},
     outside,
-    proto::{address, ads, fields, header, inline, no, number, packed, text},
+    proto::{address, ads, fields, header, http_filter, inline, network_filter, no, number, packed, text},
     routes::Routes,
     signals::{first_attempts, out_of_time},
     sockets,
@@ -22,7 +22,7 @@ use envoy_types::pb::{
                 substitution_format_string::Format,
             },
             listener::v3::{
-                Filter, FilterChain, Listener, filter, listener::DrainType, listener::InternalListenerConfig,
+                Filter, FilterChain, Listener, listener::DrainType, listener::InternalListenerConfig,
                 listener::ListenerSpecifier,
             },
         },
@@ -33,13 +33,11 @@ use envoy_types::pb::{
                 http_connection_manager::{
                     InternalAddressConfig, RouteSpecifier, ServerHeaderTransformation, UpgradeConfig,
                 },
-                http_filter,
             },
         },
     },
     google::protobuf::{Any, Duration},
 };
-use prost::{Message, Name};
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
@@ -207,16 +205,4 @@ fn friendly_answers() -> LocalReplyConfig {
 
 pub(super) fn upgrade(upgrade_type: &str) -> UpgradeConfig {
     UpgradeConfig { upgrade_type: upgrade_type.to_owned(), ..Default::default() }
-}
-
-pub(super) fn network_filter<M: Message + Name>(name: &str, config: M) -> Filter {
-    Filter { name: name.to_owned(), config_type: Some(filter::ConfigType::TypedConfig(packed(config))) }
-}
-
-pub(super) fn http_filter<M: Message + Name>(name: &str, config: M) -> HttpFilter {
-    HttpFilter {
-        name: name.to_owned(),
-        config_type: Some(http_filter::ConfigType::TypedConfig(packed(config))),
-        ..Default::default()
-    }
 }

@@ -3,7 +3,7 @@
 //! Envoy looks by one header. It is written before the first look, so that no caller's own counts, and written anew by
 //! the host of nobody, which has the routes looked up once more.
 
-use super::proto::packed;
+use super::proto::{http_filter, packed};
 use envoy_types::pb::{
     envoy::{
         config::{
@@ -71,10 +71,7 @@ impl Key {
         }];
         if let Key::Name = self {
             let again = SetFilterState { clear_route_cache: true, ..Default::default() };
-            let filters = [
-                super::listener::http_filter(REWRITE, HeaderMutation::default()),
-                super::listener::http_filter(LOOK_AGAIN, again),
-            ];
+            let filters = [http_filter(REWRITE, HeaderMutation::default()), http_filter(LOOK_AGAIN, again)];
             // Only the host of nobody has them.
             let disabled = filters.map(|filter| HttpFilter { disabled: true, ..filter });
             manager.http_filters.splice(0..0, disabled);

@@ -16,6 +16,7 @@ mod outside;
 mod pods;
 mod proto;
 mod redirected;
+mod requests;
 mod routes;
 mod shared;
 mod siblings;

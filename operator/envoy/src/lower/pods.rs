@@ -7,11 +7,11 @@
 use super::{
     Lowered,
     cluster::{CONNECTION_AGE, http_options},
-    host::{Host, anything, grpc, named},
-    listener::http_filter,
+    host::Host,
     lookup::domain,
     original::{DIRECT, original},
-    proto::{duration, inline, packed, starting_with},
+    proto::{duration, http_filter, inline, network_filter, packed, starting_with},
+    requests::{anything, grpc, named},
     routes::PodRoutes,
     sockets, tls,
 };
@@ -148,7 +148,7 @@ pub(super) fn expecting(mut manager: HttpConnectionManager) -> HttpConnectionMan
 /// Says of a connection who must answer.
 pub(super) fn expectation(identity: &Identity) -> Filter {
     let config = OfConnections { on_new_connection: vec![expected(identity)], ..Default::default() };
-    super::listener::network_filter("envoy.filters.network.set_filter_state", config)
+    network_filter("envoy.filters.network.set_filter_state", config)
 }
 
 /// The cluster of pods that speak bytes.

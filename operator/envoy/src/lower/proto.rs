@@ -9,7 +9,8 @@ use envoy_types::pb::{
             address, config_source::ConfigSourceSpecifier, data_source, grpc_service, socket_address,
             transport_socket,
         },
-        config::listener::v3::AdditionalAddress,
+        config::listener::v3::{AdditionalAddress, Filter, filter},
+        extensions::filters::network::http_connection_manager::v3::{HttpFilter, http_filter},
         r#type::{
             matcher::v3::{RegexMatcher, StringMatcher, string_matcher::MatchPattern},
             v3::Percent,
@@ -144,4 +145,16 @@ pub(super) fn metadata(namespace: &str, of: Struct) -> Metadata {
 
 pub(super) fn packed<M: Message + Name>(message: M) -> Any {
     pack_any(message)
+}
+
+pub(super) fn network_filter<M: Message + Name>(name: &str, config: M) -> Filter {
+    Filter { name: name.to_owned(), config_type: Some(filter::ConfigType::TypedConfig(packed(config))) }
+}
+
+pub(super) fn http_filter<M: Message + Name>(name: &str, config: M) -> HttpFilter {
+    HttpFilter {
+        name: name.to_owned(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(packed(config))),
+        ..Default::default()
+    }
 }

@@ -8,11 +8,11 @@
 use super::{
     Lowered,
     door::{any_http1, closed, listener_filter, original_destination, tls_inspector},
-    listener::{HTTP, listener, network_filter, routed},
+    listener::{HTTP, listener, routed},
     lookup::Key,
     original::DIRECT,
     pods::{self, Places, expectation, expecting},
-    proto::{address, any_port, duration, no, number, packed, range, yes},
+    proto::{address, any_port, duration, network_filter, no, number, packed, range, yes},
     routes::{PodRoutes, PortRoutes},
 };
 use crate::catalog::Kind;

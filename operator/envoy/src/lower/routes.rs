@@ -4,11 +4,11 @@
 use super::{
     Lowered,
     cluster::OUTSIDE,
-    host::{SUFFIX, connect_upgrade},
     lookup::{by_address_then, sought},
     original::DIRECT,
     outside::filters,
     proto::{ads, duration, fields, header, matching, packed, text},
+    requests::{connect_upgrade, either_way},
 };
 use crate::catalog::Kind;
 use airlane_core::{id::Namespace, policy::Millis};
@@ -21,7 +21,7 @@ use envoy_types::pb::{
             header_matcher::HeaderMatchSpecifier,
             route::Action,
             route_action::{ClusterSpecifier, UpgradeConfig},
-            route_match::{ConnectMatcher, PathSpecifier},
+            route_match::PathSpecifier,
         },
     },
     google::protobuf::{Any, Duration, Struct, Value},
@@ -30,6 +30,9 @@ use std::{collections::BTreeSet, sync::Arc};
 
 /// How the name of a route configuration starts; the caller's namespace follows.
 pub(super) const ROUTES: &str = "outbound|";
+
+/// The private suffix of mesh names.
+pub(super) const SUFFIX: &str = "mesh";
 
 /// A name that no service can have.
 const NOBODY: &str = "_.mesh";
@@ -276,15 +279,6 @@ fn answering(name: String, domains: Vec<String>, key: &str, value: Value) -> Any
         }],
         ..Default::default()
     })
-}
-
-/// CONNECT has no path, so that everything is always two routes.
-fn either_way() -> [(&'static str, RouteMatch); 2] {
-    [
-        ("connect", PathSpecifier::ConnectMatcher(ConnectMatcher {})),
-        ("request", PathSpecifier::Prefix("/".to_owned())),
-    ]
-    .map(|(name, path)| (name, RouteMatch { path_specifier: Some(path), ..Default::default() }))
 }
 
 /// The answer to a name that means nothing: 503, since a later moment may know it, with the name in the body.
