@@ -1,20 +1,19 @@
 //! Random conversations between a [`Session`] and a [`model`] of Envoy's side: whatever is published and in whatever
 //! order the messages come, traffic is safe, and in the end the proxy has what it should have.
 
-use super::{model::Client, subscription::Subscription, *};
+use super::{
+    model::{BAD, BOOTSTRAP, Client, TTL, is_bad, name, proxy},
+    subscription::Subscription,
+    *,
+};
 use crate::catalog::Version;
-use airlane_core::id::{InstanceId, Namespace};
+use airlane_core::id::Namespace;
 use envoy_types::pb::google::protobuf::Any;
 use proptest::prelude::*;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     hash::{DefaultHasher, Hash, Hasher},
 };
-
-pub(super) const TTL: Duration = Duration::from_secs(40);
-/// The generation of a resource that the model refuses.
-const BAD: u8 = 3;
-pub(super) const BOOTSTRAP: &str = "agent";
 
 /// What is wished to be published: generations by place; hosts and listeners also name clusters, by bits.
 #[derive(Clone, Debug, Default)]
@@ -77,21 +76,6 @@ fn op() -> impl Strategy<Value = Op> {
         1 => any::<bool>().prop_map(Op::Vouch),
         2 => Just(Op::Settle),
     ]
-}
-
-pub(super) fn is_bad(version: Version) -> bool {
-    version.0 % 8 == u64::from(BAD)
-}
-
-pub(super) fn name(kind: Kind, at: usize) -> Arc<str> {
-    match kind {
-        Kind::Cluster | Kind::Endpoints => format!("80|s{at}|shop").into(),
-        Kind::VirtualHost => format!("outbound|shop/h{at}").into(),
-        Kind::Listener => format!("listener-{at}").into(),
-        Kind::Secret => "bundle".into(),
-        Kind::Routes => "outbound|shop".into(),
-        Kind::Runtime => "shares".into(),
-    }
 }
 
 fn resource(
@@ -178,10 +162,6 @@ impl Wish {
         let resources = layers.into_iter().map(|(scope, layer)| (scope, Arc::new(layer))).collect();
         Catalog { epoch, resources }
     }
-}
-
-pub(super) fn proxy() -> InstanceId {
-    InstanceId::parse("pay-1").expect("a name")
 }
 
 fn namespace() -> Namespace {

@@ -32,6 +32,8 @@ mod conversations;
 mod model;
 #[cfg(test)]
 mod rules;
+#[cfg(test)]
+mod talk;
 
 pub use rejection::{DETAIL_MAX, Quarantine, Rejection, WITNESSES, tidy};
 pub use response::Response;

@@ -1,10 +1,8 @@
 //! A model of Envoy's side of delta xDS, which notices what would break traffic.
 
-use super::{
-    Response,
-    conversations::{BOOTSTRAP, TTL, is_bad, name, proxy},
-};
-use crate::catalog::{Key, Kind, Resource};
+use super::Response;
+use crate::catalog::{Key, Kind, Resource, Version};
+use airlane_core::id::InstanceId;
 use envoy_types::pb::{
     envoy::{config::core::v3::Node, service::discovery::v3::DeltaDiscoveryRequest},
     google::rpc::Status,
@@ -14,6 +12,35 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+
+/// How long shares live.
+pub(super) const TTL: Duration = Duration::from_secs(40);
+/// The generation of a resource that the model refuses.
+pub(super) const BAD: u8 = 3;
+/// A cluster that the bootstrap brings.
+pub(super) const BOOTSTRAP: &str = "agent";
+
+/// Whether a version is one that the model refuses.
+pub(super) fn is_bad(version: Version) -> bool {
+    version.0 % 8 == u64::from(BAD)
+}
+
+/// What the resources are called.
+pub(super) fn name(kind: Kind, at: usize) -> Arc<str> {
+    match kind {
+        Kind::Cluster | Kind::Endpoints => format!("80|s{at}|shop").into(),
+        Kind::VirtualHost => format!("outbound|shop/h{at}").into(),
+        Kind::Listener => format!("listener-{at}").into(),
+        Kind::Secret => "bundle".into(),
+        Kind::Routes => "outbound|shop".into(),
+        Kind::Runtime => "shares".into(),
+    }
+}
+
+/// Who it is.
+pub(super) fn proxy() -> InstanceId {
+    InstanceId::parse("pay-1").expect("a name")
+}
 
 /// Envoy, as far as xDS goes.
 #[derive(Default)]
