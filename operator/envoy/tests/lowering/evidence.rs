@@ -1,13 +1,12 @@
 //! What a real Envoy counts and logs of first attempts: what the judge of rollouts is made of.
 
-use crate::{
-    live::Bench,
-    support::{
-        app, client,
-        meshes::{self, Build, endpoint, free_port},
-        proxy::Proxy,
-        until,
-    },
+use crate::support::{
+    app,
+    bench::Bench,
+    client,
+    meshes::{self, Build, endpoint, free_port},
+    proxy::Proxy,
+    until,
 };
 use airlane_core::{
     mesh::{Mesh, Transport},

@@ -1,8 +1,9 @@
 //! gRPC across two proxies. Any unary method does: the server answers by the name it is asked for.
 
-use crate::{
-    live::{Bench, H2},
-    support::{meshes::door, until},
+use crate::support::{
+    bench::{Bench, H2},
+    meshes::door,
+    until,
 };
 use airlane_core::{
     policy::{Millis, MtlsMode},

@@ -1,16 +1,13 @@
 //! What must hold of every catalog, without an Envoy.
 
-use crate::support::meshes::{self, Build, door, endpoint};
+use crate::support::meshes::{self, Build, door, endpoint, lowerer, shop};
 use airlane_core::{
-    id::{ClusterName, ObjectId, ObjectKind},
-    mesh::{Destination, Limits, Mesh, Repeatable, Route, ShortName, Split, Transport, Undeclared},
-    policy::{AccessMode, Millis, MtlsMode},
+    id::ClusterName,
+    mesh::{Mesh, Repeatable, Route, ShortName, Split, Transport},
+    policy::MtlsMode,
     world::{Interception, Protocol},
 };
-use airlane_envoy::{
-    catalog::{Catalog, Key, Kind, Resource, Scope},
-    lower::{Lowerer, Settings},
-};
+use airlane_envoy::catalog::{Catalog, Key, Kind, Resource, Scope};
 use envoy_types::pb::envoy::{
     config::{
         cluster::v3::Cluster, core::v3::transport_socket, listener::v3::Listener, route::v3::VirtualHost,
@@ -24,273 +21,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
-    time::Duration,
 };
-
-fn lowerer() -> Lowerer {
-    Lowerer::new(Settings { bundle_pem: "roots".to_owned(), fail_safe_after: Duration::from_secs(600) })
-}
-
-fn shop() -> Mesh {
-    let h2 = Transport::Mtls { http2: true };
-    meshes::empty()
-        .with(meshes::destination("pay", Protocol::Http, h2, vec![endpoint("pay-1", 9001, true)]))
-        .with(meshes::destination("ledger", Protocol::Grpc, h2, vec![endpoint("ledger-1", 9002, true)]))
-        .caller("front-1", "shop", "front", 15001)
-        .caller("till-1", "bank", "till", 15002)
-        .called("pay-1", "pay", 9001, 8080, door(MtlsMode::Strict, Protocol::Http))
-}
-
-/// The names of what an edit changes, as `Kind name`.
-fn check(edit: impl FnOnce(&mut Mesh), expected: &[&str]) {
-    let mut mesh = shop();
-    let mut lowerer = lowerer();
-    let (before, _) = lowerer.lower(&mesh);
-    edit(&mut mesh);
-    let (after, change) = lowerer.lower(&mesh);
-    let changed: Vec<String> =
-        change.keys.values().flatten().map(|key| format!("{:?} {}", key.kind, key.name)).collect();
-    assert_eq!(changed, expected);
-    assert_eq!(after.epoch, before.epoch + u64::from(!expected.is_empty()));
-}
-
-fn edit(mesh: &mut Mesh, service: &str, edit: impl FnOnce(&mut Destination)) {
-    let destination = mesh.destinations.get_mut(&meshes::service_port("shop", service, 80)).unwrap();
-    edit(Arc::make_mut(destination));
-}
-
-#[test]
-fn an_equal_mesh_changes_nothing() {
-    check(|mesh| edit(mesh, "pay", |_| ()), &[]);
-}
-
-#[test]
-fn an_endpoint_is_one_message() {
-    check(
-        |mesh| edit(mesh, "pay", |pay| pay.clusters[0].endpoints = Arc::new(vec![])),
-        &["Endpoints 80|pay|shop"],
-    );
-}
-
-#[test]
-fn a_timeout_is_one_host_for_each_caller_namespace_and_no_listener() {
-    check(
-        |mesh| edit(mesh, "pay", |pay| pay.calls.request_timeout = Some(Millis(10))),
-        &["VirtualHost outbound|bank/80|pay|shop", "VirtualHost outbound|shop/80|pay|shop"],
-    );
-}
-
-#[test]
-fn a_limit_is_the_cluster_alone() {
-    check(
-        |mesh| edit(mesh, "pay", |pay| pay.calls.limits = Limits { requests: Some(1), ..Limits::default() }),
-        &["Cluster 80|pay|shop"],
-    );
-}
-
-#[test]
-fn shares_travel_alone() {
-    check(
-        |mesh| mesh.shares = [("airlane.shop.pay.80.80|pay|shop|v2".to_owned(), 500)].into(),
-        &["Runtime rollouts"],
-    );
-}
-
-#[test]
-fn a_doors_mode_is_its_own_proxys_listener() {
-    check(
-        |mesh| {
-            for inbound in mesh.workloads.values_mut() {
-                Arc::make_mut(inbound).ports.insert(8080, door(MtlsMode::Permissive, Protocol::Http));
-            }
-        },
-        &["Listener inbound|127.0.0.1:9001"],
-    );
-}
-
-/// The same for what pods see whose connections are redirected, in a mesh that has such pods besides.
-fn check_redirected(edit: impl FnOnce(&mut Mesh), expected: &[&str]) {
-    let mut mesh = shop().pod("back-1", "back", &[(8080, door(MtlsMode::Strict, Protocol::Http))], open());
-    let address = |last| [IpAddr::V4(Ipv4Addr::new(10, 96, 0, last))].into();
-    // So far apart that what comes later is between them.
-    self::edit(&mut mesh, "pay", |pay| pay.addresses = address(15));
-    self::edit(&mut mesh, "ledger", |ledger| {
-        (ledger.addresses, ledger.protocol) = (address(2), Protocol::Tcp);
-    });
-    mesh.caller_namespaces.clear();
-    let mut lowerer = lowerer();
-    lowerer.lower(&mesh);
-    edit(&mut mesh);
-    let (_, change) = lowerer.lower(&mesh);
-    let changed: Vec<String> =
-        change.keys.values().flatten().map(|key| format!("{:?} {}", key.kind, key.name)).collect();
-    assert_eq!(changed, expected);
-}
-
-fn open() -> Undeclared {
-    meshes::undeclared(MtlsMode::Permissive)
-}
-
-#[test]
-fn a_new_service_touches_no_listener_but_its_own() {
-    let new = |protocol, port, last| {
-        move |mesh: &mut Mesh| {
-            let address = IpAddr::V4(Ipv4Addr::new(10, 96, 0, last));
-            let destination =
-                meshes::in_cluster("stock", (address, port), protocol, Transport::Plaintext, vec![]);
-            *mesh = mesh.clone().with(destination);
-        }
-    };
-    check_redirected(
-        new(Protocol::Http, 80, 9),
-        &["Cluster 80|stock|shop", "Endpoints 80|stock|shop", "VirtualHost outbound|shop|80/80|stock|shop"],
-    );
-    check_redirected(
-        new(Protocol::Tcp, 6379, 9),
-        &["Cluster 6379|stock|shop", "Endpoints 6379|stock|shop", "Listener outbound|10.96.0.9:6379"],
-    );
-    check_redirected(
-        new(Protocol::Http, 8080, 9),
-        &[
-            "Cluster 8080|stock|shop",
-            "Endpoints 8080|stock|shop",
-            "Listener outbound|8080",
-            "Routes outbound|shop|8080",
-            "VirtualHost outbound|shop|8080/8080|stock|shop",
-            "VirtualHost outbound|shop|8080/itself",
-        ],
-    );
-}
-
-#[test]
-fn a_new_pod_is_one_listener_if_it_speaks_bytes_and_none_if_requests() {
-    for (protocol, expected) in [
-        (Protocol::Http, "VirtualHost pods|8080/pay|shop|pay"),
-        (Protocol::Tcp, "Listener outbound|10.244.0.3:8080"),
-    ] {
-        let pod = |mesh: Mesh, number: u8| {
-            let (instance, address) = (format!("pay-{number}"), IpAddr::from([10, 244, 0, number]));
-            mesh.pod(&instance, "pay", &[(8080, door(MtlsMode::Strict, protocol))], open())
-                .at(&instance, address)
-        };
-        let mesh = pod(meshes::empty(), 2);
-        let mut lowerer = lowerer();
-        lowerer.lower(&mesh);
-        let (_, change) = lowerer.lower(&pod(mesh, 3));
-        let others = change.keys.iter().filter(|(scope, _)| !matches!(scope, Scope::Proxy(_)));
-        let changed: Vec<String> =
-            others.flat_map(|(_, keys)| keys).map(|key| format!("{:?} {}", key.kind, key.name)).collect();
-        assert_eq!(changed, [expected]);
-    }
-}
-
-#[test]
-fn a_policy_about_calls_touches_no_listener_of_a_redirected_pod() {
-    check_redirected(
-        |mesh| {
-            for service in ["pay", "ledger"] {
-                self::edit(mesh, service, |destination| {
-                    destination.calls.request_timeout = Some(Millis(10));
-                    destination.calls.connection_idle_timeout = Millis(10);
-                });
-            }
-        },
-        &["Cluster 80|ledger|shop", "Cluster 80|pay|shop", "VirtualHost outbound|shop|80/80|pay|shop"],
-    );
-}
-
-#[test]
-fn a_policy_about_who_may_ask_touches_no_listener() {
-    let with = |rules: bool| {
-        let access = meshes::access().into_iter().filter(move |access| rules || access.says.rules.is_empty());
-        let access: Vec<_> = access
-            .map(|mut access| {
-                Arc::make_mut(&mut access.says).mode = AccessMode::Enforce;
-                access
-            })
-            .collect();
-        move |mesh: &mut Mesh| {
-            for inbound in mesh.workloads.values_mut() {
-                let inbound = Arc::make_mut(inbound);
-                inbound.ports.values_mut().for_each(|door| door.access = access.clone());
-                inbound.undeclared.iter_mut().for_each(|other| other.access = access.clone());
-            }
-        }
-    };
-    let mut mesh = shop().pod("back-1", "back", &[(8080, door(MtlsMode::Strict, Protocol::Http))], open());
-    with(false)(&mut mesh);
-    let mut lowerer = lowerer();
-    lowerer.lower(&mesh);
-    with(true)(&mut mesh);
-    let (_, change) = lowerer.lower(&mesh);
-    let changed: BTreeSet<String> =
-        change.keys.values().flatten().map(|key| format!("{:?} {}", key.kind, key.name)).collect();
-    assert_eq!(changed, ["Routes inbound|8080".to_owned()].into());
-}
-
-#[test]
-fn an_address_that_moves_to_another_service_stays_the_same_listener() {
-    check_redirected(
-        |mesh| {
-            let mut heir = meshes::destination("audit", Protocol::Tcp, Transport::Plaintext, vec![]);
-            let other = [IpAddr::V4(Ipv4Addr::new(10, 96, 0, 3))].into();
-            self::edit(mesh, "ledger", |ledger| {
-                heir.addresses = std::mem::replace(&mut ledger.addresses, other);
-            });
-            *mesh = mesh.clone().with(heir);
-        },
-        &[
-            "Cluster 80|audit|shop",
-            "Endpoints 80|audit|shop",
-            "Listener outbound|10.96.0.2:80",
-            "Listener outbound|10.96.0.3:80",
-        ],
-    );
-}
-
-#[test]
-fn no_chain_of_a_strict_entrance_takes_plaintext() {
-    let doors = [Protocol::Http, Protocol::Http2, Protocol::Grpc, Protocol::Tcp];
-    let doors: Vec<_> =
-        (8080..).zip(doors).map(|(port, protocol)| (port, door(MtlsMode::Strict, protocol))).collect();
-    let mesh = meshes::empty().pod("pay-1", "pay", &doors, meshes::undeclared(MtlsMode::Strict));
-    let (catalog, _) = lowerer().lower(&mesh);
-    let key = Key { kind: Kind::Listener, name: "inbound".into() };
-    let listener = &catalog.resources[&Scope::Proxy("pay-1".parse().unwrap())][&key];
-    let listener = Listener::decode(&*listener.body.value).unwrap();
-    let open = listener.filter_chains.iter().filter(|chain| !chain.filters.is_empty());
-    let (mtls, plaintext): (Vec<_>, Vec<_>) = open.partition(|chain| chain.transport_socket.is_some());
-    assert_eq!((mtls.len(), plaintext), (5, vec![]));
-    assert_eq!(listener.default_filter_chain, None);
-}
-
-#[test]
-fn another_author_of_the_same_value_is_known_but_not_sent() {
-    let author = ObjectId {
-        kind: ObjectKind::MeshPolicy,
-        namespace: "shop".parse().unwrap(),
-        name: "other".parse().unwrap(),
-    };
-    let mut mesh = shop();
-    let mut lowerer = lowerer();
-    lowerer.lower(&mesh);
-    edit(&mut mesh, "pay", |pay| pay.shaped_by = [author.clone()].into());
-    let (catalog, change) = lowerer.lower(&mesh);
-    assert!(change.keys.is_empty());
-    let key = Key { kind: Kind::Cluster, name: "80|pay|shop".into() };
-    assert_eq!(*catalog.resources[&Scope::Everyone][&key].shaped_by, [author].into());
-}
-
-#[test]
-fn new_roots_are_one_secret_and_a_new_bound_is_the_runtime() {
-    let mesh = shop();
-    let mut lowerer = lowerer();
-    lowerer.lower(&mesh);
-    lowerer.trust("old and new roots".to_owned());
-    let (_, change) = lowerer.lower(&mesh);
-    let keys: Vec<_> = change.keys.values().flatten().map(|key| (key.kind, &*key.name)).collect();
-    assert_eq!(keys, [(Kind::Secret, "bundle")]);
-}
 
 #[test]
 fn a_service_in_a_namespace_called_mesh_takes_no_short_name_from_others() {
@@ -316,7 +47,8 @@ fn a_service_in_a_namespace_called_mesh_takes_no_short_name_from_others() {
 #[test]
 fn nobody_proves_to_be_an_empty_set_of_identities() {
     let mut mesh = shop();
-    edit(&mut mesh, "pay", |pay| pay.clusters[0].identities.clear());
+    let pay = mesh.destinations.get_mut(&meshes::service_port("shop", "pay", 80)).unwrap();
+    Arc::make_mut(pay).clusters[0].identities.clear();
     let (catalog, _) = lowerer().lower(&mesh);
     let key = Key { kind: Kind::Cluster, name: "80|pay|shop".into() };
     let cluster = Cluster::decode(&*catalog.resources[&Scope::Everyone][&key].body.value).unwrap();
@@ -354,6 +86,22 @@ fn pods_of_a_workload_share_what_is_encoded() {
         assert!(Arc::ptr_eq(&resource.body, &other[key].body), "{key:?}");
         assert_ne!(resource.scope, other[key].scope);
     }
+}
+
+#[test]
+fn no_chain_of_a_strict_entrance_takes_plaintext() {
+    let doors = [Protocol::Http, Protocol::Http2, Protocol::Grpc, Protocol::Tcp];
+    let doors: Vec<_> =
+        (8080..).zip(doors).map(|(port, protocol)| (port, door(MtlsMode::Strict, protocol))).collect();
+    let mesh = meshes::empty().pod("pay-1", "pay", &doors, meshes::undeclared(MtlsMode::Strict));
+    let (catalog, _) = lowerer().lower(&mesh);
+    let key = Key { kind: Kind::Listener, name: "inbound".into() };
+    let listener = &catalog.resources[&Scope::Proxy("pay-1".parse().unwrap())][&key];
+    let listener = Listener::decode(&*listener.body.value).unwrap();
+    let open = listener.filter_chains.iter().filter(|chain| !chain.filters.is_empty());
+    let (mtls, plaintext): (Vec<_>, Vec<_>) = open.partition(|chain| chain.transport_socket.is_some());
+    assert_eq!((mtls.len(), plaintext), (5, vec![]));
+    assert_eq!(listener.default_filter_chain, None);
 }
 
 fn hosts(catalog: &Catalog, caller: &str) -> Vec<VirtualHost> {

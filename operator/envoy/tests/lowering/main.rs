@@ -8,10 +8,13 @@
     reason = "tests fail aloud"
 )]
 
+mod calls;
+mod doors;
+mod edits;
 mod evidence;
 mod grpc;
 mod laws;
-mod live;
+mod names;
 mod redirected;
 mod sizes;
 mod support;

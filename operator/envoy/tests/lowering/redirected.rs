@@ -220,7 +220,7 @@ fn what_is_not_of_the_mesh_passes_as_it_came() {
     // TLS and what nobody knows, on a port with requests and on another.
     for port in [443, 7_443] {
         app::greet_from(town.network.outside.listen(port));
-        for hello in [&crate::live::client_hello(&[])[..], b"\x00\x01\x02unknown"] {
+        for hello in [&crate::support::tls::client_hello(&[])[..], b"\x00\x01\x02unknown"] {
             let mut connection = town.front.dial((outside, port).into()).unwrap();
             connection.write_all(hello).unwrap();
             let mut echo = vec![0; 6 + hello.len()];

@@ -129,3 +129,8 @@ pub fn switch() -> u16 {
     });
     port
 }
+
+/// Answers everything with the request as it came.
+pub fn ok() -> u16 {
+    serve(|request| (200, format!("{}\n{:?}", request.line, request.headers)))
+}

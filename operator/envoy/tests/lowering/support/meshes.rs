@@ -12,6 +12,7 @@ use airlane_core::{
     },
     world::{Interception, Protocol},
 };
+use airlane_envoy::lower::{Lowerer, Settings};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr, TcpListener},
@@ -19,6 +20,7 @@ use std::{
         Arc,
         atomic::{AtomicU16, Ordering},
     },
+    time::Duration,
 };
 
 pub fn empty() -> Mesh {
@@ -287,4 +289,25 @@ pub fn access() -> Vec<Access> {
         policy("trial", AccessMode::Audit, rules),
         policy("nobody", AccessMode::Audit, vec![]),
     ]
+}
+
+/// A mesh whose service `pay` is plaintext endpoints.
+pub fn plaintext(endpoints: Vec<Endpoint>) -> Mesh {
+    empty().with(destination("pay", Protocol::Http, Transport::Plaintext, endpoints))
+}
+
+/// What lowers a mesh whose roots are some text.
+pub fn lowerer() -> Lowerer {
+    Lowerer::new(Settings { bundle_pem: "roots".to_owned(), fail_safe_after: Duration::from_secs(600) })
+}
+
+/// Two services and a caller in each of two namespaces.
+pub fn shop() -> Mesh {
+    let h2 = Transport::Mtls { http2: true };
+    empty()
+        .with(destination("pay", Protocol::Http, h2, vec![endpoint("pay-1", 9001, true)]))
+        .with(destination("ledger", Protocol::Grpc, h2, vec![endpoint("ledger-1", 9002, true)]))
+        .caller("front-1", "shop", "front", 15001)
+        .caller("till-1", "bank", "till", 15002)
+        .called("pay-1", "pay", 9001, 8080, door(MtlsMode::Strict, Protocol::Http))
 }

@@ -1,12 +1,14 @@
 //! Real Envoys under a control plane of a few lines.
 
 pub mod app;
+pub mod bench;
 pub mod client;
 pub mod meshes;
 pub mod pki;
 pub mod plane;
 pub mod pod;
 pub mod proxy;
+pub mod tls;
 
 use std::{
     path::PathBuf,
