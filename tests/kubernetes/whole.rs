@@ -53,6 +53,17 @@ async fn front_calls_payments(shop: &Namespace<'_>) -> Value {
     .await
 }
 
+/// A shop with a first version of payments, and a stranger to call from.
+async fn with_payments(whole: &Whole) -> Namespace<'_> {
+    let shop = whole.shop().await;
+    shop.apply(&deployment("payments", "v1", 1, &[])).await.unwrap();
+    shop.apply(&stranger()).await.unwrap();
+    for workload in ["deployment/front-v1", "deployment/payments-v1"] {
+        shop.rolled_out(workload).await;
+    }
+    shop
+}
+
 /// Waits until the pods of a policy's callers and of its target run what it says.
 async fn programmed(shop: &Namespace<'_>, generation: u64) {
     until("the policy is programmed", SOON, async || {
@@ -82,12 +93,7 @@ async fn nothing_restarted(shop: &Namespace<'_>) {
 #[tokio::test]
 async fn injected_pods_call_each_other_by_mtls_and_strict_refuses_all_others() {
     let Some(whole) = Whole::new().await else { return };
-    let shop = whole.shop().await;
-    shop.apply(&deployment("payments", "v1", 1, &[])).await.unwrap();
-    shop.apply(&stranger()).await.unwrap();
-    for workload in ["deployment/front-v1", "deployment/payments-v1"] {
-        shop.rolled_out(workload).await;
-    }
+    let shop = with_payments(&whole).await;
 
     let caller = format!("spiffe://airlane.local/ns/{}/sa/front", shop.name());
     let answer = front_calls_payments(&shop).await;
@@ -180,12 +186,7 @@ async fn release(shop: &Namespace<'_>, version: &str, more: &[&str]) -> Value {
 #[tokio::test]
 async fn a_bad_release_is_taken_back_and_a_good_one_promoted() {
     let Some(whole) = Whole::new().await else { return };
-    let shop = whole.shop().await;
-    shop.apply(&deployment("payments", "v1", 1, &[])).await.unwrap();
-    shop.apply(&stranger()).await.unwrap();
-    for workload in ["deployment/front-v1", "deployment/payments-v1"] {
-        shop.rolled_out(workload).await;
-    }
+    let shop = with_payments(&whole).await;
     front_calls_payments(&shop).await;
 
     let report = under_load(&shop, ("front", "payments"), 100.0, async |_| {

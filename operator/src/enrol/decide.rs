@@ -426,4 +426,4 @@ fn tied(given: &Given<'_>, workload: &Workload, way: Way) -> Option<Left> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -442,4 +442,4 @@ fn belongs(id: &InstanceId, stem: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

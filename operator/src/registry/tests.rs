@@ -1,34 +1,11 @@
-use super::*;
+use super::{roster::tests::newcomer, *};
 use crate::{clock::tests::HandClock, members::App};
-use airlane_core::{
-    id::{Name, Namespace, Revision, ServiceId, WorkloadRevision},
-    world::{Health, InstancePort, Protocol},
-};
+use airlane_core::world::Health;
 use jiff::Timestamp;
 use tempfile::TempDir;
 
 fn pay(mesh_port: u16) -> Newcomer {
-    let namespace = Namespace::parse("shop").expect("a namespace");
-    let name = Name::parse("pay").expect("a name");
-    Newcomer {
-        workload: WorkloadRevision {
-            namespace: namespace.clone(),
-            workload: name.clone(),
-            revision: Revision::parse("v1").expect("a revision"),
-        },
-        service_account: name.clone().into(),
-        services: [ServiceId { namespace, name }].into(),
-        address: [127, 0, 0, 1].into(),
-        ports: vec![InstancePort {
-            service: 80,
-            app: 8080,
-            mesh: mesh_port,
-            protocol: Protocol::Http,
-            of: None,
-            past_proxy: false,
-        }],
-        outbound_port: 15001,
-    }
+    newcomer("shop", "pay", mesh_port)
 }
 
 fn peer(instance: &Instance) -> Peer {

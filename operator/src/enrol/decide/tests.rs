@@ -8,7 +8,8 @@ fn at(text: &str) -> Timestamp {
     text.parse().expect("a time")
 }
 
-fn deployment() -> Deployment {
+/// A Deployment of two pods whose rollout is complete.
+pub(crate) fn deployment() -> Deployment {
     Deployment {
         uid: "u".to_owned(),
         generation: 1,

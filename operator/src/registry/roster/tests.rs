@@ -17,7 +17,8 @@ fn identity(namespace: &str, service: &str) -> Identity {
     format!("spiffe://airlane.local/ns/{namespace}/sa/{service}").parse().expect("an identity")
 }
 
-fn newcomer(namespace: &str, service: &str, mesh_port: u16) -> Newcomer {
+/// A copy of a service with one port, which calls as well.
+pub(in crate::registry) fn newcomer(namespace: &str, service: &str, mesh_port: u16) -> Newcomer {
     let namespace = Namespace::parse(namespace).expect("a namespace");
     let name = Name::parse(service).expect("a name");
     Newcomer {

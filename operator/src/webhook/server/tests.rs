@@ -3,11 +3,12 @@ use crate::{
     ca::Ca,
     clock::{Clock, SystemClock},
     enrol::{
+        decide::tests::deployment,
         record::{Failure, Record, Way},
         ties::tests::{permissive, picture_of, strict},
     },
     marks::LAST_RESTART,
-    observe::kubernetes::workload::{Deployment, Rollout},
+    observe::kubernetes::workload::Deployment,
     serve::{listen, tests::trust_domain},
 };
 use axum::body::Body;
@@ -361,19 +362,9 @@ async fn pods_of_a_workload_that_was_put_back_stay_out_of_the_mesh() {
     let begun = Record::begin(Way::Join, None, Timestamp::UNIX_EPOCH);
     let failed = Failure { at: Timestamp::UNIX_EPOCH, because: "no progress for 10m".to_owned() };
     let remember = |record: &Record| {
-        let deployment = serde_json::to_string(record).expect("JSON");
-        let deployment = Deployment {
-            uid: "u".to_owned(),
-            generation: 1,
-            annotations: BTreeMap::from([(LAST_RESTART.to_owned(), deployment)]),
-            on_template: BTreeMap::new(),
-            inject: None,
-            replicas: 2,
-            max_unavailable: Some(0),
-            paused: false,
-            progress_deadline_s: 600,
-            rollout: Rollout::Complete,
-        };
+        let record = serde_json::to_string(record).expect("JSON");
+        let annotations = BTreeMap::from([(LAST_RESTART.to_owned(), record)]);
+        let deployment = Deployment { annotations, ..deployment() };
         let deployments = BTreeMap::from([(("shop".to_owned(), "pay".to_owned()), deployment)]);
         given.workloads.send_replace(Some(Arc::new(Workloads { deployments, ..Workloads::default() })));
     };
