@@ -29,6 +29,7 @@ mod rollouts;
 mod scripted_api;
 mod serve;
 mod signals;
+mod sparing;
 mod standing;
 mod store;
 mod tls;

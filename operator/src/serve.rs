@@ -3,7 +3,10 @@
 //! Every method of every service needs a client certificate, but for [`OPEN`]; the check stands before the routes,
 //! so that a service added later cannot forget it. A connection ends when its peer's certificate does.
 
-use crate::tls::{Peer, ServerTls};
+use crate::{
+    sparing::Sparing,
+    tls::{Peer, ServerTls},
+};
 use airlane_core::id::InstanceId;
 use airlane_wire::crowd::{Connection, Crowd};
 use http::{Request, Response};
@@ -14,15 +17,15 @@ use std::{
     convert::Infallible,
     future::pending,
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::Semaphore,
-    time::{sleep, timeout},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -37,10 +40,14 @@ const OPEN: &str = "/airlane.wire.v1.Operator/Join";
 /// Connections that the kernel completes for us: a thousand proxies reconnect at once when the operator returns, and
 /// the standard library's 128 would reset some of them.
 const BACKLOG: u32 = 4096;
+/// Connections with a certificate.
 const CONNECTIONS_MAX: usize = 16_384;
 /// A proxy has one connection per cluster that names the operator (xDS, statistics, access logs), its agent another,
 /// and a restart doubles them for a moment.
 const CONNECTIONS_PER_INSTANCE_MAX: usize = 32;
+/// Connections that are not through their handshake: a second's work, when all proxies come back at once. Whoever has
+/// most makes room.
+const HANDSHAKES_MAX: usize = 1024;
 /// Connections without a certificate: workloads that are just joining, or anybody. Whoever has most makes room.
 const ANONYMOUS_MAX: usize = 256;
 const ANONYMOUS_LIFETIME: Duration = Duration::from_secs(30);
@@ -53,6 +60,8 @@ const WINDOW_OF_STRANGERS_BYTES: u32 = 1 << 16;
 /// Who joins asks once.
 const STREAMS_PER_STRANGER_MAX: u32 = 4;
 const HEADERS_BYTES_MAX: u32 = 16 * 1024;
+/// Lines in a second about connections that were refused.
+const REFUSALS_TOLD_MAX: u32 = 1;
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long open calls may go on after they were told that the connection ends.
@@ -93,10 +102,12 @@ pub(crate) async fn serve(
         tls,
         routes: routes.prepare(),
         shutdown: shutdown.clone(),
+        newcomers: Mutex::new(Crowd::new(HANDSHAKES_MAX)),
         strangers: Mutex::new(Crowd::new(ANONYMOUS_MAX)),
+        places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
         instances: Mutex::default(),
+        refusals: Mutex::new(Sparing::new(REFUSALS_TOLD_MAX)),
     });
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -112,17 +123,10 @@ pub(crate) async fn serve(
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            tracing::warn!(%remote, "refused: {CONNECTIONS_MAX} connections are open");
-            continue;
-        };
         // An IPv4 address has another form on a port of both.
         let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
-        let port = Arc::clone(&port);
-        connections.spawn(async move {
-            port.connection(stream, remote).await;
-            drop(place);
-        });
+        let newcomer = Guest::enter(&port.newcomers, remote.ip());
+        connections.spawn(Arc::clone(&port).connection(stream, remote, newcomer));
     }
     drop(listener);
     connections.close();
@@ -134,40 +138,76 @@ struct Port {
     tls: ServerTls,
     routes: Routes,
     shutdown: CancellationToken,
-    strangers: Mutex<Crowd<Stranger>>,
+    /// Who is not through the handshake.
+    newcomers: Mutex<Crowd<Place>>,
+    /// Who is, without a certificate.
+    strangers: Mutex<Crowd<Place>>,
+    /// One for each connection with a certificate.
+    places: Arc<Semaphore>,
     /// Open connections of every instance that has one.
     instances: Mutex<HashMap<InstanceId, usize>>,
+    refusals: Mutex<Sparing>,
 }
 
-/// A connection without a certificate. Cancelled when it has ended, and when it has to.
-#[derive(Clone)]
-struct Stranger(CancellationToken);
+/// A place in a crowd. Cancelled when its guest has gone, and when it has to go.
+struct Place(CancellationToken);
 
-impl Connection for Stranger {
+impl Connection for Place {
     fn is_over(&self) -> bool {
         self.0.is_cancelled()
     }
 }
 
+/// Who has a place in a crowd; gone when dropped.
+struct Guest {
+    place: CancellationToken,
+    _gone: DropGuard,
+}
+
+impl Guest {
+    fn enter(crowd: &Mutex<Crowd<Place>>, from: IpAddr) -> Guest {
+        let place = CancellationToken::new();
+        let mut crowd = crowd.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Place(other)) = crowd.admit(from, Place(place.clone())) {
+            other.cancel();
+        }
+        Guest { _gone: place.clone().drop_guard(), place }
+    }
+
+    /// Returns when somebody else needs the place more.
+    async fn sent_away(&self) {
+        self.place.cancelled().await;
+    }
+}
+
 /// A place among the connections of its kind; given back when dropped.
 enum Seat {
-    Anonymous { place: Stranger, _ended: DropGuard },
-    Instance { port: Arc<Port>, instance: InstanceId },
+    Anonymous(Guest),
+    Instance { port: Arc<Port>, instance: InstanceId, _place: OwnedSemaphorePermit },
 }
 
 impl Seat {
     /// Returns when somebody else needs it more.
     async fn taken(&self) {
         match self {
-            Seat::Anonymous { place, .. } => place.0.cancelled().await,
+            Seat::Anonymous(guest) => guest.sent_away().await,
             Seat::Instance { .. } => pending().await,
         }
     }
 }
 
+/// Why there is no seat.
+#[derive(Debug, thiserror::Error)]
+enum Full {
+    #[error("{CONNECTIONS_MAX} connections are open")]
+    Port,
+    #[error("{CONNECTIONS_PER_INSTANCE_MAX} connections of this instance are open")]
+    Instance,
+}
+
 impl Drop for Seat {
     fn drop(&mut self) {
-        if let Seat::Instance { port, instance } = self {
+        if let Seat::Instance { port, instance, .. } = self {
             let mut instances = port.instances.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(open) = instances.get_mut(instance) {
                 *open -= 1;
@@ -180,12 +220,13 @@ impl Drop for Seat {
 }
 
 impl Port {
-    async fn connection(self: Arc<Self>, stream: TcpStream, remote: SocketAddr) {
+    async fn connection(self: Arc<Self>, stream: TcpStream, remote: SocketAddr, newcomer: Guest) {
         // Without it small messages wait for acknowledgements; failing is harmless.
         let _ = stream.set_nodelay(true);
         let handshake = timeout(HANDSHAKE_TIMEOUT, self.tls.acceptor().accept(stream));
         let stream = tokio::select! {
             () = self.shutdown.cancelled() => return,
+            () = newcomer.sent_away() => return tracing::debug!(%remote, "made room for another newcomer"),
             result = handshake => match result {
                 Ok(Ok(stream)) => stream,
                 Ok(Err(error)) => return tracing::debug!(%remote, %error, "TLS handshake failed"),
@@ -198,9 +239,14 @@ impl Port {
             Some(Some(peer)) => Some(peer),
             Some(None) => return tracing::debug!(%remote, "refused: the certificate names no workload"),
         };
-        let Some(seat) = self.seat(peer.as_ref(), remote) else {
-            return tracing::warn!(%remote, peer = ?peer.map(|p| p.instance), "refused: too many connections");
+        let seat = match &peer {
+            None => Seat::Anonymous(Guest::enter(&self.strangers, remote.ip())),
+            Some(peer) => match self.seat(peer) {
+                Ok(seat) => seat,
+                Err(why) => return self.tell_refusal(remote, peer, &why),
+            },
         };
+        drop(newcomer);
         let lifetime =
             peer.as_ref().map_or(ANONYMOUS_LIFETIME, |peer| peer.remaining(self.tls.clock().now()));
         let (streams, window) = match &peer {
@@ -234,23 +280,26 @@ impl Port {
         let _ = timeout(goodbye, connection).await;
     }
 
-    fn seat(self: &Arc<Self>, peer: Option<&Peer>, remote: SocketAddr) -> Option<Seat> {
-        let Some(peer) = peer else {
-            let place = Stranger(CancellationToken::new());
-            let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(Stranger(other)) = strangers.admit(remote.ip(), place.clone()) {
-                other.cancel();
-            }
-            let ended = place.0.clone().drop_guard();
-            return Some(Seat::Anonymous { place, _ended: ended });
-        };
+    fn seat(self: &Arc<Self>, peer: &Peer) -> Result<Seat, Full> {
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| Full::Port)?;
         let mut instances = self.instances.lock().unwrap_or_else(PoisonError::into_inner);
         let open = instances.entry(peer.instance.clone()).or_default();
         if *open >= CONNECTIONS_PER_INSTANCE_MAX {
-            return None;
+            return Err(Full::Instance);
         }
         *open += 1;
-        Some(Seat::Instance { port: Arc::clone(self), instance: peer.instance.clone() })
+        Ok(Seat::Instance { port: Arc::clone(self), instance: peer.instance.clone(), _place: place })
+    }
+
+    fn tell_refusal(&self, remote: SocketAddr, peer: &Peer, why: &Full) {
+        let now = Instant::now();
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(connections) = refusals.left_out(now) {
+            tracing::warn!(connections, "more were refused");
+        }
+        if refusals.may_tell(now) {
+            tracing::warn!(%remote, instance = %peer.instance, "refused: {why}");
+        }
     }
 
     async fn call(

@@ -11,9 +11,11 @@ use airlane_wire::{
     },
     operator::{METHODS, Operator, OperatorClient, OperatorServer},
 };
+use futures::FutureExt as _;
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{CertificateParams, KeyPair, SanType};
 use tempfile::TempDir;
+use tokio::io::AsyncReadExt as _;
 use tonic::{
     Code,
     transport::{Certificate as TlsCertificate, Channel, ClientTlsConfig, Endpoint, Identity as TlsIdentity},
@@ -292,6 +294,25 @@ async fn a_crowd_of_strangers_does_not_keep_newcomers_out() {
     }
     let newcomer = OperatorClient::new(running.client(None));
     newcomer.join(JoinRequest::default()).await.expect("let in");
+}
+
+/// More connections than there are places for handshakes, all of one address, and none says anything.
+#[tokio::test]
+async fn a_crowd_that_shakes_no_hands_does_not_keep_others_out() {
+    let running = start_yes();
+    let mut crowd = Vec::new();
+    for _ in 0..=HANDSHAKES_MAX {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind(([127, 0, 0, 2], 0).into()).expect("an address");
+        crowd.push(socket.connect(running.address).await.expect("a connection"));
+    }
+    let member = OperatorClient::new(running.client(Some(running.signed(SignedDuration::ZERO))));
+    member.heartbeat(HeartbeatRequest::default()).await.expect("let in");
+    OperatorClient::new(running.client(None)).join(JoinRequest::default()).await.expect("let in");
+    let first = timeout(HANDSHAKE_TIMEOUT / 2, crowd[0].read(&mut [0])).await;
+    assert!(matches!(first, Ok(Ok(0) | Err(_))), "the oldest made room: {first:?}");
+    let last = crowd.last_mut().expect("a crowd").read(&mut [0]).now_or_never();
+    assert!(last.is_none(), "the youngest still has its time: {last:?}");
 }
 
 fn trusting(ca: &Ca) -> rustls::ClientConfig {
