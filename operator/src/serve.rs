@@ -1,7 +1,8 @@
 //! The operator's gRPC port: accepts connections, and lets no call through without a credential.
 //!
 //! Every method of every service needs a client certificate, but for [`OPEN`]; the check stands before the routes,
-//! so that a service added later cannot forget it. A connection ends when its peer's certificate does.
+//! so that a service added later cannot forget it. A connection ends when its peer's certificate does, and after half an
+//! hour.
 
 use crate::{
     sparing::Sparing,
@@ -12,12 +13,14 @@ use airlane_wire::crowd::{Connection, Crowd};
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use ring::rand::{SecureRandom as _, SystemRandom};
 use std::{
     collections::HashMap,
     convert::Infallible,
     future::pending,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::RangeInclusive,
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -40,8 +43,9 @@ const OPEN: &str = "/airlane.wire.v1.Operator/Join";
 /// Connections that the kernel completes for us: a thousand proxies reconnect at once when the operator returns, and
 /// the standard library's 128 would reset some of them.
 const BACKLOG: u32 = 4096;
-/// Connections with a certificate.
-const CONNECTIONS_MAX: usize = 16_384;
+/// Connections with a certificate: five for each of ten thousand proxies, if one replica has to serve them all, and some
+/// that are ending.
+pub(crate) const CONNECTIONS_MAX: usize = 65_536;
 /// A proxy has one connection per cluster that names the operator (xDS, statistics, access logs), its agent another,
 /// and a restart doubles them for a moment.
 const CONNECTIONS_PER_INSTANCE_MAX: usize = 32;
@@ -64,8 +68,13 @@ const HEADERS_BYTES_MAX: u32 = 16 * 1024;
 const REFUSALS_TOLD_MAX: u32 = 1;
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// After how long a connection with a certificate ends, so that a replica that came later gets its part; drawn anew for
+/// each, so that those which began together do not end together.
+const AGES: RangeInclusive<Duration> = Duration::from_mins(25)..=Duration::from_mins(35);
 /// How long open calls may go on after they were told that the connection ends.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// The same for its age: nobody is in need, and the longest call that has an end is that of an instance that drains.
+const GOODBYE_OF_AGE: Duration = Duration::from_secs(90);
 
 /// Where a request comes from; in every request's extensions. A request with a certificate has a [`Peer`] there too.
 #[derive(Clone, Copy, Debug)]
@@ -98,9 +107,20 @@ pub(crate) async fn serve(
     routes: Routes,
     shutdown: CancellationToken,
 ) {
+    serve_aging(listener, tls, routes, AGES, shutdown).await;
+}
+
+async fn serve_aging(
+    listener: TcpListener,
+    tls: ServerTls,
+    routes: Routes,
+    ages: RangeInclusive<Duration>,
+    shutdown: CancellationToken,
+) {
     let port = Arc::new(Port {
         tls,
         routes: routes.prepare(),
+        ages,
         shutdown: shutdown.clone(),
         newcomers: Mutex::new(Crowd::new(HANDSHAKES_MAX)),
         strangers: Mutex::new(Crowd::new(ANONYMOUS_MAX)),
@@ -137,6 +157,7 @@ pub(crate) async fn serve(
 struct Port {
     tls: ServerTls,
     routes: Routes,
+    ages: RangeInclusive<Duration>,
     shutdown: CancellationToken,
     /// Who is not through the handshake.
     newcomers: Mutex<Crowd<Place>>,
@@ -249,6 +270,7 @@ impl Port {
         drop(newcomer);
         let lifetime =
             peer.as_ref().map_or(ANONYMOUS_LIFETIME, |peer| peer.remaining(self.tls.clock().now()));
+        let told = self.age(peer.as_ref()).min(lifetime.saturating_sub(GOODBYE));
         let (streams, window) = match &peer {
             Some(_) => (STREAMS_PER_CONNECTION_MAX, WINDOW_BYTES),
             None => (STREAMS_PER_STRANGER_MAX, WINDOW_OF_STRANGERS_BYTES),
@@ -272,12 +294,33 @@ impl Port {
         let goodbye = tokio::select! {
             _ = connection.as_mut() => return,
             () = seat.taken() => return tracing::debug!(%remote, "made room for another stranger"),
-            () = sleep(lifetime.saturating_sub(GOODBYE)) => lifetime.min(GOODBYE),
+            () = sleep(told) => GOODBYE_OF_AGE.min(lifetime.saturating_sub(told)),
             () = shutdown.cancelled() => GOODBYE,
         };
         connection.as_mut().graceful_shutdown();
+        let hurried = async {
+            shutdown.cancelled().await;
+            sleep(GOODBYE).await;
+        };
         // Whoever goes on after the goodbye is cut off when the connection is dropped.
-        let _ = timeout(goodbye, connection).await;
+        tokio::select! {
+            _ = timeout(goodbye, connection) => {}
+            () = hurried => {}
+        }
+    }
+
+    /// How old a connection becomes. One between replicas need not end: it has its other end for a reason.
+    fn age(&self, peer: Option<&Peer>) -> Duration {
+        if !peer.is_some_and(|peer| !self.tls.is_replica(peer)) {
+            return Duration::MAX;
+        }
+        let (youngest, oldest) = self.ages.clone().into_inner();
+        let mut drawn = [0; 4];
+        // Without randomness they are as old as may be, which is as good for one of them.
+        let share = SystemRandom::new()
+            .fill(&mut drawn)
+            .map_or(1.0, |()| f64::from(u32::from_ne_bytes(drawn)) / f64::from(u32::MAX));
+        youngest + (oldest - youngest).mul_f64(share)
     }
 
     fn seat(self: &Arc<Self>, peer: &Peer) -> Result<Seat, Full> {

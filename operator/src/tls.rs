@@ -94,7 +94,7 @@ impl Dialer {
         let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let peer = leaf.and_then(|leaf| Peer::of(leaf, self.tls.ca.trust_domain()));
         match peer {
-            Some(peer) if peer.identity == *self.tls.ca.operator() => Ok(TokioIo::new(stream)),
+            Some(peer) if self.tls.is_replica(&peer) => Ok(TokioIo::new(stream)),
             _ => Err(DialError::NotTheOperator),
         }
     }
@@ -217,6 +217,11 @@ impl ServerTls {
         config.alpn_protocols = vec![b"h2".to_vec()];
         config.resumption = Resumption::disabled();
         Ok(TlsConnector::from(Arc::new(config)))
+    }
+
+    /// Whether this is another replica.
+    pub(crate) fn is_replica(&self, peer: &Peer) -> bool {
+        peer.identity == *self.ca.operator()
     }
 
     /// The trust domain of the peers.

@@ -6,8 +6,10 @@ mod standalone;
 pub(crate) use kubernetes::operator;
 pub(crate) use standalone::up;
 
+use crate::serve::CONNECTIONS_MAX;
 use airlane_core::id::{BadName, Namespace};
 use anyhow::Context;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::{
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::Path,
@@ -86,6 +88,22 @@ fn ready(address: &str) {
     println!("ready: sidecars join at {address}");
 }
 
+/// Lets the process have as many files open as it may: connections are files, and what a container begins with can be a
+/// thousand.
+fn allow_files() {
+    let allowed = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        Ok(hard)
+    });
+    match allowed {
+        Ok(files) if usize::try_from(files).is_ok_and(|files| files < CONNECTIONS_MAX) => {
+            tracing::info!(files, "the limit of open files allows less than {CONNECTIONS_MAX} connections");
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+    }
+}
+
 /// Makes the state directory and closes it to everybody else on the host.
 fn private_directory(state: &Path) -> anyhow::Result<()> {
     std::fs::DirBuilder::new()
@@ -95,4 +113,17 @@ fn private_directory(state: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make the state directory {}", state.display()))?;
     std::fs::set_permissions(state, std::fs::Permissions::from_mode(0o700))
         .with_context(|| format!("cannot close the state directory {} to others", state.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_may_open_what_its_host_allows() {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+        setrlimit(Resource::RLIMIT_NOFILE, hard.min(4096), hard).expect("lowered");
+        allow_files();
+        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).expect("a limit"), (hard, hard));
+    }
 }

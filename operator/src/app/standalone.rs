@@ -1,6 +1,6 @@
 //! `airlane up`: the control plane of one host, put together.
 
-use super::{Tasks, private_directory, ready, system_namespace};
+use super::{Tasks, allow_files, private_directory, ready, system_namespace};
 use crate::{
     apply::standalone::Recorder,
     args::Up,
@@ -48,6 +48,7 @@ const SILENCES: u32 = 5;
 /// What kept it from starting, or the task that ended though nobody asked it to.
 pub(crate) async fn up(args: &Up, state: &Path) -> anyhow::Result<()> {
     private_directory(state)?;
+    allow_files();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
     let mesh = MeshSettings {
         trust_domain: TrustDomain::parse(TRUST_DOMAIN)?,

@@ -14,8 +14,9 @@ use airlane_wire::{
 use futures::FutureExt as _;
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{CertificateParams, KeyPair, SanType};
+use std::collections::HashSet;
 use tempfile::TempDir;
-use tokio::io::AsyncReadExt as _;
+use tokio::{io::AsyncReadExt as _, sync::Notify};
 use tonic::{
     Code,
     transport::{Certificate as TlsCertificate, Channel, ClientTlsConfig, Endpoint, Identity as TlsIdentity},
@@ -103,8 +104,14 @@ impl Running {
     }
 }
 
-/// Answers every call; `drain` never does.
-struct Yes;
+/// Answers every call; `drain` does when it is told to.
+#[derive(Default)]
+struct Yes {
+    /// Where heartbeats came from.
+    heard: Mutex<HashSet<SocketAddr>>,
+    /// Allows `drain` to answer.
+    drained: Notify,
+}
 
 #[tonic::async_trait]
 impl Operator for Yes {
@@ -126,10 +133,13 @@ impl Operator for Yes {
         let peer: &Peer = request.extensions().get().expect("the layer tells who it is");
         assert_eq!(peer.identity, identity("shop", "pay"));
         assert_eq!(peer.instance.as_str(), "pay-v1-abcd");
+        let Remote(remote) = request.extensions().get().expect("the layer tells where it came from");
+        self.heard.lock().expect("not poisoned").insert(*remote);
         Ok(tonic::Response::new(HeartbeatResponse { known: true, renew_now: false }))
     }
     async fn drain(&self, _: tonic::Request<DrainRequest>) -> Result<tonic::Response<DrainResponse>, Status> {
-        std::future::pending().await
+        self.drained.notified().await;
+        Ok(tonic::Response::new(DrainResponse::default()))
     }
     async fn leave(&self, _: tonic::Request<LeaveRequest>) -> Result<tonic::Response<LeaveResponse>, Status> {
         Ok(tonic::Response::new(LeaveResponse {}))
@@ -137,7 +147,7 @@ impl Operator for Yes {
 }
 
 fn start_yes() -> Running {
-    start(|_, _| Routes::new(OperatorServer::new(Arc::new(Yes))))
+    start(|_, _| Routes::new(OperatorServer::new(Arc::new(Yes::default()))))
 }
 
 /// The gRPC status of a call without a message.
@@ -247,7 +257,7 @@ async fn an_open_call_ends_with_its_certificate() {
 
 #[tokio::test]
 async fn a_renewed_leaf_is_shown_without_a_restart() {
-    let yes = OperatorServer::new(Arc::new(Yes));
+    let yes = OperatorServer::new(Arc::new(Yes::default()));
     let running = start_behind(SignedDuration::from_mins(34), |_, _| Routes::new(yes));
     let before = running.tls.held();
     running.tls.renew_due().await.expect("nothing to do");
@@ -334,13 +344,39 @@ async fn all_addresses_are_those_of_ipv4_too() {
     assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
 }
 
+/// Nothing is lost of what was asked while a connection ends of age, whether it began before or after.
+#[tokio::test]
+async fn connections_end_of_age_and_lose_no_call() {
+    let state = start_yes();
+    let yes = Arc::new(Yes::default());
+    let listener = listen(([127, 0, 0, 1], 0).into()).expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let routes = Routes::new(OperatorServer::new(Arc::clone(&yes)));
+    let ages = Duration::from_millis(50)..=Duration::from_millis(100);
+    let shutdown = state.shutdown.clone();
+    let served = tokio::spawn(serve_aging(listener, state.tls.clone(), routes, ages, shutdown.clone()));
+    let client = OperatorClient::new(client_of(&state.ca, address, Some(state.signed(SignedDuration::ZERO))));
+    let draining = client.clone();
+    let drain = tokio::spawn(async move { draining.drain(DrainRequest::default()).await });
+    let several = async {
+        while yes.heard.lock().expect("not poisoned").len() < 10 {
+            client.heartbeat(HeartbeatRequest::default()).await.expect("answered");
+        }
+    };
+    timeout(Duration::from_secs(30), several).await.expect("one connection after the other");
+    yes.drained.notify_one();
+    drain.await.expect("no panic").expect("what began on the first connection is answered there");
+    shutdown.cancel();
+    timeout(GOODBYE + Duration::from_secs(5), served).await.expect("it ends").expect("no panic");
+}
+
 #[tokio::test]
 async fn shutting_down_waits_for_no_open_call() {
     let state = start_yes();
     let listener = listen(([127, 0, 0, 1], 0).into()).expect("a port");
     let address = listener.local_addr().expect("an address");
     let shutdown = CancellationToken::new();
-    let routes = Routes::new(OperatorServer::new(Arc::new(Yes)));
+    let routes = Routes::new(OperatorServer::new(Arc::new(Yes::default())));
     let served = tokio::spawn(serve(listener, state.tls.clone(), routes, shutdown.clone()));
     // Neither a silent TCP connection nor an open call holds it up.
     let _silent = TcpStream::connect(address).await.expect("connected");

@@ -1,15 +1,15 @@
 //! `airlane operator`: the control plane of a Kubernetes cluster, put together.
 //!
 //! The ports of the sidecars and of the webhook, and the socket, are taken before anything runs, so that a replica that
-//! cannot serve says so and ends. Then each side of it is started: what is published to proxies, what sidecars and other replicas reach ([`sidecars`]), what the
-//! API server asks ([`admission`]), what the leader alone does ([`leading`]).
+//! cannot serve says so and ends. Then each side of it is started: what is published to proxies, what sidecars and other
+//! replicas reach ([`sidecars`]), what the API server asks ([`admission`]), what the leader alone does ([`leading`]).
 
 mod admission;
 mod leading;
 mod process;
 mod sidecars;
 
-use super::{Tasks, private_directory, ready};
+use super::{Tasks, allow_files, private_directory, ready};
 use crate::{
     args::Operator,
     ca::{self, Ca},
@@ -66,6 +66,7 @@ struct Replica {
 /// What kept it from starting, or the task that ended though nobody asked it to.
 pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()> {
     private_directory(state)?;
+    allow_files();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
     let mesh = MeshSettings {
         trust_domain: args.trust_domain.clone(),
