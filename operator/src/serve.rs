@@ -46,8 +46,8 @@ const BACKLOG: u32 = 4096;
 /// Connections with a certificate: five for each of ten thousand proxies, if one replica has to serve them all, and some
 /// that are ending.
 pub(crate) const CONNECTIONS_MAX: usize = 65_536;
-/// A proxy has one connection per cluster that names the operator (xDS, statistics, access logs), its agent another,
-/// and a restart doubles them for a moment.
+/// A proxy has a connection for its main thread (xDS, statistics) and one for each worker (access logs), its agent
+/// another, and some are doubled while they end of age: enough for some 25 workers.
 const CONNECTIONS_PER_INSTANCE_MAX: usize = 32;
 /// Connections that are not through their handshake: a second's work, when all proxies come back at once. Whoever has
 /// most makes room.
@@ -56,14 +56,18 @@ const HANDSHAKES_MAX: usize = 1024;
 const ANONYMOUS_MAX: usize = 256;
 const ANONYMOUS_LIFETIME: Duration = Duration::from_secs(30);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// A proxy opens a few for each of its threads on each of its connections, and more connections if it needs them.
-const STREAMS_PER_CONNECTION_MAX: u32 = 32;
-/// What may be on its way to us on a connection without our having asked for it.
-const WINDOW_BYTES: u32 = 1 << 20;
-const WINDOW_OF_STRANGERS_BYTES: u32 = 1 << 16;
+/// A worker has one for each kind of access log, the main thread one for xDS and one for a report each second.
+const STREAMS_PER_CONNECTION_MAX: u32 = 16;
+/// What may be on its way to us on a connection without our having asked for it: with the headers of its streams a
+/// quarter of a megabyte, and 8 MiB for all of an instance.
+const WINDOW_BYTES: u32 = 1 << 17;
+/// The same on one stream: none that waits holds the others up.
+const STREAM_WINDOW_BYTES: u32 = 1 << 16;
+/// Replicas pass on what all their proxies report.
+const WINDOW_OF_REPLICAS_BYTES: u32 = 1 << 20;
 /// Who joins asks once.
 const STREAMS_PER_STRANGER_MAX: u32 = 4;
-const HEADERS_BYTES_MAX: u32 = 16 * 1024;
+const HEADERS_BYTES_MAX: u32 = 8 * 1024;
 /// Lines in a second about connections that were refused.
 const REFUSALS_TOLD_MAX: u32 = 1;
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
@@ -272,9 +276,11 @@ impl Port {
             peer.as_ref().map_or(ANONYMOUS_LIFETIME, |peer| peer.remaining(self.tls.clock().now()));
         let told = self.age(peer.as_ref()).min(lifetime.saturating_sub(GOODBYE));
         let (streams, window) = match &peer {
+            Some(peer) if self.tls.is_replica(peer) => (STREAMS_PER_CONNECTION_MAX, WINDOW_OF_REPLICAS_BYTES),
             Some(_) => (STREAMS_PER_CONNECTION_MAX, WINDOW_BYTES),
-            None => (STREAMS_PER_STRANGER_MAX, WINDOW_OF_STRANGERS_BYTES),
+            None => (STREAMS_PER_STRANGER_MAX, STREAM_WINDOW_BYTES),
         };
+        let of_stream = if window == WINDOW_OF_REPLICAS_BYTES { window } else { STREAM_WINDOW_BYTES };
         let shutdown = self.shutdown.clone();
         let service = service_fn(move |request| {
             let (port, peer) = (Arc::clone(&self), peer.clone());
@@ -284,7 +290,7 @@ impl Port {
             http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(streams)
-                .initial_stream_window_size(window)
+                .initial_stream_window_size(of_stream)
                 .initial_connection_window_size(window)
                 .max_header_list_size(HEADERS_BYTES_MAX)
                 .keep_alive_interval(KEEPALIVE_EVERY)

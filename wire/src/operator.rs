@@ -12,6 +12,7 @@ use crate::{
 };
 use std::{
     convert::Infallible,
+    error::Error as _,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -174,6 +175,18 @@ impl OperatorClient {
 
     async fn call<Req, Res>(&self, path: &'static str, request: Req) -> Result<Res, Status>
     where
+        Req: prost::Message + Clone + 'static,
+        Res: prost::Message + Default + 'static,
+    {
+        match self.call_once(path, request.clone()).await {
+            // The operator ends connections of age; this one went between the question and its way.
+            Err(status) if never_left(&status) => self.call_once(path, request).await,
+            answered => answered,
+        }
+    }
+
+    async fn call_once<Req, Res>(&self, path: &'static str, request: Req) -> Result<Res, Status>
+    where
         Req: prost::Message + 'static,
         Res: prost::Message + Default + 'static,
     {
@@ -183,4 +196,16 @@ impl OperatorClient {
         let response = grpc.unary(Request::new(request), PathAndQuery::from_static(path), codec).await?;
         Ok(response.into_inner())
     }
+}
+
+/// Whether a call failed before anything of it was sent.
+fn never_left(status: &Status) -> bool {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if error.downcast_ref().is_some_and(hyper::Error::is_canceled) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }

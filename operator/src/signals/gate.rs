@@ -20,6 +20,8 @@ use tower::{Service, ServiceExt as _};
 
 /// The longest report, its framing included: the totals of some ten thousand endpoints.
 const REPORT_BYTES_MAX: usize = 4 << 20;
+/// How long a report waits for its turn: the next one is as good, and each that waits is held in part.
+const TURN_WITHIN: Duration = Duration::from_secs(2);
 /// How long a report may be on its way once it has begun.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(5);
 /// Reports that are on their way at a time. A proxy sends one each second, in milliseconds.
@@ -71,7 +73,9 @@ where
             let Some(peer) = request.extensions().get::<Peer>() else {
                 return Ok(Status::unauthenticated("this needs a client certificate").into_http());
             };
-            let _turn = turns.take(peer.instance.clone()).await;
+            let Ok(_turn) = timeout(TURN_WITHIN, turns.take(peer.instance.clone())).await else {
+                return Ok(Status::resource_exhausted("too many reports at a time").into_http());
+            };
             let (head, body) = request.into_parts();
             let arrived = timeout(ARRIVES_WITHIN, Limited::new(body, REPORT_BYTES_MAX).collect());
             let report: Bytes = match arrived.await {
@@ -141,6 +145,17 @@ mod tests {
         );
         drop(slow);
         assert_eq!(send("pay-1", Body::empty()).now_or_never(), Some(Code::Ok));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_report_does_not_wait_for_ever() {
+        let gate = gate();
+        let send = |body| code(gate.clone(), report(Some("pay-1"), body)).boxed();
+        let mut slow: Vec<_> = (0..REPORTS_PER_INSTANCE_MAX).map(|_| send(never())).collect();
+        for sending in &mut slow {
+            assert_eq!(sending.now_or_never(), None);
+        }
+        assert_eq!(send(Body::empty()).await, Code::ResourceExhausted);
     }
 
     #[tokio::test(start_paused = true)]
