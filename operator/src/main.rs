@@ -11,6 +11,7 @@ mod control;
 mod demo;
 mod enrol;
 mod fleet;
+mod guest;
 mod health;
 mod join;
 mod lease;

@@ -5,11 +5,12 @@
 //! hour.
 
 use crate::{
+    guest::{Guest, Place},
     sparing::Sparing,
     tls::{Peer, ServerTls},
 };
 use airlane_core::id::InstanceId;
-use airlane_wire::crowd::{Connection, Crowd};
+use airlane_wire::crowd::Crowd;
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -19,7 +20,7 @@ use std::{
     convert::Infallible,
     future::pending,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     ops::RangeInclusive,
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
@@ -30,10 +31,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep, timeout},
 };
-use tokio_util::{
-    sync::{CancellationToken, DropGuard},
-    task::TaskTracker,
-};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Status, body::Body, service::Routes};
 use tower::ServiceExt as _;
 
@@ -172,37 +170,6 @@ struct Port {
     /// Open connections of every instance that has one.
     instances: Mutex<HashMap<InstanceId, usize>>,
     refusals: Mutex<Sparing>,
-}
-
-/// A place in a crowd. Cancelled when its guest has gone, and when it has to go.
-struct Place(CancellationToken);
-
-impl Connection for Place {
-    fn is_over(&self) -> bool {
-        self.0.is_cancelled()
-    }
-}
-
-/// Who has a place in a crowd; gone when dropped.
-struct Guest {
-    place: CancellationToken,
-    _gone: DropGuard,
-}
-
-impl Guest {
-    fn enter(crowd: &Mutex<Crowd<Place>>, from: IpAddr) -> Guest {
-        let place = CancellationToken::new();
-        let mut crowd = crowd.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Place(other)) = crowd.admit(from, Place(place.clone())) {
-            other.cancel();
-        }
-        Guest { _gone: place.clone().drop_guard(), place }
-    }
-
-    /// Returns when somebody else needs the place more.
-    async fn sent_away(&self) {
-        self.place.cancelled().await;
-    }
 }
 
 /// A place among the connections of its kind; given back when dropped.

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     control::Picture,
     enrol::{record::kept_out, ties},
+    guest::{Guest, Place},
     marks::{INJECT, asks},
     observe::kubernetes::{
         MeshPolicy, NamespaceLabels,
@@ -18,12 +19,12 @@ use crate::{
         workload::{Kind, Workloads},
     },
     tls::ServerTls,
-    turns::Turns,
+    turns::{Turn, Turns},
 };
 use airlane_core::id::Namespace;
 use airlane_wire::crowd::{Crowd, host};
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Bytes,
     extract::{DefaultBodyLimit, State},
     http::{StatusCode, header::CONTENT_TYPE},
@@ -40,7 +41,14 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Resource as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
-use std::{collections::BTreeMap, convert::Infallible, net::IpAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    net::IpAddr,
+    pin::pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
@@ -55,17 +63,20 @@ const BODY_BYTES_MAX: usize = 5 << 20;
 const DEADLINE: Duration = Duration::from_secs(4);
 /// How long a namespace may be in the mesh for the API server and not yet for us.
 const CATCH_UP: Duration = Duration::from_secs(2);
-/// Requests at a time. The largest body of the most values takes about 40 MiB while it is read.
-const REQUESTS_MAX: usize = 8;
+/// Requests at a time, with the bodies that have come and those on their way: three API servers ask as much on two
+/// connections each. Whoever has most makes room.
+const REQUESTS_MAX: usize = 128;
+/// Bodies that are read at a time. The largest of the most values takes about 40 MiB meanwhile.
+const READINGS_MAX: usize = 8;
 /// Of them, those of one address: an API server in need waits for its own, not for a stranger's.
-const REQUESTS_PER_ADDRESS_MAX: usize = 5;
+const READINGS_PER_ADDRESS_MAX: usize = 5;
 /// An API server has one or two; each may have a megabyte on its way before it is this request's turn.
 const CONNECTIONS_MAX: usize = 64;
 /// How long somebody may be silent after the handshake.
 const FIRST_REQUEST: Duration = Duration::from_secs(5);
 /// How long a connection may wait for its next request; an API server's client waits for 90 s.
 const NEXT_REQUEST: Duration = Duration::from_secs(180);
-const STREAMS_PER_CONNECTION_MAX: u32 = 64;
+const STREAMS_PER_CONNECTION_MAX: u32 = 16;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(5);
 const HEADERS_BYTES_MAX: u32 = 16 * 1024;
@@ -131,7 +142,8 @@ impl Webhook {
             .with_state(self)
     }
 
-    async fn injection(&self, asked: &Asked<'_>) -> Result<Answer, Unanswered> {
+    /// `turn` is this review's. Nobody else waits for it while its namespace is waited for.
+    async fn injection(&self, asked: &Asked<'_>, line: &Line, turn: Turn) -> Result<Answer, Unanswered> {
         let is_pod = asked.kind.group.is_empty() && asked.kind.kind == "Pod" && asked.sub_resource.is_empty();
         let exempt = [NEVER, self.system_namespace.as_str()].contains(&asked.namespace.as_str());
         if !is_pod || exempt || asked.operation != "CREATE" {
@@ -139,7 +151,9 @@ impl Webhook {
         }
         let object = asked.object.map_or("null", RawValue::get);
         let Labelled { metadata } = read(object)?;
+        drop(turn);
         let labels = self.labels(&asked.namespace, metadata.labels.contains_key(INJECT)).await?;
+        let _turn = line.turn().await;
         let pod: Pod = read(object)?;
         if let Some(reason) = self.kept_out(&asked.namespace, &pod) {
             let warning = format!("not in the mesh: {reason}");
@@ -234,6 +248,20 @@ impl Webhook {
     }
 }
 
+/// Where a review waits until it is read; in every request's extensions.
+#[derive(Clone)]
+struct Line {
+    turns: Arc<Turns<IpAddr>>,
+    from: IpAddr,
+}
+
+impl Line {
+    /// Waits for a turn. Whoever has one waits for nobody else.
+    async fn turn(&self) -> Turn {
+        self.turns.take(host(self.from)).await
+    }
+}
+
 /// What decides about a pod before it is read as a whole, and about a namespace.
 #[derive(Deserialize)]
 struct Labelled {
@@ -258,18 +286,30 @@ fn read<'a, T: Deserialize<'a>>(object: &'a str) -> Result<T, Unanswered> {
     serde_json::from_str(object).map_err(|error| Unanswered::Object(error.to_string()))
 }
 
-async fn answer_injection(State(webhook): State<Webhook>, headers: HeaderMap, body: Bytes) -> Response {
+async fn answer_injection(
+    State(webhook): State<Webhook>,
+    Extension(line): Extension<Line>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let turn = line.turn().await;
     let asked = match asked(&headers, &body) {
         Ok(asked) => asked,
         Err(response) => return *response,
     };
-    match webhook.injection(&asked).await {
+    match webhook.injection(&asked, &line, turn).await {
         Ok(answer) => Json(answer.to_review(&asked.uid)).into_response(),
         Err(error) => error.to_response(&asked),
     }
 }
 
-async fn answer_validation(State(webhook): State<Webhook>, headers: HeaderMap, body: Bytes) -> Response {
+async fn answer_validation(
+    State(webhook): State<Webhook>,
+    Extension(line): Extension<Line>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let _turn = line.turn().await;
     let asked = match asked(&headers, &body) {
         Ok(asked) => asked,
         Err(response) => return *response,
@@ -280,7 +320,13 @@ async fn answer_validation(State(webhook): State<Webhook>, headers: HeaderMap, b
     }
 }
 
-async fn answer_leaving(State(webhook): State<Webhook>, headers: HeaderMap, body: Bytes) -> Response {
+async fn answer_leaving(
+    State(webhook): State<Webhook>,
+    Extension(line): Extension<Line>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let _turn = line.turn().await;
     let asked = match asked(&headers, &body) {
         Ok(asked) => asked,
         Err(response) => return *response,
@@ -308,8 +354,9 @@ pub(crate) async fn serve(
     webhook: Webhook,
     shutdown: CancellationToken,
 ) {
-    let turns = Arc::new(Turns::new(REQUESTS_MAX, REQUESTS_PER_ADDRESS_MAX));
-    let port = Port { tls, routes: webhook.routes(), turns };
+    let turns = Arc::new(Turns::new(READINGS_MAX, READINGS_PER_ADDRESS_MAX));
+    let requests = Arc::new(Mutex::new(Crowd::new(REQUESTS_MAX)));
+    let port = Port { tls, routes: webhook.routes(), requests, turns };
     let mut crowd = Crowd::new(CONNECTIONS_MAX);
     let connections = TaskTracker::new();
     loop {
@@ -340,6 +387,7 @@ pub(crate) async fn serve(
 struct Port {
     tls: ServerTls,
     routes: Router,
+    requests: Arc<Mutex<Crowd<Place>>>,
     turns: Arc<Turns<IpAddr>>,
 }
 
@@ -379,15 +427,17 @@ impl Port {
         let _ = timeout(GOODBYE, connection).await;
     }
 
-    async fn call(&self, request: Request<Incoming>, from: IpAddr) -> Response {
-        let answered = timeout(DEADLINE, async {
-            let _turn = self.turns.take(host(from)).await;
-            self.routes.clone().oneshot(request).await
-        });
-        match answered.await {
-            Ok(Ok(response)) => response,
-            Ok(Err(never)) => match never {},
-            Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "too many requests, or a slow one").into_response(),
+    async fn call(&self, mut request: Request<Incoming>, from: IpAddr) -> Response {
+        let guest = Guest::enter(&self.requests, from);
+        request.extensions_mut().insert(Line { turns: Arc::clone(&self.turns), from });
+        let answered = tokio::select! {
+            answered = timeout(DEADLINE, self.routes.clone().oneshot(request)) => answered.ok(),
+            () = guest.sent_away() => None,
+        };
+        match answered {
+            Some(Ok(response)) => response,
+            Some(Err(never)) => match never {},
+            None => (StatusCode::SERVICE_UNAVAILABLE, "too many requests, or a slow one").into_response(),
         }
     }
 }

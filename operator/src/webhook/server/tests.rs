@@ -76,9 +76,16 @@ fn simple() -> Value {
     pod(&json!({}), &json!({ "containers": [{ "name": "app" }] }))
 }
 
+/// Nobody else is in it.
+fn line() -> Line {
+    Line { turns: Arc::new(Turns::new(1, 1)), from: [127, 0, 0, 1].into() }
+}
+
 async fn asked_of(webhook: &Webhook, path: &str, body: impl Into<Body>) -> (StatusCode, String) {
-    let request =
-        Request::post(path).header(CONTENT_TYPE, "application/json; charset=utf-8").body(body.into());
+    let request = Request::post(path)
+        .header(CONTENT_TYPE, "application/json; charset=utf-8")
+        .extension(line())
+        .body(body.into());
     let response = webhook.clone().routes().oneshot(request.expect("a request")).await.expect("an answer");
     let status = response.status();
     let body = response.into_body().collect().await.expect("a body").to_bytes();
@@ -204,8 +211,11 @@ async fn what_is_no_review_is_refused_with_a_reason() {
     check(no_pod, StatusCode::BAD_REQUEST, "request.object is not of its kind").await;
     check("x".repeat(BODY_BYTES_MAX + 1), StatusCode::PAYLOAD_TOO_LARGE, "").await;
 
-    let plain =
-        Request::post("/inject").header(CONTENT_TYPE, "text/plain").body(Body::empty()).expect("a request");
+    let plain = Request::post("/inject")
+        .header(CONTENT_TYPE, "text/plain")
+        .extension(line())
+        .body(Body::empty())
+        .expect("a request");
     let response = given.webhook.routes().oneshot(plain).await.expect("an answer");
     assert_eq!(response.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
 }
@@ -354,6 +364,56 @@ async fn a_silent_crowd_does_not_keep_the_api_server_out() {
         let end = timeout((FIRST_REQUEST + GOODBYE) * 2, silent.read(&mut [0])).await;
         assert!(matches!(end, Ok(Ok(0) | Err(_))), "who says nothing is not kept");
     }
+}
+
+/// Asks for an injection, with the first of so many bytes of a body.
+async fn ask(stream: &mut TlsStream<TcpStream>, bytes: usize, body: &str) {
+    let head = format!(
+        "POST /inject HTTP/1.1\r\nhost: {NAME}\r\ncontent-type: application/json\r\ncontent-length: {bytes}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.expect("sent");
+    stream.write_all(body.as_bytes()).await.expect("sent");
+    stream.flush().await.expect("sent");
+}
+
+/// Whether a pod of `shop` is injected before anybody who is slow was given up.
+async fn injects_at_once(running: &Running) -> bool {
+    let mut stream = running.connect([127, 0, 0, 1], NAME).await.expect("the API server is let in");
+    let review = review("shop", &simple()).to_string();
+    ask(&mut stream, review.len(), &review).await;
+    let mut answer = [0; 15];
+    let answered = timeout(CATCH_UP / 2, stream.read_exact(&mut answer)).await;
+    matches!(answered, Ok(Ok(_))) && answer == *b"HTTP/1.1 200 OK"
+}
+
+/// As many requests as there are turns and more, of several addresses, whose bodies do not come.
+#[tokio::test]
+async fn bodies_on_their_way_hold_nobody_up() {
+    let running = start(given(&[("shop", "enabled")]).webhook);
+    let mut slow = Vec::new();
+    for address in 2..6 {
+        for _ in 0..READINGS_PER_ADDRESS_MAX {
+            let mut stream = running.connect([127, 0, 0, address], NAME).await.expect("a connection");
+            ask(&mut stream, BODY_BYTES_MAX, "{").await;
+            slow.push(stream);
+        }
+    }
+    assert!(injects_at_once(&running).await);
+}
+
+/// More pods than there are turns, of a namespace that the API server has seen labelled and we have not.
+#[tokio::test]
+async fn a_namespace_that_is_waited_for_holds_no_other_up() {
+    let given = given(&[("shop", "enabled")]);
+    let running = start(given.webhook.clone());
+    let review = review("bank", &simple()).to_string();
+    let mut waiting = Vec::new();
+    for _ in 0..READINGS_MAX {
+        let mut stream = running.connect([127, 0, 0, 1], NAME).await.expect("a connection");
+        ask(&mut stream, review.len(), &review).await;
+        waiting.push(stream);
+    }
+    assert!(injects_at_once(&running).await);
 }
 
 #[tokio::test]
