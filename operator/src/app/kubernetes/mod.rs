@@ -40,8 +40,8 @@ use std::{collections::HashSet, path::Path, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-/// How long the webhook goes on after it was announced that this replica ends: until nobody sends questions to it. The
-/// lead is given up at once.
+/// How long the webhook, and the watch of the cluster by which it answers, go on after it was announced that this replica
+/// ends: until nobody sends questions to it. The lead is given up at once.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// What the sides of a replica share.
@@ -86,6 +86,7 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
 
     let mut tasks = Tasks::new();
     let shutdown = tasks.shutdown();
+    let lingering = CancellationToken::new();
     let publisher = Publisher::new(clock.clone());
     let fleet = Fleet::new(publisher.clone(), clock.clone());
     let (clusters, published_clusters) = watch::channel(Arc::new(HashSet::new()));
@@ -97,7 +98,7 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
 
     let restarts = if args.restarts { Restarts::Watched } else { Restarts::Ignored };
     let (observed, watching) =
-        kubernetes::watch(&client, mesh.system_namespace.clone(), restarts, shutdown.clone());
+        kubernetes::watch(&client, mesh.system_namespace.clone(), restarts, lingering.clone());
     tasks.spawn_sure("the watch of the cluster", watching);
     let pods = Arc::new(Pods::new(observed.instances.clone(), clock.clone()));
     let replica = Replica {
@@ -127,7 +128,6 @@ pub(crate) async fn operator(args: &Operator, state: &Path) -> anyhow::Result<()
     let answers = root::router(authority).merge(server::router(replica.local()));
     let ending = shutdown.clone();
     tasks.spawn("the command socket", async move { Ok(server::serve(commands, answers, ending).await?) });
-    let lingering = CancellationToken::new();
     admission::spawn(&replica, args, webhook, lingering.clone(), &mut tasks);
     tasks.spawn_sure("the lease", candidate.run(shutdown.clone()));
     leading::spawn(&replica, args, judging, me.name, &mut tasks)?;
