@@ -313,7 +313,7 @@ impl Port {
         if let Some(connections) = refusals.left_out(now) {
             tracing::warn!(connections, "more were refused");
         }
-        if refusals.may_tell(now) {
+        if refusals.may_tell(1, now) {
             tracing::warn!(%remote, instance = %peer.instance, "refused: {why}");
         }
     }

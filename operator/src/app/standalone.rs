@@ -20,6 +20,7 @@ use crate::{
     signals::{
         Signals,
         access_log::{FailureLog, MESSAGE_BYTES_MAX},
+        denial::Told,
         gate::Gate,
         metrics::Totaliser,
     },
@@ -168,6 +169,7 @@ pub(crate) async fn up(args: &Up, state: &Path) -> anyhow::Result<()> {
                 signals,
                 members: registry,
                 clock,
+                told: Told::default(),
                 shutdown: shutdown.clone(),
             })
             .max_decoding_message_size(MESSAGE_BYTES_MAX),

@@ -1,7 +1,7 @@
 //! Failures: the logs of first attempts that failed, the router's and, for requests out of time, the request's own;
 //! streamed within a tenth of a second.
 
-use super::{Signal, Signals, denial, intake::Failure};
+use super::{Signal, Signals, denial::Told, intake::Failure};
 use crate::{clock::Clock, members::Members, tls::Peer};
 use airlane_core::id::ClusterName;
 use envoy_types::pb::envoy::{
@@ -17,6 +17,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -32,6 +33,8 @@ pub(crate) struct FailureLog {
     pub(crate) members: Arc<dyn Members>,
     /// When things arrive.
     pub(crate) clock: Arc<dyn Clock>,
+    /// What was told of denials.
+    pub(crate) told: Told,
     /// Ends the streams.
     pub(crate) shutdown: CancellationToken,
 }
@@ -52,15 +55,21 @@ impl AccessLogService for FailureLog {
 
 impl FailureLog {
     async fn read(&self, peer: &Peer, mut stream: Streaming<StreamAccessLogsMessage>) -> Result<(), Status> {
+        let mut rest_due = None;
         loop {
             let message = tokio::select! {
+                () = sleep_until(rest_due.unwrap_or_else(Instant::now)), if rest_due.is_some() => {
+                    self.told.rest(&peer.instance);
+                    rest_due = None;
+                    continue;
+                }
                 () = self.shutdown.cancelled() => return Err(Status::unavailable("shutting down")),
                 message = stream.message() => message?,
             };
             let Some(message) = message else { return Ok(()) };
             let Some(LogEntries::HttpLogs(entries)) = message.log_entries else { continue };
             super::registered(&*self.members, peer)?;
-            denial::tell(peer.instance.as_str(), &entries.log_entry);
+            rest_due = self.told.tell(&peer.instance, &entries.log_entry).or(rest_due);
             let now = self.clock.now();
             let failures = entries.log_entry.iter().filter_map(|entry| failure(entry, now));
             let (published, others): (Vec<Failure>, Vec<Failure>) =

@@ -4,7 +4,7 @@
 //! receivers translate; [`intake::Intake`] keeps the books, at the replica that judges.
 
 pub(crate) mod access_log;
-mod denial;
+pub(crate) mod denial;
 pub(crate) mod gate;
 pub(crate) mod intake;
 pub(crate) mod metrics;

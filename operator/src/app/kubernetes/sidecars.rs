@@ -13,6 +13,7 @@ use crate::{
     signals::{
         Way,
         access_log::{FailureLog, MESSAGE_BYTES_MAX},
+        denial::Told,
         gate::Gate,
         metrics::Totaliser,
     },
@@ -91,8 +92,14 @@ pub(super) fn routes(
             clock: clock.clone(),
         })))
         .add_service(
-            AccessLogServiceServer::new(FailureLog { signals, members: pods, clock, shutdown })
-                .max_decoding_message_size(MESSAGE_BYTES_MAX),
+            AccessLogServiceServer::new(FailureLog {
+                signals,
+                members: pods,
+                clock,
+                told: Told::default(),
+                shutdown,
+            })
+            .max_decoding_message_size(MESSAGE_BYTES_MAX),
         )
 }
 
