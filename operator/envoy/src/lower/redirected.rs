@@ -206,28 +206,48 @@ impl Lowered for Requests<'_> {
     }
 }
 
-/// The smallest ranges, one of each family, that hold these addresses. The more there are the seldomer another one is
-/// outside: each service halves the chance.
-pub(super) fn ranges(addresses: impl Iterator<Item = IpAddr>) -> BTreeSet<(IpAddr, u8)> {
-    let (v4, v6): (BTreeSet<IpAddr>, BTreeSet<IpAddr>) = addresses.partition(IpAddr::is_ipv4);
-    [v4, v6].iter().filter_map(|family| smallest_range(*family.first()?, *family.last()?)).collect()
+/// The size of what addresses a cluster gives to its services, by the prefixes' lengths: the largest that Kubernetes
+/// allows, and the smallest in use. Two addresses that are in no such block together are of two clusters' worth of
+/// services, with anything in between.
+struct Blocks {
+    largest: u32,
+    smallest: u32,
 }
 
-/// The smallest range that holds two addresses, and so everything between them; `None` if their families differ.
-fn smallest_range(low: IpAddr, high: IpAddr) -> Option<(IpAddr, u8)> {
-    match (low, high) {
-        (IpAddr::V4(low), IpAddr::V4(high)) => {
-            let length = (low.to_bits() ^ high.to_bits()).leading_zeros();
-            let mask = u32::MAX.checked_shl(u32::BITS - length).unwrap_or(0);
-            Some((Ipv4Addr::from_bits(low.to_bits() & mask).into(), u8::try_from(length).ok()?))
-        }
-        (IpAddr::V6(low), IpAddr::V6(high)) => {
-            let length = (low.to_bits() ^ high.to_bits()).leading_zeros();
-            let mask = u128::MAX.checked_shl(u128::BITS - length).unwrap_or(0);
-            Some((Ipv6Addr::from_bits(low.to_bits() & mask).into(), u8::try_from(length).ok()?))
-        }
-        _ => None,
+const OF_V4: Blocks = Blocks { largest: 12, smallest: 16 };
+const OF_V6: Blocks = Blocks { largest: 108, smallest: 112 };
+
+/// Where these addresses are: of each of the largest blocks the smallest range that holds its own, and no less than the
+/// smallest block. So a service that comes or goes moves a range four times at most on its way to the largest, and
+/// pods and the outside stay apart from it, which often are in the next block.
+pub(super) fn ranges(addresses: impl Iterator<Item = IpAddr>) -> BTreeSet<(IpAddr, u8)> {
+    let mut blocks: BTreeMap<(bool, u128), (u128, u128)> = BTreeMap::new();
+    for address in addresses {
+        // As if the shorter ones ended with zeros, so that prefixes are the same.
+        let (is_v4, bits, largest) = match address {
+            IpAddr::V4(v4) => (true, u128::from(v4.to_bits()) << 96, OF_V4.largest),
+            IpAddr::V6(v6) => (false, v6.to_bits(), OF_V6.largest),
+        };
+        let (low, high) = blocks.entry((is_v4, first(bits, largest))).or_insert((bits, bits));
+        (*low, *high) = ((*low).min(bits), (*high).max(bits));
     }
+    let range = |((is_v4, _), (low, high)): ((bool, u128), (u128, u128))| {
+        let smallest = if is_v4 { OF_V4.smallest } else { OF_V6.smallest };
+        let length = (low ^ high).leading_zeros().min(smallest);
+        let start = first(low, length);
+        let address = if is_v4 {
+            Ipv4Addr::from_bits(u32::try_from(start >> 96).ok()?).into()
+        } else {
+            Ipv6Addr::from_bits(start).into()
+        };
+        Some((address, u8::try_from(length).ok()?))
+    };
+    blocks.into_iter().filter_map(range).collect()
+}
+
+/// The first so many bits, and zeros.
+fn first(bits: u128, length: u32) -> u128 {
+    bits & u128::MAX.checked_shl(u128::BITS - length).unwrap_or(0)
 }
 
 /// Calls to one address where bytes are spoken: a service's, or a pod's.
@@ -326,11 +346,21 @@ mod tests {
     }
 
     #[test]
-    fn a_range_is_the_smallest_that_holds_every_address_of_a_family() {
+    fn a_block_has_one_range_which_is_no_smaller_than_a_clusters() {
         check(&[], &[]);
-        check(&["10.96.0.5"], &[("10.96.0.5", 32)]);
-        check(&["10.96.0.5", "10.96.0.6"], &[("10.96.0.4", 30)]);
-        check(&["10.111.0.1", "10.96.0.5", "fd00::7"], &[("10.96.0.0", 12), ("fd00::7", 128)]);
-        check(&["10.0.0.1", "192.168.0.1", "fd00::1", "fd00::ffff"], &[("0.0.0.0", 0), ("fd00::", 112)]);
+        check(&["10.96.0.5"], &[("10.96.0.0", 16)]);
+        check(&["10.96.0.5", "10.96.255.6"], &[("10.96.0.0", 16)]);
+        check(&["10.96.0.5", "10.97.0.1"], &[("10.96.0.0", 15)]);
+        check(&["10.111.0.1", "10.100.0.9", "10.96.0.5", "fd00::7"], &[("10.96.0.0", 12), ("fd00::", 112)]);
+        check(&["fd00::1", "fd00::f:ffff"], &[("fd00::", 108)]);
+    }
+
+    #[test]
+    fn what_is_between_two_blocks_is_not_the_services() {
+        check(
+            &["10.96.0.1", "192.168.0.1", "fd00::1", "fd00::1:0:1"],
+            &[("10.96.0.0", 16), ("192.168.0.0", 16), ("fd00::", 112), ("fd00::1:0:0", 112)],
+        );
+        check(&["10.111.0.1", "10.112.0.1"], &[("10.111.0.0", 16), ("10.112.0.0", 16)]);
     }
 }

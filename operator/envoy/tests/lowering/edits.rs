@@ -81,16 +81,21 @@ fn a_doors_mode_is_its_own_proxys_listener() {
     );
 }
 
-/// The same for what pods see whose connections are redirected, in a mesh that has such pods besides.
-fn check_redirected(edit: impl FnOnce(&mut Mesh), expected: &[&str]) {
+/// A mesh with pods whose connections are redirected.
+fn redirected() -> Mesh {
     let mut mesh = shop().pod("back-1", "back", &[(8080, door(MtlsMode::Strict, Protocol::Http))], open());
     let address = |last| [IpAddr::V4(Ipv4Addr::new(10, 96, 0, last))].into();
-    // So far apart that what comes later is between them.
-    self::edit(&mut mesh, "pay", |pay| pay.addresses = address(15));
-    self::edit(&mut mesh, "ledger", |ledger| {
+    edit(&mut mesh, "pay", |pay| pay.addresses = address(15));
+    edit(&mut mesh, "ledger", |ledger| {
         (ledger.addresses, ledger.protocol) = (address(2), Protocol::Tcp);
     });
     mesh.caller_namespaces.clear();
+    mesh
+}
+
+/// The same for what these pods see.
+fn check_redirected(edit: impl FnOnce(&mut Mesh), expected: &[&str]) {
+    let mut mesh = redirected();
     let mut lowerer = lowerer();
     lowerer.lower(&mesh);
     edit(&mut mesh);
@@ -133,6 +138,28 @@ fn a_new_service_touches_no_listener_but_its_own() {
             "VirtualHost outbound|shop|8080/itself",
         ],
     );
+}
+
+#[test]
+fn a_service_beyond_all_others_touches_no_listener_when_it_comes_or_goes() {
+    let stock = |mesh: Mesh, third: u8| {
+        let address = IpAddr::V4(Ipv4Addr::new(10, 96, third, 9));
+        mesh.with(meshes::in_cluster("stock", (address, 80), Protocol::Http, Transport::Plaintext, vec![]))
+    };
+    for third in [0, 255] {
+        check_redirected(
+            |mesh| *mesh = stock(mesh.clone(), third),
+            &[
+                "Cluster 80|stock|shop",
+                "Endpoints 80|stock|shop",
+                "VirtualHost outbound|shop|80/80|stock|shop",
+            ],
+        );
+        let mut lowerer = lowerer();
+        lowerer.lower(&stock(redirected(), third));
+        let (_, gone) = lowerer.lower(&redirected());
+        assert!(gone.keys.values().flatten().all(|key| key.kind != Kind::Listener), "{gone:?}");
+    }
 }
 
 #[test]
