@@ -276,7 +276,7 @@ pub struct Undeclared {
 pub struct Door {
     /// Who may come in.
     pub mtls: MtlsMode,
-    /// What the application speaks.
+    /// What the application speaks; bytes if different protocols are declared of the port.
     pub protocol: Protocol,
     /// Who may ask for what: a request must pass each of these.
     pub access: Vec<Access>,

@@ -27,6 +27,16 @@ impl Protocol {
     pub fn is_http2(self) -> bool {
         matches!(self, Protocol::Http2 | Protocol::Grpc)
     }
+
+    /// What can be relied on where both are declared: bytes, unless they agree. gRPC is HTTP/2.
+    #[must_use]
+    pub fn and(self, other: Protocol) -> Protocol {
+        match (self, other) {
+            (one, other) if one == other => one,
+            (one, other) if one.is_http2() && other.is_http2() => Protocol::Http2,
+            _ => Protocol::Tcp,
+        }
+    }
 }
 
 impl fmt::Display for Protocol {

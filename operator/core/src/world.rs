@@ -112,6 +112,13 @@ impl Instance {
         named.or_else(led_to).or_else(|| bound().filter(stands_behind).min())
     }
 
+    /// What its proxy can rely on before a port of the application: several ports of services may lead there, and
+    /// declare different protocols.
+    pub fn spoken(&self, app: u16) -> Protocol {
+        let declared = self.ports.iter().filter(|port| port.app == app).map(|port| port.protocol);
+        declared.reduce(Protocol::and).unwrap_or(Protocol::Tcp)
+    }
+
     /// The instance's revision.
     pub fn revision(&self) -> &Revision {
         &self.workload.revision

@@ -157,21 +157,23 @@ pub(super) struct Inputs {
 }
 
 /// The door of a workload's revision, the same for all its instances. Where they contradict each other (two
-/// registrations of one version that differ), the first account by name and the first instance with a port
-/// decide, so that the answer at least does not depend on who came first.
+/// registrations of one version that differ), the first account by name decides, so that the answer at least does not
+/// depend on who came first. A port of which different protocols are declared passes bytes, which serves the callers of
+/// each: their own proxies speak what they were told.
 pub(super) fn door(inputs: &Inputs) -> Inbound {
     let Inputs { trust_domain, workload, instances, words } = inputs;
     let account: Option<&ServiceAccount> = instances.iter().map(|instance| &instance.service_account).min();
-    let mut ports = BTreeMap::new();
+    let mut ports: BTreeMap<u16, Door> = BTreeMap::new();
     let mut shaped_by = BTreeSet::new();
     for port in instances.iter().flat_map(|instance| &instance.ports) {
-        ports.entry(port.app).or_insert_with(|| {
+        let door = ports.entry(port.app).or_insert_with(|| {
             let ruling = words.ruling(port.app);
             shaped_by.extend(ruling.by.cloned());
             let access = words.access(port.app);
             shaped_by.extend(access.iter().map(|access| access.by.clone()));
             Door { mtls: ruling.mode, protocol: port.protocol, access }
         });
+        door.protocol = door.protocol.and(port.protocol);
     }
     let redirected = instances.iter().any(|instance| instance.interception == Interception::Transparent);
     let undeclared = redirected.then(|| {

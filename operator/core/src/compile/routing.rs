@@ -232,9 +232,19 @@ impl<'a> OnePort<'a> {
         let http2 = match self.port.protocol {
             Protocol::Tcp => false,
             Protocol::Http2 | Protocol::Grpc => true,
-            Protocol::Http => http2 != Http2::Never,
+            Protocol::Http => http2 != Http2::Never && self.is_read_by_doors(),
         };
         Transport::Mtls { http2 }
+    }
+
+    /// Whether the doors before HTTP/1.1 take HTTP/2 for it; those that pass bytes hand on what they are given.
+    fn is_read_by_doors(&self) -> bool {
+        let Inputs { service, instances, .. } = self.inputs;
+        let behind_it = service.ports.iter().filter(|port| port.target == self.port.target);
+        let declared = behind_it.map(|port| port.protocol).fold(self.port.protocol, Protocol::and);
+        let mut doors =
+            instances.iter().filter_map(|(instance, door)| door.ports.get(&self.behind(instance)?.app));
+        declared.is_http() && doors.all(|door| door.protocol.is_http())
     }
 
     /// Instances that are there and cannot be what the service declares.
@@ -262,6 +272,23 @@ impl<'a> OnePort<'a> {
             );
             problems.push(problem_of(&self.inputs.service, message));
         }
+        let contradicted = instances().find_map(|instance| {
+            let app = self.behind(instance)?.app;
+            let mut ports = instance.ports.iter().filter(|port| port.app == app);
+            let other = ports
+                .find(|port| port.protocol.and(*protocol) == Protocol::Tcp && port.protocol != *protocol);
+            Some((instance, other?))
+        });
+        if let Some((instance, other)) = contradicted {
+            let of = other.of.as_ref().map(|of| format!(" of {of}")).unwrap_or_default();
+            let message = format!(
+                "port {number} is declared {protocol} and port {}{of} {}, and both lead to {} of {}: its proxy passes \
+                 bytes there, so that both work, and rules about requests admit nobody; declare one protocol, or give \
+                 each a port of the application of its own",
+                other.service, other.protocol, other.app, instance.id
+            );
+            problems.push(problem_of(&self.inputs.service, message));
+        }
     }
 }
 
@@ -281,7 +308,7 @@ mod tests {
         },
         mesh::Mesh,
         rollout::Phase,
-        world::Interception,
+        world::{InstancePort, Interception},
     };
 
     fn destination(mesh: &Mesh, port: u16) -> &Destination {
@@ -366,6 +393,56 @@ mod tests {
                 problem.message.contains("declared http, but shop-pay-1 says its application speaks grpc")
             );
         });
+    }
+
+    #[test]
+    fn a_port_declared_with_two_protocols_passes_bytes_and_each_caller_speaks_its_own() {
+        let declared = [(80, Protocol::Http), (81, Protocol::Grpc), (443, Protocol::Tcp)];
+        let told = |pairs: &[usize], transports: &[bool], door: Protocol, problems: usize| {
+            let ports: Vec<_> = pairs.iter().map(|at| (declared[*at].0, 8080, declared[*at].1)).collect();
+            let behind = |of: &str, ports: &[(u16, u16, Protocol)]| {
+                let of = service_id(of);
+                let port = |(service, app, protocol): &(u16, u16, Protocol)| InstancePort {
+                    service: *service,
+                    app: *app,
+                    mesh: *app,
+                    protocol: *protocol,
+                    of: Some(of.clone()),
+                    past_proxy: false,
+                };
+                ports.iter().map(port).collect::<Vec<_>>()
+            };
+            let one = with(instance("shop/pay", "v1", 1), |it| it.ports = behind("shop/pay", &ports));
+            // The same by two services: neither declares the other's port.
+            let two = with(instance("shop/pay", "v1", 1), |it| {
+                it.services.insert(service_id("shop/also"));
+                it.ports = [behind("shop/pay", &ports[..1]), behind("shop/also", &ports[1..])].concat();
+            });
+            let by_one = vec![service("shop/pay", &ports).into(), one];
+            let by_two =
+                vec![service("shop/pay", &ports[..1]).into(), service("shop/also", &ports[1..]).into(), two];
+            for world in [by_one, by_two] {
+                let Compiled { mesh, problems: said } = compile(&world_of(world));
+                let inbound = mesh.workloads.values().next().expect("one workload");
+                assert_eq!(inbound.ports[&8080].protocol, door, "{pairs:?}");
+                for ((number, ..), http2) in ports.iter().zip(transports) {
+                    let mut all = mesh.destinations.values();
+                    let destination = all.find(|it| it.port.port == *number).expect("declared");
+                    assert_eq!(destination.clusters[0].transport, Transport::Mtls { http2: *http2 });
+                }
+                assert_eq!(said.len(), problems, "{said:?}");
+                assert!(
+                    said.iter().all(|it| it.message.contains("its proxy passes bytes there")),
+                    "{said:?}"
+                );
+            }
+        };
+        told(&[0, 2], &[false, false], Protocol::Tcp, 2);
+        told(&[0, 1], &[false, true], Protocol::Tcp, 2);
+        told(&[1, 2], &[true, false], Protocol::Tcp, 2);
+        let alone = service("shop/pay", &[(80, 8080, Protocol::Http), (443, 8080, Protocol::Tcp)]);
+        let mesh = compile(&world_of([alone.into()])).mesh;
+        assert_eq!(destination(&mesh, 80).clusters[0].transport, Transport::Mtls { http2: false });
     }
 
     #[test]

@@ -82,12 +82,18 @@ impl Found<'_> {
                 let meant = |of: &&Port| port.is_none_or(|wanted| of.number == wanted);
                 let mut ports = declared.into_iter().flatten().map(|(_, port)| port).filter(meant);
                 ports
-                    .find(|port| !port.protocol.is_http())
+                    .find(|port| {
+                        let mut copies = reach.instances(&self.policy.target);
+                        !port.protocol.is_http()
+                            || copies.any(|copy| {
+                                copy.behind(service, port).is_some_and(|it| !copy.spoken(it.app).is_http())
+                            })
+                    })
                     .map(|port| format!("port {} of {service}", port.number))
             }
             target => reach.instances(target).find_map(|instance| {
                 let doors = instance.ports.iter().filter(|_| instance.interception.keeps_a_door());
-                let port = doors.filter(|port| !port.protocol.is_http()).min()?;
+                let port = doors.filter(|port| !instance.spoken(port.app).is_http()).min()?;
                 let of = &instance.workload;
                 Some(format!("port {} of {}/{}", port.app, of.namespace, of.workload))
             }),
@@ -95,7 +101,7 @@ impl Found<'_> {
         let Some(bytes) = bytes else { return };
         for (n, _) in access.rules.iter().enumerate().filter(|(_, rule)| !rule.to.is_empty()) {
             let message = format!(
-                "{bytes} does not speak HTTP, and there this rule admits nobody: remove to, or target what speaks HTTP"
+                "{bytes} does not speak HTTP alone, and there this rule admits nobody: remove to, or target what speaks HTTP"
             );
             self.add(&format!("spec.access.rules[{n}].to"), Reason::NoEffect, message);
         }
@@ -139,7 +145,9 @@ mod tests {
         compile::{
             compile,
             mistakes::tests::{door, pay, shop},
-            worlds::{Edit, instance, mode, name, namespace, policy, service, to_service, world_of},
+            worlds::{
+                Edit, instance, mode, name, namespace, policy, service, service_id, to_service, world_of,
+            },
         },
         id::ClusterDomain,
         policy::{
@@ -147,8 +155,8 @@ mod tests {
             MtlsMode::{Disabled, Permissive, Strict},
             MtlsSpec, Policy, Target,
         },
-        problem::Problem,
-        world::{Interception, Protocol},
+        problem::{Problem, Reason},
+        world::{InstancePort, Interception, Protocol},
     };
     use std::collections::BTreeSet;
 
@@ -245,7 +253,7 @@ mod tests {
         let redis = || [service("shop/redis", &[(80, 8080, Protocol::Tcp)]).into(), Edit::from(pod.clone())];
         let told = |subject: &str, port: &str| {
             format!(
-                "MeshPolicy {subject}: spec.access.rules[0].to: {port} of shop/redis does not speak HTTP, and there this \
+                "MeshPolicy {subject}: spec.access.rules[0].to: {port} of shop/redis does not speak HTTP alone, and there this \
                  rule admits nobody: remove to, or target what speaks HTTP"
             )
         };
@@ -266,6 +274,40 @@ mod tests {
                 &told("shop/c", "port 8080"),
                 &told("shop/e", "port 80"),
             ],
+        );
+    }
+
+    #[test]
+    fn rules_about_requests_where_two_protocols_are_declared() {
+        let mut pod = instance("shop/web", "v1", 2);
+        pod.interception = Interception::Transparent;
+        pod.services.insert(service_id("shop/raw"));
+        let behind = |of: &str, service, protocol| InstancePort {
+            service,
+            protocol,
+            of: Some(service_id(of)),
+            ..instance("shop/web", "v1", 2).ports[0].clone()
+        };
+        pod.ports = vec![behind("shop/web", 80, Protocol::Http), behind("shop/raw", 90, Protocol::Tcp)];
+        let declared = [
+            service("shop/web", &[(80, 8080, Protocol::Http)]).into(),
+            service("shop/raw", &[(90, 8080, Protocol::Tcp)]).into(),
+            pod.into(),
+            access("shop/a", to_service("shop/web", None), true).into(),
+            access("shop/b", shop(), true).into(),
+        ];
+        let others = compile(&world_of(declared)).problems;
+        let told: Vec<String> = others
+            .iter()
+            .filter(|it| it.reason == Reason::NoEffect)
+            .map(|it| it.to_string().chars().take(60).collect())
+            .collect();
+        assert_eq!(
+            told,
+            [
+                "MeshPolicy shop/a: spec.access.rules[0].to: port 80 of shop/",
+                "MeshPolicy shop/b: spec.access.rules[0].to: port 8080 of sho",
+            ]
         );
     }
 }
