@@ -57,6 +57,10 @@ const AMBIGUOUS: &str = concat!(
     r"|[\\;#]|//|/\.{1,2}(/|$)).*"
 );
 
+/// How many matchers of one policy are repeated for the sake of what a denial says: for each rule that it may name, those
+/// of every rule about the same callers. It grows with the square of what is written, in every proxy behind the door.
+const NAMING_MATCHERS_MAX: usize = 2_000;
+
 /// Where the requests of one port go, and who may send them: an edit of a policy changes this and no listener.
 #[derive(Hash)]
 pub(super) struct Admission<'a> {
@@ -99,17 +103,16 @@ impl Admission<'_> {
         if says.admits_others {
             return Vec::new();
         }
-        let denied = || {
-            let admitted = says.rules.iter().map(|rule| self.admitted(rule)).collect::<Vec<_>>();
+        let denied = |rules: &mut dyn Iterator<Item = &AccessRule>| {
+            let admitted = rules.map(|rule| self.admitted(rule)).collect::<Vec<_>>();
             if admitted.is_empty() { anybody() } else { not(any_of(admitted)) }
         };
-        let nearly =
-            says.rules.iter().filter(|rule| !rule.from.is_empty() && !rule.to.is_empty()).map(|rule| {
-                let callers = any_of(rule.from.iter().map(|caller| self.caller(caller)).collect());
-                (Reason::NotThis(&rule.name), all_of(vec![callers, denied()]))
-            });
-        nearly
-            .chain([(Reason::NoRule, denied())])
+        let named = named(says).into_iter().flatten().map(|(rule, rivals)| {
+            let callers = any_of(rule.from.iter().map(|caller| self.caller(caller)).collect());
+            (Reason::NotThis(&rule.name), all_of(vec![callers, denied(&mut rivals.into_iter())]))
+        });
+        named
+            .chain([(Reason::NoRule, denied(&mut says.rules.iter()))])
             .map(|(reason, whom)| {
                 let anything = Permission { rule: Some(permission::Rule::Any(true)) };
                 let policy =
@@ -131,6 +134,33 @@ impl Admission<'_> {
         let authenticated = Authenticated { principal_name };
         principal(Identifier::Authenticated(authenticated))
     }
+}
+
+/// The rules that a denial may name, each with those that could admit its callers: what others say need not be compared
+/// again. `None` if that is too much to compare.
+fn named(says: &AccessSpec) -> Option<Vec<(&AccessRule, Vec<&AccessRule>)>> {
+    let mut matchers = 0;
+    let nearly = says.rules.iter().filter(|rule| !rule.from.is_empty() && !rule.to.is_empty());
+    let with_rivals = nearly.map(|rule| {
+        let rivals = says.rules.iter().filter(|other| may_admit_callers_of(other, rule));
+        let rivals = rivals.inspect(|other| matchers += size(other)).collect();
+        (matchers <= NAMING_MATCHERS_MAX).then_some((rule, rivals))
+    });
+    with_rivals.collect()
+}
+
+fn may_admit_callers_of(rule: &AccessRule, other: &AccessRule) -> bool {
+    let meet = |one: &Caller, other: &Caller| {
+        let accounts = [&one.service_account, &other.service_account];
+        one.namespace == other.namespace && (accounts.contains(&&None) || accounts[0] == accounts[1])
+    };
+    rule.from.is_empty() || rule.from.iter().any(|one| other.from.iter().any(|other| meet(one, other)))
+}
+
+/// How many matchers say what a rule admits.
+fn size(rule: &AccessRule) -> usize {
+    let asked = rule.to.iter().map(|asked| asked.methods.len() + asked.paths.len() + 1);
+    rule.from.len() + asked.sum::<usize>()
 }
 
 /// Why a policy denies, as its name in the filter goes on after the object's. The first in the order of the alphabet is
@@ -370,6 +400,45 @@ mod tests {
         ] {
             assert_eq!(Senders::through(&access), expected, "{access:?}");
         }
+    }
+
+    fn many(count: usize, caller: impl Fn(usize) -> String, paths: usize) -> Access {
+        let rules = (0..count).map(|n| AccessRule {
+            name: format!("rule-{n}").parse().expect("a name"),
+            to: vec![Asked {
+                methods: BTreeSet::new(),
+                paths: (0..paths).map(|path| PathPattern::Exact(format!("/{n}/{path}"))).collect(),
+            }],
+            ..rule(&[&caller(n)], true)
+        });
+        policy(AccessMode::Enforce, false, &rules.collect::<Vec<_>>())
+    }
+
+    /// What denials say, and their size in bytes.
+    fn denials(access: Access) -> (Vec<String>, usize) {
+        let access = [access];
+        let trust_domain = TrustDomain::parse("airlane.local").expect("a trust domain");
+        let admission = Admission { port: 8080, access: &access, trust_domain: &trust_domain };
+        let mut said: Vec<String> =
+            admission.denials(&access[0]).into_iter().map(|(reason, _)| reason).collect();
+        said.sort();
+        (said, admission.encode().value.len())
+    }
+
+    #[test]
+    fn a_denial_names_the_rule_where_that_is_not_too_much_to_compare() {
+        let own = |n: usize| format!("shop/caller-{n}");
+        let (said, size) = denials(many(64, own, 8));
+        assert_eq!(said.len(), 65, "each has its own callers");
+        assert!(size < 130_000, "{size}: twice what is written, and no square of it");
+        let same = |_| "shop/front".to_owned();
+        assert_eq!(denials(many(10, same, 8)).0.len(), 11);
+        let (said, size) = denials(many(64, same, 64));
+        assert_eq!(said, ["MeshPolicy shop/pay access: no rule admits this"]);
+        assert!(size < 200_000, "{size}");
+        let whole = |n: usize| if n == 0 { "shop/*".to_owned() } else { format!("shop/caller-{n}") };
+        let (_, rivals) = &named(&many(3, whole, 1).says).expect("few")[1];
+        assert_eq!(rivals.iter().map(|rule| rule.name.as_str()).collect::<Vec<_>>(), ["rule-0", "rule-1"]);
     }
 
     #[test]
