@@ -122,6 +122,15 @@ pub(crate) struct Said {
 }
 
 impl Said {
+    /// The clusters in which its proxy leaves out an endpoint, as far as was said.
+    pub(crate) fn ejected_from(&self, upstream: &str) -> Vec<&str> {
+        let mut last: BTreeMap<&str, bool> = BTreeMap::new();
+        for outlier in self.outliers.iter().filter(|outlier| outlier.upstream == upstream) {
+            last.insert(&outlier.cluster, outlier.ejected);
+        }
+        last.into_iter().filter_map(|(cluster, ejected)| ejected.then_some(cluster)).collect()
+    }
+
     /// Takes in a sign of life.
     pub(crate) fn hear(&mut self, beat: Beat) {
         self.reason = cut(&beat.reason);

@@ -133,14 +133,14 @@ impl Sources<'_> {
     }
 
     fn left_out_by(&self, instance: &airlane_core::world::Instance) -> Vec<String> {
-        let mut holders: Vec<String> = instance
-            .ports
-            .iter()
-            .flat_map(|port| self.intake.held_unhealthy_by((instance.address, port.mesh).into()))
-            .map(|holder| holder.to_string())
-            .collect();
-        holders.dedup();
-        holders
+        let addresses = addresses_of(instance);
+        let leaves_it_out = |member: &&Member| {
+            // An Envoy that starts anew has forgotten what the last one left out, and tells nobody.
+            let ejecting = |cluster: &str| self.intake.is_ejecting(&member.instance.id, cluster);
+            addresses.iter().any(|address| member.said.ejected_from(address).into_iter().any(ejecting))
+        };
+        let holders = self.members.iter().filter(leaves_it_out);
+        holders.map(|member| member.instance.id.to_string()).collect()
     }
 
     /// Every copy of every service.
@@ -155,11 +155,7 @@ impl Sources<'_> {
                     service: service.name.to_string(),
                     revision: instance.revision().to_string(),
                     instance: instance.id.to_string(),
-                    addresses: instance
-                        .ports
-                        .iter()
-                        .map(|port| format!("{}:{}", instance.address, port.mesh))
-                        .collect(),
+                    addresses: addresses_of(instance),
                     health: format!("{:?}", instance.health),
                     health_reason: member.map_or_else(String::new, |member| member.said.reason.clone()),
                     app_reachable: member.is_some_and(|member| member.said.app_reachable),
@@ -177,8 +173,7 @@ impl Sources<'_> {
 
     /// Why an endpoint was left out last, as the callers' proxies logged it.
     fn last_ejection(&self, instance: &airlane_core::world::Instance) -> String {
-        let addresses: Vec<String> =
-            instance.ports.iter().map(|port| format!("{}:{}", instance.address, port.mesh)).collect();
+        let addresses = addresses_of(instance);
         self.members
             .iter()
             .flat_map(|member| &member.said.outliers)
@@ -352,4 +347,9 @@ impl Sources<'_> {
             })
             .collect()
     }
+}
+
+/// Where proxies call an instance.
+fn addresses_of(instance: &airlane_core::world::Instance) -> Vec<String> {
+    instance.ports.iter().map(|port| format!("{}:{}", instance.address, port.mesh)).collect()
 }

@@ -12,7 +12,7 @@ use crate::{
     join::{Drained, Rotation},
     lease::Lead,
     pods::Pods,
-    signals::{Signals, Way},
+    signals::{Queue, Signals, Way},
     tls::Dialer,
     xds::Publisher,
 };
@@ -44,9 +44,6 @@ const ANSWER: Duration = Duration::from_secs(2);
 
 /// A leader that is silent for this long, and for [`ANSWER`] after it was asked, is gone.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(2);
-
-/// Signals that wait to be passed on: a few seconds of ten thousand proxies.
-const SIGNALS_QUEUED: usize = 32_768;
 
 /// Reports that wait to be sent.
 const REPORTS_QUEUED: usize = 64;
@@ -164,7 +161,7 @@ impl Follower {
         let (say, said) = mpsc::channel(REPORTS_QUEUED);
         let reports = timeout(ANSWER, client.report(ReceiverStream::new(said))).await;
         let mut words = reports.map_err(|_| LinkError::Slow)?.map_err(LinkError::Refused)?;
-        let (pass_on, mut signals) = mpsc::channel(SIGNALS_QUEUED);
+        let (pass_on, mut signals) = Queue::new();
         self.signals.turn(Way::Onward(pass_on));
         tracing::info!(%leader, "reports to the leader");
         self.leader.send_replace(Some(Link(client)));
@@ -183,7 +180,7 @@ impl Follower {
                     }
                     continue;
                 }
-                signal = signals.recv() => say_signal(signal.ok_or(LinkError::Overflow)?),
+                queued = signals.recv() => say_signal(queued.ok_or(LinkError::Overflow)?.signal),
                 changed = picture.changed(), if !any => {
                     changed.map_err(|_| LinkError::Ended)?;
                     any = true;

@@ -188,9 +188,9 @@ pub(crate) struct Window {
     pub(crate) end_ns: u64,
     #[prost(message, repeated, tag = "4")]
     pub(crate) clusters: Vec<Totals>,
-    /// Endpoints that it holds unhealthy.
-    #[prost(message, repeated, tag = "5")]
-    pub(crate) unhealthy: Vec<Endpoint>,
+    /// Clusters of which it leaves out any endpoint.
+    #[prost(string, repeated, tag = "6")]
+    pub(crate) ejecting: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -320,17 +320,12 @@ pub(super) fn say_signal(signal: Signal) -> News {
                 completed: totals.completed,
                 completed_5xx: totals.completed_5xx,
             });
-            // That an endpoint is healthy says as much as that it is not named.
-            let unhealthy =
-                window.healthy.into_iter().filter(|(_, _, healthy)| !healthy).map(|(cluster, address, _)| {
-                    Endpoint { cluster: cluster.to_string(), address: address.to_string() }
-                });
             News::Window(protocol::Window {
                 caller: caller.to_string(),
                 start_ns: window.start_ns,
                 end_ns: window.end_ns,
                 clusters: clusters.collect(),
-                unhealthy: unhealthy.collect(),
+                ejecting: window.ejecting.iter().map(ToString::to_string).collect(),
             })
         }
     }
@@ -354,14 +349,12 @@ pub(super) fn read_window(window: protocol::Window) -> Result<Signal, Unreadable
         };
         Ok((cluster, totals))
     });
-    let unhealthy = window.unhealthy.iter().map(|endpoint| {
-        Ok((read("a cluster", &endpoint.cluster)?, read("an address", &endpoint.address)?, false))
-    });
+    let ejecting = window.ejecting.iter().map(|cluster| read("a cluster", cluster));
     let read_window = Window {
         start_ns: window.start_ns,
         end_ns: window.end_ns,
         clusters: clusters.collect::<Result<_, _>>()?,
-        healthy: unhealthy.collect::<Result<_, _>>()?,
+        ejecting: ejecting.collect::<Result<_, _>>()?,
     };
     Ok(Signal::Window(read("a proxy", &window.caller)?, read_window))
 }

@@ -78,8 +78,8 @@ pub(crate) struct Window {
     pub(crate) end_ns: u64,
     /// By cluster.
     pub(crate) clusters: BTreeMap<ClusterName, Totals>,
-    /// Endpoints by cluster: whether the proxy holds them healthy.
-    pub(crate) healthy: Vec<(ClusterName, SocketAddr, bool)>,
+    /// Clusters of which the proxy leaves out any endpoint.
+    pub(crate) ejecting: Vec<ClusterName>,
 }
 
 /// A first attempt that failed.
@@ -118,7 +118,7 @@ struct Caller {
     /// What the next window has to tell as lost.
     dropped: SignedDuration,
     recent: VecDeque<Recent>,
-    health: HashMap<(ClusterName, SocketAddr), bool>,
+    ejecting: Vec<ClusterName>,
 }
 
 impl Caller {
@@ -159,7 +159,7 @@ impl Intake {
     pub(crate) fn window(&mut self, caller: &InstanceId, window: Window, now: Timestamp) -> bool {
         self.sweep(now);
         let books = self.callers.entry(caller.clone()).or_default();
-        let Window { start_ns, end_ns, clusters, healthy } = window;
+        let Window { start_ns, end_ns, clusters, ejecting } = window;
         if books.recent.iter().any(|known| (known.start_ns, known.end_ns) == (start_ns, end_ns)) {
             return false;
         }
@@ -167,8 +167,7 @@ impl Intake {
         let lost = gap.saturating_add(std::mem::take(&mut books.dropped)).min(GAP_MAX);
         let log_in_doubt = std::mem::take(&mut books.log_broke) || books.recent.is_empty();
         books.last_heard_at = Some(now);
-        // Every export names every endpoint there is: one that is not named is gone.
-        books.health = healthy.into_iter().map(|(cluster, at, healthy)| ((cluster, at), healthy)).collect();
+        books.ejecting = ejecting;
         books.recent.push_back(Recent { start_ns, end_ns, clusters: clusters.clone() });
         if books.recent.len() > RECENT_WINDOWS {
             books.recent.pop_front();
@@ -278,18 +277,10 @@ impl Intake {
         callers
     }
 
-    /// The callers that hold an endpoint unhealthy.
-    pub(crate) fn held_unhealthy_by(&self, endpoint: SocketAddr) -> Vec<InstanceId> {
-        let mut holders: Vec<InstanceId> = self
-            .callers
-            .iter()
-            .filter(|(_, caller)| {
-                caller.health.iter().any(|((_, address), healthy)| *address == endpoint && !healthy)
-            })
-            .map(|(id, _)| id.clone())
-            .collect();
-        holders.sort();
-        holders
+    /// Whether a caller leaves out any endpoint of a cluster.
+    pub(crate) fn is_ejecting(&self, caller: &InstanceId, cluster: &str) -> bool {
+        let books = self.callers.get(caller);
+        books.is_some_and(|books| books.ejecting.iter().any(|ejecting| ejecting.to_string() == cluster))
     }
 
     /// Forgets callers that are gone and whose last windows were read.
@@ -314,7 +305,7 @@ mod tests {
     fn window(start_ns: u64, end_ns: u64, sent: u64) -> Window {
         let cluster = "80|pay|shop|v2".parse().expect("a cluster name");
         let totals = Totals { sent, ..Totals::default() };
-        Window { start_ns, end_ns, clusters: BTreeMap::from([(cluster, totals)]), healthy: Vec::new() }
+        Window { start_ns, end_ns, clusters: BTreeMap::from([(cluster, totals)]), ejecting: Vec::new() }
     }
     fn caller() -> InstanceId {
         InstanceId::parse("front-v1-abcd").expect("a name")
@@ -400,16 +391,15 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_no_longer_named_is_held_by_nobody() {
+    fn a_caller_leaves_out_what_its_last_window_says() {
         let mut intake = Intake::default();
-        let endpoint: SocketAddr = "127.0.0.1:9000".parse().expect("an address");
-        let cluster: ClusterName = "80|pay|shop|v2".parse().expect("a cluster name");
+        let cluster = "80|pay|shop|v2";
         let mut sick = window(1, 2, 7);
-        sick.healthy.push((cluster, endpoint, false));
+        sick.ejecting.push(cluster.parse().expect("a cluster name"));
         intake.window(&caller(), sick, at(0));
-        assert_eq!(intake.held_unhealthy_by(endpoint), [caller()]);
+        assert!(intake.is_ejecting(&caller(), cluster) && !intake.is_ejecting(&caller(), "80|pay|shop"));
         intake.window(&caller(), window(2, 3, 7), at(0));
-        assert!(intake.held_unhealthy_by(endpoint).is_empty());
+        assert!(!intake.is_ejecting(&caller(), cluster));
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! Totals: Envoy's OpenTelemetry statistics sink, per cluster and endpoint, as deltas of about a second.
 
-use super::{Signal, Signals, intake::Window};
+use super::{
+    Signal, Signals,
+    intake::{Totals, Window},
+};
 use crate::{clock::Clock, members::Members, tls::Peer};
 use airlane_core::id::ClusterName;
 use opentelemetry_proto::tonic::{
@@ -11,7 +14,7 @@ use opentelemetry_proto::tonic::{
     common::v1::{KeyValue, any_value},
     metrics::v1::{NumberDataPoint, metric::Data, number_data_point},
 };
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 /// Receives totals.
@@ -91,27 +94,25 @@ fn enter(window: &mut Window, metric: &str, point: &NumberDataPoint, cluster: Cl
         Some(number_data_point::Value::AsInt(value)) => u64::try_from(value).unwrap_or(0),
         _ => return,
     };
-    if metric == "cluster.endpoint.healthy" {
-        let address = text(&point.attributes, "envoy.endpoint_address")
-            .and_then(|text| text.parse::<SocketAddr>().ok());
-        if let Some(address) = address {
-            window.healthy.push((cluster, address, value != 0));
+    if metric == "cluster.outlier_detection.ejections_active" {
+        if value > 0 {
+            window.ejecting.push(cluster);
         }
         return;
     }
-    let totals = window.clusters.entry(cluster).or_default();
-    match metric {
-        "cluster.upstream_rq_total" => totals.sent += value,
-        "cluster.upstream_rq_retry" => totals.retries += value,
-        "cluster.upstream_cx_connect_fail" => totals.connect_failed += value,
-        "cluster.endpoint.rq_success" => totals.good_tries += value,
-        "cluster.endpoint.rq_error" => totals.failed_tries += value,
-        "cluster.upstream_rq_completed" => totals.completed += value,
+    let count: fn(&mut Totals) -> &mut u64 = match metric {
+        "cluster.upstream_rq_total" => |totals| &mut totals.sent,
+        "cluster.upstream_rq_retry" => |totals| &mut totals.retries,
+        "cluster.upstream_cx_connect_fail" => |totals| &mut totals.connect_failed,
+        "cluster.endpoint.rq_success" => |totals| &mut totals.good_tries,
+        "cluster.endpoint.rq_error" => |totals| &mut totals.failed_tries,
+        "cluster.upstream_rq_completed" => |totals| &mut totals.completed,
         "cluster.upstream_rq_xx" if text(&point.attributes, "envoy.response_code_class") == Some("5") => {
-            totals.completed_5xx += value;
+            |totals| &mut totals.completed_5xx
         }
-        _ => {}
-    }
+        _ => return,
+    };
+    *count(window.clusters.entry(cluster).or_default()) += value;
 }
 
 fn text<'a>(attributes: &'a [KeyValue], key: &str) -> Option<&'a str> {

@@ -21,7 +21,7 @@ use std::{
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tonic::Status;
 
 /// What a proxy reported, when it is known who that is and that it may.
@@ -41,9 +41,62 @@ pub(crate) enum Way {
     /// Into the books of this process.
     Here,
     /// To the replica that leads.
-    Onward(mpsc::Sender<Signal>),
+    Onward(Queue),
     /// Nobody judges, or it is not known who does: they are dropped. Whoever judges next begins new books.
     Nowhere,
+}
+
+/// Signals that wait to be passed on: a few seconds of ten thousand proxies.
+const QUEUED: usize = 32_768;
+
+/// What they may take in memory, in bytes. However much proxies report, a replica lives.
+const QUEUED_BYTES: usize = 64 * 1024 * 1024;
+
+/// The side of a queue that signals are put into. Bounded by number and by what they take.
+#[derive(Clone, Debug)]
+pub(crate) struct Queue {
+    onward: mpsc::Sender<Queued>,
+    room: Arc<Semaphore>,
+}
+
+/// A signal with the room that it takes in its queue.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    /// The signal.
+    pub(crate) signal: Signal,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Queue {
+    /// An empty one, and its other side.
+    pub(crate) fn new() -> (Queue, mpsc::Receiver<Queued>) {
+        Queue::of(QUEUED, QUEUED_BYTES)
+    }
+
+    fn of(signals: usize, bytes: usize) -> (Queue, mpsc::Receiver<Queued>) {
+        let (onward, other_side) = mpsc::channel(signals);
+        (Queue { onward, room: Arc::new(Semaphore::new(bytes)) }, other_side)
+    }
+
+    /// Puts a signal in; `None` if there is no room, or nobody at the other side.
+    fn put(&self, signal: Signal) -> Option<()> {
+        let room = Arc::clone(&self.room).try_acquire_many_owned(signal.bytes()).ok()?;
+        self.onward.try_send(Queued { signal, _room: room }).ok()
+    }
+}
+
+impl Signal {
+    /// About what it takes in memory, in bytes.
+    fn bytes(&self) -> u32 {
+        // With the names that a cluster's name is made of.
+        const ENTRY: usize = 256;
+        let entries = match self {
+            Signal::Window(_, window) => window.clusters.len() + window.ejecting.len(),
+            Signal::Failures(_, failures) => failures.len(),
+            Signal::LogBroke(_) => 0,
+        };
+        u32::try_from((1 + entries) * ENTRY).unwrap_or(u32::MAX)
+    }
 }
 
 /// The books, shared by the receivers and the rollouts that read them.
@@ -80,7 +133,7 @@ impl Signals {
                 self.enter(signal, now);
             }
             Way::Onward(leader) => {
-                if leader.try_send(signal).is_err() {
+                if leader.put(signal).is_none() {
                     // A gap in a log would not be noticed; the leader doubts whatever is reported after the stream
                     // from here began anew.
                     *way = (Way::Nowhere, 1);
@@ -143,6 +196,7 @@ pub(crate) fn clusters_of(mesh: &Mesh) -> HashSet<ClusterName> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use intake::Totals;
 
     fn broke() -> Signal {
         Signal::LogBroke(InstanceId::parse("front-abcd").expect("a name"))
@@ -163,22 +217,35 @@ mod tests {
         signals.take(window(), Timestamp::UNIX_EPOCH);
         assert!(!heard(&signals), "nobody judges");
 
-        let (leader, mut passed_on) = mpsc::channel(2);
+        let (leader, mut passed_on) = Queue::of(2, QUEUED_BYTES);
         signals.turn(Way::Onward(leader));
         signals.take(window(), Timestamp::UNIX_EPOCH);
-        assert!(matches!(passed_on.try_recv(), Ok(Signal::Window(..))));
+        assert!(matches!(passed_on.try_recv(), Ok(Queued { signal: Signal::Window(..), .. })));
         assert!(!heard(&signals), "the leader's books are the only ones");
     }
 
     #[test]
     fn a_flood_ends_the_stream_and_leaves_no_gap_unnoticed() {
         let signals = Signals::new(watch::Sender::default().subscribe());
-        let (leader, mut passed_on) = mpsc::channel(2);
+        let (leader, mut passed_on) = Queue::of(2, QUEUED_BYTES);
         signals.turn(Way::Onward(leader));
         for _ in 0..4 {
             signals.take(broke(), Timestamp::UNIX_EPOCH);
         }
         assert!(passed_on.try_recv().is_ok() && passed_on.try_recv().is_ok());
         assert_eq!(passed_on.try_recv().err(), Some(mpsc::error::TryRecvError::Disconnected));
+    }
+
+    #[test]
+    fn what_waits_is_bounded_by_what_it_takes() {
+        let (queue, mut passed_on) = Queue::of(100, 4_096);
+        let clusters =
+            (1..8_u16).map(|port| (format!("{port}|pay|shop").parse().expect("one"), Totals::default()));
+        let window = Window { clusters: clusters.collect(), ..Window::default() };
+        let caller = InstanceId::parse("front-abcd").expect("a name");
+        let put = || queue.put(Signal::Window(caller.clone(), window.clone()));
+        assert_eq!([put(), put(), put()], [Some(()), Some(()), None]);
+        drop(passed_on.try_recv().expect("the first"));
+        assert_eq!(put(), Some(()), "what was passed on takes no room");
     }
 }

@@ -244,7 +244,12 @@ impl Lowered for DestinationCluster<'_> {
                 healthy_panic_threshold: Some(percent(0)),
                 ..Default::default()
             }),
-            track_cluster_stats: Some(TrackClusterStats { per_endpoint_stats: true, ..Default::default() }),
+            // Every caller reports each of these endpoints each second: only the judge needs that.
+            track_cluster_stats: self
+                .name
+                .revision
+                .is_some()
+                .then(|| TrackClusterStats { per_endpoint_stats: true, ..Default::default() }),
             typed_extension_protocol_options: self.http(),
             upstream_bind_config: sockets::to_endpoints(self.marked.0, self.speaks_http2()),
             upstream_connection_options: Some(sockets::kept_alive()),
