@@ -280,6 +280,8 @@ pub struct Door {
     pub protocol: Protocol,
     /// Who may ask for what: a request must pass each of these.
     pub access: Vec<Access>,
+    /// Whether callers are expected at the copies' own addresses: a service without an address leads here.
+    pub called_by_address: bool,
 }
 
 /// What one policy says about who may ask for what.

@@ -48,6 +48,8 @@ pub(super) struct Selecting {
     /// The policies of it and its ports.
     pub(super) policies: Vec<Arc<Policy>>,
     pub(super) leads: Leads,
+    /// Whether it has an address of its own; if not, callers choose among its copies' addresses.
+    pub(super) has_address: bool,
 }
 
 /// What stands behind each port of a service, by number: ports of the application. Copies may listen on different ones.
@@ -74,6 +76,12 @@ impl Words {
             Some(floor) if floor.mode > found.mode => floor,
             _ => found,
         }
+    }
+
+    /// Whether a service without an address leads to a port of the application.
+    fn called_by_address(&self, app_port: u16) -> bool {
+        let chosen_among = self.services.iter().filter(|selecting| !selecting.has_address);
+        chosen_among.flat_map(|selecting| selecting.leads.values()).any(|apps| apps.contains(&app_port))
     }
 
     /// The doors before ports that nobody has declared, and whose words they are.
@@ -171,7 +179,12 @@ pub(super) fn door(inputs: &Inputs) -> Inbound {
             shaped_by.extend(ruling.by.cloned());
             let access = words.access(port.app);
             shaped_by.extend(access.iter().map(|access| access.by.clone()));
-            Door { mtls: ruling.mode, protocol: port.protocol, access }
+            Door {
+                mtls: ruling.mode,
+                protocol: port.protocol,
+                access,
+                called_by_address: words.called_by_address(port.app),
+            }
         });
         door.protocol = door.protocol.and(port.protocol);
     }
@@ -282,6 +295,25 @@ mod tests {
         assert_eq!(undeclared(std::slice::from_ref(&metrics)), (Strict, vec![(9_090, Permissive)]));
         let floor = (MESH, floor(mode(Strict)));
         assert_eq!(undeclared(&[metrics, floor]), (Strict, vec![]));
+    }
+
+    #[test]
+    fn callers_are_expected_at_the_pods_of_a_service_without_an_address() {
+        let mut headless = service("shop/pay", &[(80, 8080, Protocol::Http)]);
+        let mut pod = instance("shop/pay", "v1", 1);
+        pod.services.insert(service_id("shop/also"));
+        pod.ports.push(InstancePort { service: 90, app: 9090, ..pod.ports[0].clone() });
+        let mut also = service("shop/also", &[(90, 9090, Protocol::Tcp)]);
+        also.addresses = [[10, 96, 0, 1].into()].into();
+        let expected = |headless: &crate::world::Service| {
+            let mesh =
+                compile(&world_of([headless.clone().into(), also.clone().into(), pod.clone().into()])).mesh;
+            let doors = &mesh.workloads.values().next().expect("one workload").ports;
+            [8080, 9090].map(|port| doors[&port].called_by_address)
+        };
+        assert_eq!(expected(&headless), [true, false]);
+        headless.addresses = [[10, 96, 0, 2].into()].into();
+        assert_eq!(expected(&headless), [false, false]);
     }
 
     #[test]

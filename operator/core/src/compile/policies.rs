@@ -103,6 +103,7 @@ impl<'w> Policies<'w> {
                     service: service.id.clone(),
                     policies: self.of_service(service),
                     leads,
+                    has_address: !service.addresses.is_empty(),
                 })
                 .collect(),
         }

@@ -9,18 +9,22 @@ use crate::catalog::{Kind, Resource, Version};
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use std::{collections::HashMap, sync::Arc};
 
-/// Whether the names are ones that an Envoy may ask for.
-pub(super) fn check_names(request: &DeltaDiscoveryRequest) -> Result<(), Refused> {
+/// Whether the names are ones that an Envoy may ask for, given how many of the kind it sees.
+fn check_names(request: &DeltaDiscoveryRequest, published: impl Fn() -> usize) -> Result<(), Refused> {
     let lists = [&request.resource_names_subscribe, &request.resource_names_unsubscribe];
     let claimed = &request.initial_resource_versions;
-    if lists.iter().any(|list| list.len() > NAMES_MAX) || claimed.len() > NAMES_MAX {
-        return Err(Refused::TooManyNames);
-    }
+    let most = lists.iter().map(|list| list.len()).chain([claimed.len()]).max();
+    check_number(most.unwrap_or(0), published)?;
     let longest = lists.into_iter().flatten().chain(claimed.keys()).map(String::len).max();
     match longest {
         Some(bytes) if bytes > NAME_BYTES_MAX => Err(Refused::NameTooLong { bytes }),
         _ => Ok(()),
     }
+}
+
+/// A proxy may have what it was sent, and as much again that went while it was away.
+fn check_number(names: usize, published: impl Fn() -> usize) -> Result<(), Refused> {
+    if names > NAMES_MAX && names > 2 * published() { Err(Refused::TooManyNames) } else { Ok(()) }
 }
 
 impl Session {
@@ -35,6 +39,7 @@ impl Session {
         // What a proxy asks for anew is not what an epoch it has acknowledged was about.
         let since = self.acked_epoch.map_or(0, |epoch| epoch + 1);
         let view = View::new(published, &self.scopes, &self.rejected);
+        check_names(request, || view.all(kind).count())?;
         let first = !self.subscriptions.contains_key(&kind);
         let has_wildcard = matches!(kind, Kind::Cluster | Kind::Listener | Kind::VirtualHost);
         let subscription = self.subscriptions.entry(kind).or_insert_with(|| Subscription::new(kind, false));
@@ -52,9 +57,7 @@ impl Session {
             subscription.names.insert(name.clone());
             asked.push(name);
         }
-        if subscription.names.len() > NAMES_MAX {
-            return Err(Refused::TooManyNames);
-        }
+        check_number(subscription.names.len(), || view.all(kind).count())?;
         if all && has_wildcard && !subscription.wildcard {
             subscription.wildcard = true;
             subscription.answered = false;

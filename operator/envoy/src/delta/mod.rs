@@ -41,7 +41,6 @@ pub use shares::shares_of;
 
 use crate::catalog::{Catalog, Change, Key, Kind, Resource, Scope, Version};
 use airlane_core::id::{InstanceId, Namespace};
-use asking::check_names;
 use envoy_types::pb::{envoy::service::discovery::v3::DeltaDiscoveryRequest, google::rpc::Status};
 use gate::{Subscriptions, View};
 use std::{
@@ -58,7 +57,7 @@ pub const WINDOW: usize = 4;
 /// The longest name a proxy may subscribe to, in bytes.
 pub const NAME_BYTES_MAX: usize = 1024;
 
-/// How many names of one kind a proxy may subscribe to or claim to have.
+/// How many names of one kind a proxy may subscribe to or claim to have, unless it sees more than half as many.
 pub const NAMES_MAX: usize = 16_384;
 
 /// A heartbeat is sent after this part of a TTL, the whole resource again after twice this part.
@@ -97,7 +96,7 @@ pub enum Refused {
         bytes: usize,
     },
     /// More names than [`NAMES_MAX`].
-    #[error("more than {NAMES_MAX} resource names of one type")]
+    #[error("more than {NAMES_MAX} resource names of one type, and more than twice what is published")]
     TooManyNames,
 }
 
@@ -178,7 +177,6 @@ impl Session {
             reaction.ignored += 1;
             return Ok(reaction);
         };
-        check_names(request)?;
         if !request.response_nonce.is_empty() {
             self.answered(kind, request, &mut reaction);
         }

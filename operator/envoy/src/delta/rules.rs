@@ -356,6 +356,21 @@ fn names_no_envoy_asks_for_end_the_conversation() {
 }
 
 #[test]
+fn a_proxy_that_reconnects_may_have_all_that_is_published_and_some_that_went() {
+    let published: Vec<String> = (0..NAMES_MAX).map(|n| format!("Listener l{n}")).collect();
+    let published: Vec<&str> = published.iter().map(String::as_str).collect();
+    let claims = |count: usize| {
+        let mut talk = Talk::with(&published);
+        let claims = (0..count).map(|n| (format!("l{n}"), Version(7).to_string()));
+        let request =
+            DeltaDiscoveryRequest { initial_resource_versions: claims.collect(), ..request(Kind::Listener) };
+        talk.session.receive(&request, &talk.published, talk.now).map(drop)
+    };
+    assert_eq!(claims(NAMES_MAX + 1), Ok(()));
+    assert_eq!(claims(2 * NAMES_MAX + 1), Err(Refused::TooManyNames));
+}
+
+#[test]
 fn words_of_a_proxy_are_cut_to_a_line() {
     assert_eq!(tidy(" a\n\t b \u{1b}[31mc\u{0}d "), "a b [31mc d");
     assert_eq!(tidy(&"é".repeat(500)).chars().count(), DETAIL_MAX + 1);

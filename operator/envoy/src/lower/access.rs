@@ -437,7 +437,8 @@ mod tests {
         assert_eq!(said, ["MeshPolicy shop/pay access: no rule admits this"]);
         assert!(size < 200_000, "{size}");
         let whole = |n: usize| if n == 0 { "shop/*".to_owned() } else { format!("shop/caller-{n}") };
-        let (_, rivals) = &named(&many(3, whole, 1).says).expect("few")[1];
+        let overlapping = many(3, whole, 1);
+        let (_, rivals) = &named(&overlapping.says).expect("few")[1];
         assert_eq!(rivals.iter().map(|rule| rule.name.as_str()).collect::<Vec<_>>(), ["rule-0", "rule-1"]);
     }
 

@@ -202,8 +202,8 @@ impl Lowerer {
         for (kin, place) in changed(Some(&self.places.requests), &places.requests, same_callers) {
             work.kin(kin, place, mesh);
         }
-        for (at, identity) in changed(Some(&self.places.bytes), &places.bytes, same_callers) {
-            work.pod(*at, identity, mesh);
+        for (at, identity) in changed(Some(&self.places.bytes), &places.bytes, true) {
+            work.pod(*at, identity);
         }
         self.places = places;
         for (port, destination) in
@@ -211,8 +211,8 @@ impl Lowerer {
         {
             work.destination(port, destination, mesh);
         }
-        for (at, destination) in changed(old.map(bytes).as_ref(), &bytes(mesh), same_callers) {
-            work.bytes(*at, destination, mesh);
+        for (at, destination) in changed(old.map(bytes).as_ref(), &bytes(mesh), true) {
+            work.bytes(*at, destination);
         }
         for (name, candidates) in changed(old.map(|old| &old.ambiguous), &mesh.ambiguous, same_callers) {
             work.ambiguous(name, candidates, mesh);
@@ -324,25 +324,21 @@ impl Work<'_> {
         self.replace(Origin::Kin(kin.clone()), made);
     }
 
-    fn pod(&mut self, at: SocketAddr, identity: Option<&Arc<Identity>>, mesh: &Mesh) {
+    fn pod(&mut self, at: SocketAddr, identity: Option<&Arc<Identity>>) {
         let mut made = Made::default();
         if let Some(identity) = identity {
             let bytes = redirected::Bytes::to_pod(at, identity);
-            for caller in &mesh.transparent_namespaces {
-                self.add(&mut made, Scope::Namespace(caller.clone()), &bytes, &Arc::default());
-            }
+            self.add(&mut made, Scope::Everyone, &bytes, &Arc::default());
         }
         self.replace(Origin::Pod(at), made);
     }
 
-    fn bytes(&mut self, at: SocketAddr, destination: Option<&Arc<Destination>>, mesh: &Mesh) {
+    fn bytes(&mut self, at: SocketAddr, destination: Option<&Arc<Destination>>) {
         let mut made = Made::default();
         if let Some(destination) = destination {
             let shaped_by = Arc::new(destination.shaped_by.clone());
             let bytes = redirected::Bytes::to_service(at, destination);
-            for caller in &mesh.transparent_namespaces {
-                self.add(&mut made, Scope::Namespace(caller.clone()), &bytes, &shaped_by);
-            }
+            self.add(&mut made, Scope::Everyone, &bytes, &shaped_by);
         }
         self.replace(Origin::Bytes(at), made);
     }

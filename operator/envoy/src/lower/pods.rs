@@ -194,7 +194,7 @@ impl Place {
 pub(super) struct Places {
     /// By what tells requests apart.
     pub(super) requests: BTreeMap<Kin, Arc<Place>>,
-    /// By the address of one that speaks bytes: who it must be.
+    /// By the address of one that speaks bytes, behind a service without an address: who it must be.
     pub(super) bytes: BTreeMap<SocketAddr, Arc<Identity>>,
 }
 
@@ -214,7 +214,10 @@ impl Places {
                 let door = inbound.ports.get(port).filter(|door| door.mtls != MtlsMode::Disabled);
                 let Some(door) = door else { continue };
                 if door.protocol == Protocol::Tcp {
-                    places.bytes.insert(*at, Arc::new(proxy.identity.clone()));
+                    // Each costs every proxy a listener.
+                    if door.called_by_address {
+                        places.bytes.insert(*at, Arc::new(proxy.identity.clone()));
+                    }
                     continue;
                 }
                 let kin = Kin::Meshed {

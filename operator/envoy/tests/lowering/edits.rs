@@ -3,7 +3,7 @@
 use crate::support::meshes::{self, Build, door, lowerer, shop};
 use airlane_core::{
     id::{ObjectId, ObjectKind},
-    mesh::{Destination, Limits, Mesh, Transport, Undeclared},
+    mesh::{Destination, Door, Limits, Mesh, Transport, Undeclared},
     policy::{AccessMode, Millis, MtlsMode},
     world::Protocol,
 };
@@ -163,24 +163,28 @@ fn a_service_beyond_all_others_touches_no_listener_when_it_comes_or_goes() {
 }
 
 #[test]
-fn a_new_pod_is_one_listener_if_it_speaks_bytes_and_none_if_requests() {
-    for (protocol, expected) in [
-        (Protocol::Http, "VirtualHost pods|8080/pay|shop|pay"),
-        (Protocol::Tcp, "Listener outbound|10.244.0.3:8080"),
+fn a_new_pod_is_one_listener_if_it_is_called_for_bytes_by_its_address_and_none_if_requests() {
+    for (protocol, called_by_address, expected) in [
+        (Protocol::Http, true, &["VirtualHost pods|8080/pay|shop|pay"][..]),
+        (Protocol::Tcp, true, &["Listener outbound|10.244.0.3:8080"]),
+        (Protocol::Tcp, false, &[]),
     ] {
         let pod = |mesh: Mesh, number: u8| {
             let (instance, address) = (format!("pay-{number}"), IpAddr::from([10, 244, 0, number]));
-            mesh.pod(&instance, "pay", &[(8080, door(MtlsMode::Strict, protocol))], open())
-                .at(&instance, address)
+            let door = Door { called_by_address, ..door(MtlsMode::Strict, protocol) };
+            mesh.pod(&instance, "pay", &[(8080, door)], open()).at(&instance, address)
         };
         let mesh = pod(meshes::empty(), 2);
         let mut lowerer = lowerer();
         lowerer.lower(&mesh);
         let (_, change) = lowerer.lower(&pod(mesh, 3));
         let others = change.keys.iter().filter(|(scope, _)| !matches!(scope, Scope::Proxy(_)));
-        let changed: Vec<String> =
-            others.flat_map(|(_, keys)| keys).map(|key| format!("{:?} {}", key.kind, key.name)).collect();
-        assert_eq!(changed, [expected]);
+        let changed: Vec<String> = others
+            .flat_map(|(scope, keys)| keys.iter().map(move |key| (scope, key)))
+            .inspect(|(scope, _)| assert_eq!(**scope, Scope::Everyone, "encoded once"))
+            .map(|(_, key)| format!("{:?} {}", key.kind, key.name))
+            .collect();
+        assert_eq!(changed, expected);
     }
 }
 

@@ -232,7 +232,7 @@ pub fn undeclared(mtls: MtlsMode) -> Undeclared {
 }
 
 pub fn door(mtls: MtlsMode, protocol: Protocol) -> Door {
-    Door { mtls, protocol, access: Vec::new() }
+    Door { mtls, protocol, access: Vec::new(), called_by_address: true }
 }
 
 fn workload(namespace: &str, name: &str) -> WorkloadRevision {
