@@ -94,6 +94,8 @@ pub struct Cluster {
     pub transport: Transport,
     /// Where they are; changes here touch nothing else.
     pub endpoints: Arc<Vec<Endpoint>>,
+    /// Who answers while none of them can: the other revision's. Empty as long as one of them is healthy.
+    pub stand_ins: Arc<Vec<Endpoint>>,
 }
 
 /// How a cluster's endpoints are spoken to.

@@ -27,12 +27,18 @@ const SENDS: SignedDuration = SignedDuration::from_secs(60);
 /// A caller that has not reported for this long is missing: three flushes of a second.
 const SILENT: SignedDuration = SignedDuration::from_secs(3);
 
+/// How long after the last stand-ins were published a window may count what they answered: until a proxy has heard of
+/// other endpoints, and for two flushes of a second.
+const STOOD_IN: SignedDuration = SignedDuration::from_secs(5);
+
 /// What the gatherer must know of the mesh as it is now.
 pub(super) struct Surroundings<'a> {
     /// Endpoints of the service by the address a log names.
     pub(super) endpoints: &'a HashMap<SocketAddr, InstanceId>,
     /// Canary endpoints published.
     pub(super) canary_endpoints: usize,
+    /// Whether one revision's endpoints are published to stand in for the other's.
+    pub(super) stood_in: bool,
     /// How long a request may last.
     pub(super) route_timeout: Millis,
     /// Instances that exist.
@@ -147,6 +153,8 @@ pub(super) struct Gatherer {
     expected: BTreeSet<InstanceId>,
     expected_until: Timestamp,
     unreported: u64,
+    /// When one revision was last published to stand in for the other.
+    stood_in_at: Option<Timestamp>,
 }
 
 impl Gatherer {
@@ -165,6 +173,7 @@ impl Gatherer {
             expected: callers,
             expected_until: now.saturating_add(SENDS).unwrap_or(Timestamp::MAX),
             unreported: 0,
+            stood_in_at: None,
         }
     }
 
@@ -219,15 +228,22 @@ impl Gatherer {
         around: &Surroundings<'_>,
         now: Timestamp,
     ) -> Evidence {
+        if around.stood_in {
+            self.stood_in_at = Some(now);
+        }
         let mut outcomes: BTreeMap<InstanceId, Vec<Outcome>> = BTreeMap::new();
         for (caller, failure) in failures {
             let Some(arm) = self.comparison.arm(&failure.cluster) else { continue };
+            let instance = failure.endpoint.and_then(|endpoint| around.endpoints.get(&endpoint).cloned());
+            let of = instance.as_ref().and_then(|instance| around.instances.get(instance));
+            if of.is_some_and(|of| Some(of.revision()) != failure.cluster.revision.as_ref()) {
+                continue;
+            }
             let books = self.books(caller);
             match arm {
                 Arm::Canary => books.canary.logged += 1,
                 Arm::Stable => books.stable.logged += 1,
             }
-            let instance = failure.endpoint.and_then(|endpoint| around.endpoints.get(&endpoint).cloned());
             outcomes.entry(caller.clone()).or_default().push(Outcome { arm, instance });
         }
         let mut totals: BTreeMap<InstanceId, Counted> = BTreeMap::new();
@@ -269,12 +285,17 @@ impl Gatherer {
             }
         }
         self.expected.remove(&window.caller);
+        let stood_in = self.stood_in_at.is_some_and(|at| now.duration_since(at) <= STOOD_IN);
         let books = self.books(&window.caller);
         let rate_before = books.canary_rate;
         books.heard_at = Some(window.until);
         books.canary_rate = canary.first_attempts();
         if canary.sent + stable.sent > 0 {
             books.sent_at = Some(now);
+        }
+        if stood_in {
+            // Counters do not tell who answered.
+            (canary, stable) = Default::default();
         }
         let called_canary = canary != Totals::default();
         let in_doubt = called_canary && window.log_in_doubt;

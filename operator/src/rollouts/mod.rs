@@ -177,6 +177,7 @@ impl Rollouts {
         let around = Surroundings {
             endpoints: &site.endpoints,
             canary_endpoints: site.canary_ready,
+            stood_in: site.stood_in,
             route_timeout: site.route_timeout,
             instances: &picture.world.instances,
         };
@@ -287,6 +288,7 @@ struct Site {
     endpoints: HashMap<SocketAddr, InstanceId>,
     canary_ready: usize,
     stable_ready: usize,
+    stood_in: bool,
     route_timeout: Millis,
     /// The canary's current shares as published: runtime key and parts of the whole, for each port that is split.
     shares: Vec<(String, u32)>,
@@ -317,6 +319,7 @@ impl Site {
                 .collect(),
             canary_ready: ready(&canary.plan.canary),
             stable_ready: ready(&canary.plan.stable),
+            stood_in: clusters().any(|cluster| !cluster.stand_ins.is_empty()),
             route_timeout: destinations
                 .iter()
                 .map(|destination| destination.calls.request_timeout.unwrap_or(UNLIMITED))

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     id::{ClusterName, ObjectKind, ServiceId},
-    mesh::{Destination, FULL_SHARE, Route},
+    mesh::{Destination, Endpoint, FULL_SHARE, Route},
     policy::{Millis, MtlsMode, MtlsSpec, Target},
     world::{Interception, World},
 };
@@ -91,6 +91,31 @@ proptest! {
             prop_assert!(proxy.inbound.values().all(|port| inbound.ports.contains_key(port)));
             if proxy.outbound_port.is_some() {
                 prop_assert!(mesh.transparent_namespaces.contains(&proxy.identity.namespace));
+            }
+        }
+    }
+
+    #[test]
+    fn no_request_finds_an_empty_revision_while_the_other_one_serves(world in any_world()) {
+        let Compiled { mesh, .. } = compile(&world);
+        for destination in mesh.destinations.values() {
+            let Route::Split(split) = &destination.route else { continue };
+            let revisions = split.fail_safe.iter().map(|(name, _)| {
+                destination.clusters.iter().find(|cluster| cluster.name == *name).expect("law above")
+            });
+            let revisions: Vec<_> = revisions.collect();
+            let healthy = |endpoints: &[Endpoint]| endpoints.iter().any(|endpoint| endpoint.healthy);
+            let taken_back = world.canaries.values().any(|canary| {
+                canary.progress.as_ref().is_some_and(|progress| progress.phase == crate::rollout::Phase::RolledBack)
+            });
+            for (at, one) in revisions.iter().enumerate() {
+                let other = revisions[1 - at];
+                let stood_in = healthy(&one.stand_ins);
+                prop_assert!(!(stood_in && healthy(&one.endpoints)), "an ejection would go unnoticed");
+                prop_assert!(one.stand_ins.is_empty() || one.stand_ins == other.endpoints);
+                if !healthy(&one.endpoints) && healthy(&other.endpoints) && !(at == 0 && taken_back) {
+                    prop_assert!(stood_in, "{} is empty", one.name);
+                }
             }
         }
     }

@@ -127,6 +127,7 @@ impl<'a> OnePort<'a> {
         let identities = self.identities();
         let cluster = |name: ClusterName| Cluster {
             endpoints: self.endpoints(&name),
+            stand_ins: Arc::default(),
             identities: identities.clone(),
             transport,
             name,
@@ -136,8 +137,15 @@ impl<'a> OnePort<'a> {
         let route = match governing {
             None => Route::To(whole),
             Some(governing) => {
-                let revisions = governing.clusters(&self.name).map(cluster);
+                let mut revisions = governing.clusters(&self.name).map(cluster);
                 let [stable, canary] = revisions.each_ref().map(serves);
+                let [for_canary, for_stable] = governing.stand_in();
+                let [of_stable, of_canary] = revisions.each_ref().map(|it| Arc::clone(&it.endpoints));
+                if !canary && stable && for_canary {
+                    revisions[1].stand_ins = of_stable;
+                } else if !stable && canary && for_stable {
+                    revisions[0].stand_ins = of_canary;
+                }
                 let split = governing.split(&self.name);
                 let shares = governing.shares(stable, canary);
                 decided.shares.extend(

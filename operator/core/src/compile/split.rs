@@ -7,6 +7,9 @@
 //! - except to a canary that was taken back: it gets nothing, however sick stable is;
 //! - when neither has a healthy endpoint the shares stand as planned, for there is nothing to gain.
 //!
+//! Shares arrive later than endpoints, and where nobody vouches for them not at all. So the one's endpoints also stand in
+//! for the other's where it would yield its share to them: no request finds an empty cluster.
+//!
 //! Instances of any other revision get no traffic while a canary governs: nobody judged them, and a share
 //! that the plan does not count would spoil the evidence. They stay in the cluster without revision, to which
 //! the service falls back when the canary is deleted.
@@ -100,6 +103,11 @@ impl Governing {
             runtime_prefix: format!("airlane.{}.{}.{number}", service.namespace, service.name),
             fail_safe: vec![(stable, FULL_SHARE - self.fail_safe_share), (canary, self.fail_safe_share)],
         }
+    }
+
+    /// Whether stable may answer for the canary, and the canary for stable, while those have no healthy endpoint.
+    pub(super) fn stand_in(&self) -> [bool; 2] {
+        [true, !self.taken_back]
     }
 
     /// The current shares of stable and canary, given which of them has a healthy endpoint. They sum to

@@ -26,11 +26,12 @@ use envoy_types::pb::{
 pub(super) struct Assignment<'a> {
     cluster: &'a ClusterName,
     endpoints: &'a [Endpoint],
+    stand_ins: &'a [Endpoint],
 }
 
 impl<'a> Assignment<'a> {
     pub(super) fn of(cluster: &'a Cluster) -> Self {
-        Self { cluster: &cluster.name, endpoints: &cluster.endpoints }
+        Self { cluster: &cluster.name, endpoints: &cluster.endpoints, stand_ins: &cluster.stand_ins }
     }
 }
 
@@ -42,26 +43,34 @@ impl Lowered for Assignment<'_> {
     }
 
     fn encode(&self) -> Any {
-        let lb_endpoints = self.endpoints.iter().map(|endpoint| {
-            let health = if endpoint.healthy { HealthStatus::Healthy } else { HealthStatus::Unhealthy };
-            LbEndpoint {
-                health_status: health as i32,
-                metadata: endpoint.mtls.then(accepts_mtls),
-                host_identifier: Some(HostIdentifier::Endpoint(Host {
-                    address: Some(address(endpoint.address)),
-                    hostname: endpoint.instance.to_string(),
-                    ..Default::default()
-                })),
-                ..Default::default()
-            }
-        });
+        // Nobody stands in while an endpoint is healthy: Envoy would count them all where it says how many may be
+        // ejected, and eject the last one.
+        let groups = [self.endpoints, self.stand_ins].into_iter().zip(0..);
         packed(ClusterLoadAssignment {
             cluster_name: self.name(),
-            endpoints: vec![LocalityLbEndpoints {
-                lb_endpoints: lb_endpoints.collect(),
-                ..Default::default()
-            }],
+            endpoints: groups
+                .filter(|(endpoints, priority)| *priority == 0 || !endpoints.is_empty())
+                .map(|(endpoints, priority)| LocalityLbEndpoints {
+                    lb_endpoints: endpoints.iter().map(endpoint).collect(),
+                    priority,
+                    ..Default::default()
+                })
+                .collect(),
             ..Default::default()
         })
+    }
+}
+
+fn endpoint(endpoint: &Endpoint) -> LbEndpoint {
+    let health = if endpoint.healthy { HealthStatus::Healthy } else { HealthStatus::Unhealthy };
+    LbEndpoint {
+        health_status: health as i32,
+        metadata: endpoint.mtls.then(accepts_mtls),
+        host_identifier: Some(HostIdentifier::Endpoint(Host {
+            address: Some(address(endpoint.address)),
+            hostname: endpoint.instance.to_string(),
+            ..Default::default()
+        })),
+        ..Default::default()
     }
 }

@@ -9,7 +9,7 @@ use crate::support::{
 };
 use airlane_core::{
     id::ClusterName,
-    mesh::{Route, Split, Transport, WhenOpen},
+    mesh::{Cluster, Endpoint, Route, Split, Transport, WhenOpen},
     policy::{Millis, MtlsMode},
     world::Protocol,
 };
@@ -18,6 +18,7 @@ use opentelemetry_proto::tonic::{
     metrics::v1::{NumberDataPoint, metric::Data, number_data_point::Value as Number},
 };
 use std::{
+    collections::BTreeSet,
     io::{Read, Write},
     net::SocketAddr,
     sync::Arc,
@@ -136,7 +137,7 @@ fn shares_follow_the_runtime_and_a_failed_canary_is_saved_by_stable() {
     let whole = destination.clusters[0].clone();
     let revision =
         |revision: &str| ClusterName { revision: Some(revision.parse().unwrap()), ..whole.name.clone() };
-    let clusters = [("v1", stable), ("v2", canary)].map(|(version, port)| airlane_core::mesh::Cluster {
+    let clusters = [("v1", stable), ("v2", canary)].map(|(version, port)| Cluster {
         name: revision(version),
         endpoints: Arc::new(vec![endpoint(&format!("pay-{version}"), port, false)]),
         ..whole.clone()
@@ -171,6 +172,48 @@ fn shares_follow_the_runtime_and_a_failed_canary_is_saved_by_stable() {
         let logged = bench.plane.seen.failures.lock().unwrap().len() as u64;
         (logged == first_attempts() - before).then_some(())
     });
+}
+
+#[test]
+fn a_revision_without_an_endpoint_is_stood_in_for() {
+    let Some(mut bench) = Bench::new() else { return };
+    let [stable, canary] = ["stable", "canary"].map(|name| app::serve(move |_| (200, name.to_owned())));
+    let mut destination = meshes::destination("pay", Protocol::Http, Transport::Plaintext, vec![]);
+    let whole = destination.clusters[0].clone();
+    let revision =
+        |revision: &str| ClusterName { revision: Some(revision.parse().unwrap()), ..whole.name.clone() };
+    destination.clusters = ["v1", "v2"].map(|of| Cluster { name: revision(of), ..whole.clone() }).into();
+    // Where nobody speaks of shares, the routes' own hold: they do not follow the endpoints.
+    let fail_safe = vec![(revision("v1"), 5_000), (revision("v2"), 5_000)];
+    destination.route = Route::Split(Split { runtime_prefix: "airlane.shop.pay.80".to_owned(), fail_safe });
+    destination.calls.retries.attempts = 0;
+    let at = |port, healthy| Arc::new(vec![Endpoint { healthy, ..endpoint("pay-1", port, false) }]);
+    destination.clusters[0].endpoints = at(stable, true);
+    destination.clusters[1].endpoints = at(canary, true);
+    let mut mesh = meshes::empty().with(destination).caller("front-1", "shop", "front", bench.outbound);
+    let caller = bench.caller(&mesh);
+    let outbound = bench.outbound;
+    let answers = || -> BTreeSet<String> {
+        let answers = (0..60).map(|_| client::get(outbound, "http://pay/"));
+        answers.map(|answer| format!("{} {}", answer.status, answer.body)).collect()
+    };
+    let [of_stable, of_canary] = ["200 stable", "200 canary"].map(str::to_owned);
+    assert_eq!(answers(), [of_stable.clone(), of_canary.clone()].into(), "{}", caller.log());
+    let port = meshes::service_port("shop", "pay", 80);
+    for left in [at(canary, false), Arc::default()] {
+        for (empty, other, expected) in [(1, at(stable, true), &of_stable), (0, at(canary, true), &of_canary)]
+        {
+            let clusters = &mut Arc::make_mut(mesh.destinations.get_mut(&port).unwrap()).clusters;
+            clusters[empty].endpoints = Arc::clone(&left);
+            clusters[empty].stand_ins = Arc::clone(&other);
+            clusters[1 - empty].endpoints = other;
+            clusters[1 - empty].stand_ins = Arc::default();
+            bench.publish(&mesh);
+            until("the other one answers everything", || {
+                (answers() == [expected.clone()].into()).then_some(())
+            });
+        }
+    }
 }
 
 #[test]

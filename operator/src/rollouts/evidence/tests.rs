@@ -46,7 +46,13 @@ fn gather_among(
     now: Timestamp,
 ) -> Evidence {
     let route_timeout = Millis(1_000);
-    let around = Surroundings { endpoints: &HashMap::new(), canary_endpoints: 1, route_timeout, instances };
+    let around = Surroundings {
+        endpoints: &HashMap::new(),
+        canary_endpoints: 1,
+        stood_in: false,
+        route_timeout,
+        instances,
+    };
     books.gather(failures, windows, &around, now)
 }
 fn instance() -> Instance {
@@ -174,4 +180,33 @@ fn one_that_leaves_may_have_sent_until_then() {
     gather(&mut books, &[], &[window(totals)], at(0));
     assert_eq!(gather_among(&mut books, &BTreeMap::new(), &[], &[], at(400)).unreported, 0);
     assert_eq!(gather_among(&mut books, &BTreeMap::new(), &[], &[], at(3_100)).unreported, 4);
+}
+
+#[test]
+fn what_another_revision_answered_in_its_place_is_no_evidence_about_a_revision() {
+    let mut books = gatherer();
+    let stable = Instance { id: InstanceId::parse("pay-v1-abcd").expect("a name"), ..instance() };
+    let address: SocketAddr = "10.244.0.1:8080".parse().expect("an address");
+    let instances =
+        BTreeMap::from([(caller(), Arc::new(instance())), (stable.id.clone(), Arc::new(stable.clone()))]);
+    let endpoints = HashMap::from([(address, stable.id)]);
+    let mut gather = |stood_in, failures: &[(InstanceId, Failure)], second: i64| {
+        let around = Surroundings {
+            endpoints: &endpoints,
+            canary_endpoints: usize::from(!stood_in),
+            stood_in,
+            route_timeout: Millis(1_000),
+            instances: &instances,
+        };
+        let totals = Totals { sent: 10, good_tries: 10, ..Totals::default() };
+        let mut evidence = books.gather(failures, &[window(totals)], &around, at(second * 1_000));
+        let heard = evidence.callers.remove(0);
+        (heard.failures.len(), heard.totals.expect("a window").canary.ended)
+    };
+    let (who, failed) = failure();
+    let by_stable = (who, Failure { endpoint: Some(address), ..failed });
+    assert_eq!(gather(false, &[], 1), (0, 10));
+    assert_eq!(gather(true, &[by_stable, failure()], 2), (1, 0), "the canary's own failure counts");
+    assert_eq!(gather(false, &[], 3), (0, 0), "a proxy may not know yet that the canary is back");
+    assert_eq!(gather(false, &[], 8), (0, 10));
 }

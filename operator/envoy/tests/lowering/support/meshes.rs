@@ -68,6 +68,7 @@ pub fn destination(
             identities: [identity("shop", name)].into(),
             transport,
             endpoints: Arc::new(endpoints),
+            stand_ins: Arc::default(),
         }],
         route: Route::To(cluster),
         calls: calls(),
