@@ -213,6 +213,11 @@ enum Step {
     Wait(Option<Timestamp>),
 }
 
+/// So long after a time that anybody may have written: at the latest the last one that there is.
+fn later(at: Timestamp, by: SignedDuration) -> Timestamp {
+    at.saturating_add(by).unwrap_or(Timestamp::MAX)
+}
+
 /// What was begun comes to its end before anything else begins.
 fn follow(given: &Given<'_>) -> Step {
     for (name, deployment) in &given.deployments {
@@ -220,7 +225,7 @@ fn follow(given: &Given<'_>) -> Step {
         let holds = record.holds(deployment);
         match &record.failed {
             Some(failed) if holds && record.before != record.after => {
-                let due = failed.at + TOLD;
+                let due = later(failed.at, TOLD);
                 if given.now < due {
                     return Step::Wait(Some(due));
                 }
@@ -256,7 +261,7 @@ impl Given<'_> {
                 let crew = self.crews.get(&workload).copied().unwrap_or_default();
                 let Some(wrong) = on_the_wrong_side(crew, record.to) else { return Ok(None) };
                 // The rollout ended at some time since the restart began; when exactly is not said.
-                let settled = record.begun_at + SETTLE;
+                let settled = later(record.begun_at, SETTLE);
                 if self.now < settled { Err(Some(settled)) } else { Ok(Some(wrong)) }
             }
             Rollout::UnderWay { exceeded: true, .. } => {
@@ -264,7 +269,7 @@ impl Given<'_> {
             }
             Rollout::UnderWay { progress_at, exceeded: false } => {
                 let progress_at = progress_at.map_or(record.begun_at, |at| at.max(record.begun_at));
-                let due = progress_at + patience;
+                let due = later(progress_at, patience);
                 if self.now < due {
                     return Err(Some(due));
                 }
@@ -295,7 +300,7 @@ fn begin(given: &Given<'_>, decision: &mut Decision) -> Step {
         (false, None) => Step::Nothing,
         (false, Some(Pass { left_at: None })) => Step::Do(Act::NoteLeft),
         (false, Some(Pass { left_at: Some(left_at) })) => {
-            let due = *left_at + given.patience.eject_after;
+            let due = later(*left_at, given.patience.eject_after);
             if given.now < due { Step::Wait(Some(due)) } else { leave(given, decision) }
         }
     }
@@ -367,7 +372,7 @@ fn leave(given: &Given<'_>, decision: &mut Decision) -> Step {
                 next = if given.acknowledged {
                     Step::Do(Act::Restart(workload.name.clone(), Way::Leave))
                 } else {
-                    Step::Wait(Some(given.now + SignedDuration::from_secs(1)))
+                    Step::Wait(Some(later(given.now, SignedDuration::from_secs(1))))
                 };
             }
             None => {}

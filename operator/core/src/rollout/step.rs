@@ -48,7 +48,7 @@ pub fn objectives(plan: &Rollout, progress: &Progress) -> Objectives {
         list: plan.objectives.clone(),
         step: progress.step,
         share: progress.share,
-        next_share: plan.steps.get(progress.step + 1).map(|step| step.share),
+        next_share: plan.steps.get(progress.step.saturating_add(1)).map(|step| step.share),
         false_rollback: plan.false_rollback,
         wrong_promotion: plan.wrong_promotion,
         least_failures: Objectives::LEAST_FAILURES,

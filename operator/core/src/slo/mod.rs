@@ -98,7 +98,7 @@ pub fn judge(objectives: &Objectives, mut wealth: Wealth, evidence: &Evidence) -
         _ if wealth.split.is_unfair(objectives.w()) => Verdict::Unknown(Doubt::SplitNotAsConfigured {
             share: objectives.w(),
             canary: wealth.split.canary,
-            total: wealth.split.canary + wealth.split.stable,
+            total: wealth.split.canary.saturating_add(wealth.split.stable),
         }),
         Case::OneOnly(Contributor::Endpoint(instance)) => {
             Verdict::Unknown(Doubt::OneEndpointOnly { instance })

@@ -88,8 +88,8 @@ const LN_UNFAIR: f64 = 9.210_340_371_976_184;
 
 impl SplitCheck {
     pub(super) fn add(&mut self, totals: &Totals) {
-        self.canary += totals.canary.started;
-        self.stable += totals.stable.started;
+        self.canary = self.canary.saturating_add(totals.canary.started);
+        self.stable = self.stable.saturating_add(totals.stable.started);
     }
 
     /// Whether the evidence against a coin of share `w` reached 10⁴.
@@ -136,6 +136,13 @@ mod tests {
             let rps = recent.rps().expect("requests were counted");
             assert!((95.0..105.0).contains(&rps), "{rps} after {s} s");
         }
+    }
+
+    #[test]
+    fn sums_that_were_remembered_never_overflow() {
+        let mut split = SplitCheck { canary: u64::MAX, stable: u64::MAX };
+        split.add(&second(1, (1, 0), (1, 0)));
+        assert_eq!(split, SplitCheck { canary: u64::MAX, stable: u64::MAX });
     }
 
     #[test]

@@ -359,3 +359,18 @@ fn what_others_wrote_into_the_memory_stops_only_what_it_is_about() {
     let left = [("Deployment/cart", "its annotation airlane.dev/lastRestart is not ours")];
     check_left(&space, &left, Some(&Act::Try("pay".to_owned())));
 }
+
+#[test]
+fn a_time_at_the_end_of_all_times_is_never_reached() {
+    const LAST: &str = "9999-12-30T22:00:00.999999999Z";
+    let end = Some(LAST);
+    let cart_is = |record: &Record, rollout: Rollout| {
+        let cart = Deployment { rollout, ..restarted(record) };
+        Space::joined().with(|it| drop(it.deployments.insert("cart", cart)))
+    };
+    let under_way = || Rollout::UnderWay { progress_at: Some(at(LAST)), exceeded: false };
+    check(&cart_is(&failed(joining(NOW), LAST), under_way()), None, end);
+    check(&cart_is(&joining(LAST), Rollout::Complete), None, end);
+    check(&cart_is(&joining(NOW), under_way()), None, end);
+    check(&Space::left(LAST), None, end);
+}
