@@ -256,12 +256,12 @@ impl Given<'_> {
         let own = SignedDuration::from_secs(i64::from(deployment.progress_deadline_s));
         let patience = self.patience.progress.map_or(own, |progress| progress.min(own));
         match deployment.rollout {
-            Rollout::Complete => {
+            Rollout::Complete { since } => {
                 let workload = Workload { kind: Kind::Deployment, name: name.to_owned() };
                 let crew = self.crews.get(&workload).copied().unwrap_or_default();
                 let Some(wrong) = on_the_wrong_side(crew, record.to) else { return Ok(None) };
-                // The rollout ended at some time since the restart began; when exactly is not said.
-                let settled = later(record.begun_at, SETTLE);
+                let ended = since.map_or(record.begun_at, |since| since.max(record.begun_at));
+                let settled = later(ended, SETTLE);
                 if self.now < settled { Err(Some(settled)) } else { Ok(Some(wrong)) }
             }
             Rollout::UnderWay { exceeded: true, .. } => {
@@ -336,7 +336,7 @@ fn join(given: &Given<'_>, decision: &mut Decision) -> Step {
         match left {
             Some(left) => drop(decision.left.insert((*workload).clone(), left)),
             // Somebody is about to change it.
-            None if deployment.is_some_and(|it| it.rollout != Rollout::Complete) => {}
+            None if deployment.is_some_and(|it| !it.rollout.is_complete()) => {}
             None if matches!(next, Step::Nothing) => {
                 let name = workload.name.clone();
                 next = Step::Do(match trial {
@@ -366,7 +366,7 @@ fn leave(given: &Given<'_>, decision: &mut Decision) -> Step {
             .or_else(|| stopped.map(|stopped| Left::Stopped(stopped.to_owned())));
         match left {
             Some(left) => drop(decision.left.insert((*workload).clone(), left)),
-            None if deployment.is_some_and(|it| it.rollout != Rollout::Complete) => {}
+            None if deployment.is_some_and(|it| !it.rollout.is_complete()) => {}
             None if matches!(next, Step::Nothing) => {
                 // A door that is still shut for those without a sidecar would refuse whoever leaves now.
                 next = if given.acknowledged {

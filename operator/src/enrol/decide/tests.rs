@@ -8,6 +8,8 @@ fn at(text: &str) -> Timestamp {
     text.parse().expect("a time")
 }
 
+const COMPLETE: Rollout = Rollout::Complete { since: None };
+
 /// A Deployment of two pods whose rollout is complete.
 pub(crate) fn deployment() -> Deployment {
     Deployment {
@@ -20,7 +22,7 @@ pub(crate) fn deployment() -> Deployment {
         max_unavailable: Some(0),
         paused: false,
         progress_deadline_s: 600,
-        rollout: Rollout::Complete,
+        rollout: COMPLETE,
     }
 }
 
@@ -298,6 +300,16 @@ fn a_restart_that_changes_nothing_is_not_repeated() {
     check(&still_bare("2026-01-01T00:09:55Z"), None, Some("2026-01-01T00:10:05Z"));
     let because = "2 of its new pods have no sidecar: they were told something else than the trial";
     check(&still_bare("2026-01-01T00:09:00Z"), Some(&Act::Fail(cart(), Way::Join, because.to_owned())), None);
+    // What is seen of its pods is behind from when it ended.
+    let ended_at = |since: &str| {
+        let rollout = Rollout::Complete { since: Some(at(since)) };
+        let cart = Deployment { rollout, ..restarted(&joining("2026-01-01T00:09:00Z")) };
+        Space::joined().with(|it| drop(it.deployments.insert("cart", cart)))
+    };
+    check(&ended_at("2026-01-01T00:09:55Z"), None, Some("2026-01-01T00:10:05Z"));
+    let because = "2 of its new pods have no sidecar: they were told something else than the trial";
+    let fails = Act::Fail(cart(), Way::Join, because.to_owned());
+    check(&ended_at("2026-01-01T00:09:50Z"), Some(&fails), None);
     let undone = Space::joined().with(|it| {
         let cart = restarted(&joining("2026-01-01T00:09:00Z"));
         it.deployments.insert("cart", Deployment { on_template: BTreeMap::new(), ..cart });
@@ -370,7 +382,7 @@ fn a_time_at_the_end_of_all_times_is_never_reached() {
     };
     let under_way = || Rollout::UnderWay { progress_at: Some(at(LAST)), exceeded: false };
     check(&cart_is(&failed(joining(NOW), LAST), under_way()), None, end);
-    check(&cart_is(&joining(LAST), Rollout::Complete), None, end);
+    check(&cart_is(&joining(LAST), COMPLETE), None, end);
     check(&cart_is(&joining(NOW), under_way()), None, end);
     check(&Space::left(LAST), None, end);
 }

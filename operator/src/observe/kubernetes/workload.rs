@@ -108,7 +108,10 @@ pub(crate) struct Deployment {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Rollout {
     /// All of them, and all are available.
-    Complete,
+    Complete {
+        /// When Kubernetes found that it is so, if it says.
+        since: Option<Timestamp>,
+    },
     /// Not all of them yet.
     UnderWay {
         /// When Kubernetes last saw progress.
@@ -116,6 +119,13 @@ pub(crate) enum Rollout {
         /// Kubernetes has given up on it.
         exceeded: bool,
     },
+}
+
+impl Rollout {
+    /// Whether nothing of it is left to do.
+    pub(crate) fn is_complete(&self) -> bool {
+        matches!(self, Rollout::Complete { .. })
+    }
 }
 
 /// What the operator holds in a namespace that has joined the mesh: the right to restart its workloads.
@@ -198,21 +208,20 @@ fn max_unavailable(said: Option<&IntOrString>, replicas: u32) -> u32 {
 /// As `kubectl rollout status` sees it.
 fn rollout(generation: i64, replicas: u32, status: &shapes::DeploymentStatus) -> Rollout {
     let seen = status.observed_generation >= generation;
+    let progressing = status.conditions.iter().find(|condition| condition.type_ == "Progressing");
+    let because = |reason: &str| progressing.filter(|it| it.reason.as_deref() == Some(reason));
+    let at = |it: &shapes::DeploymentCondition| Some(it.last_update_time.as_ref()?.0);
     if seen
         && status.updated_replicas >= replicas
         && status.replicas <= status.updated_replicas
         && status.available_replicas >= status.updated_replicas
     {
-        return Rollout::Complete;
+        return Rollout::Complete { since: because("NewReplicaSetAvailable").and_then(at) };
     }
-    let progressing = status.conditions.iter().find(|condition| condition.type_ == "Progressing");
-    let given_up = |it: &shapes::DeploymentCondition| {
-        it.status == "False" && it.reason.as_deref() == Some("ProgressDeadlineExceeded")
-    };
     Rollout::UnderWay {
-        progress_at: progressing.and_then(|it| Some(it.last_update_time.as_ref()?.0)),
+        progress_at: progressing.and_then(at),
         // What is said of another template is not said of this one.
-        exceeded: seen && progressing.is_some_and(given_up),
+        exceeded: seen && because("ProgressDeadlineExceeded").is_some_and(|it| it.status == "False"),
     }
 }
 
@@ -296,7 +305,12 @@ mod tests {
         let of = |field: &str, value: i64| deployment(|it| it["status"][field] = json!(value)).rollout;
         let at = Some("2026-01-01T00:00:00Z".parse().expect("a time"));
         let exceeded = Rollout::UnderWay { progress_at: at, exceeded: true };
-        assert_eq!(of("replicas", 4), Rollout::Complete);
+        assert_eq!(of("replicas", 4), Rollout::Complete { since: None });
+        let available = deployment(|it| {
+            it["status"]["conditions"][0]["status"] = json!("True");
+            it["status"]["conditions"][0]["reason"] = json!("NewReplicaSetAvailable");
+        });
+        assert_eq!(available.rollout, Rollout::Complete { since: at });
         assert_eq!(of("replicas", 5), exceeded, "an old one is still there");
         assert_eq!(of("updatedReplicas", 3), exceeded);
         assert_eq!(of("availableReplicas", 3), exceeded);
