@@ -8,16 +8,16 @@ use super::{
 };
 use crate::{
     marks::{
-        ENABLED, INJECT, LAST_RESTART, LEFT_AT, MANAGER, MESHED, NOT_INJECTED, OPTED_OUT, RESTARTED_AT,
+        ENABLED, INJECT, LAST_RESTART, LEFT_AT, MANAGER, MESHED, NOT_INJECTED, OPTED_OUT, RESTARTED_AT, asks,
         of_ours,
     },
-    observe::kubernetes::workload::{Kind, PASS, Workload},
+    observe::kubernetes::workload::{self, Kind, PASS, Workload, read_deployment},
 };
 use airlane_core::id::Namespace;
 use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment, StatefulSet},
-    core::v1::Pod,
+    core::v1::{self as core, Pod},
     rbac::v1::RoleBinding,
 };
 use kube::{
@@ -137,12 +137,43 @@ impl Hands {
         now: Timestamp,
     ) -> Result<Record, HandsError> {
         let object = self.read(namespace, workload).await?;
-        // Somebody else is at it.
-        if record(&object).is_some_and(|record| record.failed.is_none()) {
+        self.begin(namespace, workload, &object, way, now).await
+    }
+
+    /// Begins to replace the pods of a Deployment of which this was `known` when it was decided, if all of it is still
+    /// so, and its namespace still wants it.
+    pub(crate) async fn restart_known(
+        &self,
+        namespace: &str,
+        name: &str,
+        known: &workload::Deployment,
+        way: Way,
+        now: Timestamp,
+    ) -> Result<Record, HandsError> {
+        let namespaces: Api<core::Namespace> = Api::all(self.client.clone());
+        let labels = answered(namespaces.get(namespace)).await?.metadata.labels.unwrap_or_default();
+        let workload = Workload { kind: Kind::Deployment, name: name.to_owned() };
+        let object = self.read(namespace, &workload).await?;
+        if asks(&labels) != (way == Way::Join) || read_deployment(&object).as_ref() != Some(known) {
             return Err(HandsError::Changed);
         }
-        let record = Record::begin(way, restarted_at(&object), now);
-        self.patch(namespace, workload, &replacing(&object, record.after.as_deref(), Some(&record))?).await?;
+        self.begin(namespace, &workload, &object, way, now).await
+    }
+
+    async fn begin(
+        &self,
+        namespace: &str,
+        workload: &Workload,
+        object: &Value,
+        way: Way,
+        now: Timestamp,
+    ) -> Result<Record, HandsError> {
+        // Somebody else is at it.
+        if record(object).is_some_and(|record| record.failed.is_none()) {
+            return Err(HandsError::Changed);
+        }
+        let record = Record::begin(way, restarted_at(object), now);
+        self.patch(namespace, workload, &replacing(object, record.after.as_deref(), Some(&record))?).await?;
         Ok(record)
     }
 
@@ -322,6 +353,43 @@ mod tests {
         assert_eq!(written["spec"]["template"]["metadata"]["annotations"], json!({ RESTARTED_AT: NOW }));
         let remembered = written["metadata"]["annotations"][LAST_RESTART].as_str().expect("a record");
         assert_eq!(serde_json::from_str::<Record>(remembered).expect("a record"), record);
+    }
+
+    #[tokio::test]
+    async fn what_changed_since_it_was_decided_is_not_restarted() {
+        let known = deployment(&json!({}), &json!({}));
+        let restarted = async |label: &str, way: Way, change: fn(&mut Value)| {
+            let (mut fresh, written) = (known.clone(), Arc::new(Mutex::new(0)));
+            change(&mut fresh);
+            let space = json!({ "metadata": { "name": "shop", "labels": { "airlane.dev/inject": label } } });
+            let writes = Arc::clone(&written);
+            let api = client(move |(method, path, _)| {
+                if method != Method::GET {
+                    *writes.lock().expect("not poisoned") += 1;
+                }
+                Some((200, if path == "/api/v1/namespaces/shop" { space.clone() } else { fresh.clone() }))
+            });
+            let hands = Hands::new(api, Namespace::parse("airlane-system").expect("a name"));
+            let known = read_deployment(&known).expect("a Deployment");
+            let done = hands.restart_known("shop", "pay", &known, way, at(NOW)).await;
+            let unchanged = !matches!(done, Err(HandsError::Changed));
+            assert_eq!(unchanged, done.is_ok(), "{done:?}");
+            assert_eq!(*written.lock().expect("not poisoned"), u32::from(unchanged));
+            unchanged
+        };
+        assert!(restarted("enabled", Way::Join, |_| {}).await);
+        assert!(!restarted("enabled", Way::Leave, |_| {}).await, "the namespace asks again");
+        assert!(restarted("no", Way::Leave, |_| {}).await);
+        assert!(!restarted("no", Way::Join, |_| {}).await, "the namespace does not ask any more");
+        let changes: [fn(&mut Value); 4] = [
+            |it| it["metadata"]["uid"] = json!("another"),
+            |it| it["spec"]["replicas"] = json!(7),
+            |it| it["metadata"]["annotations"]["airlane.dev/restart"] = json!("manual"),
+            |it| it["metadata"]["annotations"][LAST_RESTART] = json!("nothing of ours"),
+        ];
+        for change in changes {
+            assert!(!restarted("enabled", Way::Join, change).await);
+        }
     }
 
     #[tokio::test]

@@ -240,7 +240,8 @@ impl Enrolment {
                 memory.trials.insert((namespace.to_owned(), name.clone()), tried);
             }
             Act::Restart(name, way) => {
-                self.hands.restart(namespace, &deployment(name), *way, view.now).await?;
+                let known = view.workloads.deployment(namespace, name).ok_or(HandsError::Gone)?;
+                self.hands.restart_known(namespace, name, known, *way, view.now).await?;
                 tracing::info!(namespace, deployment = name, %way, "its pods are replaced");
                 let note = format!("its pods are replaced, so that they {way}");
                 self.tell(namespace, view, &deployment(name), (EventType::Normal, "Restarted"), &note);

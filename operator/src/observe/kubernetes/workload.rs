@@ -9,6 +9,8 @@ use crate::marks::{INJECT, LEFT_AT, OURS};
 use airlane_core::world::Health;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString};
+use serde::Deserialize as _;
+use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -169,6 +171,11 @@ pub(super) fn ours(metadata: &ObjectMeta) -> BTreeMap<String, String> {
     all.filter(|(key, _)| key.starts_with(OURS)).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
+/// What is kept of a Deployment, from the API server's own words; `None` if they are none of a Deployment.
+pub(crate) fn read_deployment(object: &Value) -> Option<Deployment> {
+    deployment_of(&shapes::Deployment::deserialize(object).ok()?)
+}
+
 /// What is kept of a Deployment.
 pub(super) fn deployment_of(deployment: &shapes::Deployment) -> Option<Deployment> {
     let shapes::Deployment { metadata, spec, status } = deployment;
@@ -259,7 +266,7 @@ pub(super) fn crews<'a>(
 mod tests {
     use super::*;
     use crate::marks::is_manual;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     fn deployment(change: impl FnOnce(&mut Value)) -> Deployment {
         let mut deployment = json!({
@@ -280,7 +287,7 @@ mod tests {
             },
         });
         change(&mut deployment);
-        deployment_of(&serde_json::from_value(deployment).expect("a Deployment")).expect("kept")
+        read_deployment(&deployment).expect("a Deployment")
     }
 
     #[test]
