@@ -12,6 +12,7 @@ use crate::{
     marks::{LAST_RESTART, MANUAL, RESTART, is_manual},
     observe::kubernetes::workload::{Crew, Deployment, Kind, Pass, Rollout, Workload},
 };
+use airlane_core::id::ObjectId;
 use jiff::{SignedDuration, Timestamp};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -56,6 +57,8 @@ pub(crate) struct Given<'a> {
     pub(crate) crews: BTreeMap<&'a Workload, Crew>,
     /// What ties workloads to the mesh.
     pub(crate) ties: BTreeMap<&'a Workload, &'a BTreeSet<Tie>>,
+    /// Whose pods are judged by a Canary that is under way.
+    pub(crate) judged: BTreeMap<&'a Workload, &'a ObjectId>,
     /// Whether all proxies have acknowledged what policies say now.
     pub(crate) acknowledged: bool,
     /// What became of the pods that were tried.
@@ -117,6 +120,8 @@ pub(crate) enum Left {
     Refused(String),
     /// Without its sidecar nobody keeps what policies say; or with it callers are shut out that are not there yet.
     Tied(Way, BTreeSet<Tie>),
+    /// A Canary is under way, which judges by its pods.
+    Judged(ObjectId),
     /// It was restarted and did not come up.
     PutBack(String),
     /// Another one did not.
@@ -136,6 +141,7 @@ impl Left {
             | Left::PutBack(_)
             | Left::Stopped(_)
             | Left::Manual
+            | Left::Judged(_)
             | Left::Tied(Way::Join, _) => true,
             Left::NoController
             | Left::Paused
@@ -172,6 +178,9 @@ impl fmt::Display for Left {
                     ),
                     Way::Leave => write!(f, "only its sidecar keeps what policies say: {ties}; {MEND}"),
                 }
+            }
+            Left::Judged(canary) => {
+                write!(f, "{canary} is under way and judges by its pods: wait for its end")
             }
             Left::PutBack(because) => write!(f, "it was restarted and put back: {because}"),
             Left::Stopped(other) => write!(f, "Deployment/{other} was put back; mend that first"),
@@ -407,7 +416,8 @@ fn unfit(given: &Given<'_>, workload: &Workload, way: Way) -> Option<Left> {
     if manual {
         return Some(Left::Manual);
     }
-    by_shape(deployment).or_else(|| tied(given, workload, way))
+    let judged = || given.judged.get(workload).map(|canary| Left::Judged((*canary).clone()));
+    by_shape(deployment).or_else(|| tied(given, workload, way)).or_else(judged)
 }
 
 /// Why pods of a Deployment cannot be replaced without anybody noticing.

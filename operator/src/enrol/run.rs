@@ -4,7 +4,7 @@ use super::{
     decide::{Act, Decision, Given, Left, Patience, Trial, decide},
     hands::{Hands, HandsError},
     record::Way,
-    ties::{Ties, ties},
+    ties::{Judged, Ties, judged, ties},
 };
 use crate::{
     clock::Clock,
@@ -18,7 +18,7 @@ use crate::{
         workload::{Deployment, Kind, Workload, Workloads},
     },
 };
-use airlane_core::id::{Namespace, ObjectKind};
+use airlane_core::id::{Namespace, ObjectId, ObjectKind};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder};
@@ -92,6 +92,7 @@ struct View {
     namespaces: Arc<NamespaceLabels>,
     picture: Picture,
     ties: OnceLock<Ties>,
+    judged: OnceLock<Judged>,
     now: Timestamp,
 }
 
@@ -143,6 +144,7 @@ impl Enrolment {
             namespaces: self.observed.namespaces.borrow().clone(),
             picture: self.picture.borrow().clone()?,
             ties: OnceLock::new(),
+            judged: OnceLock::new(),
             now: self.clock.now(),
         })
     }
@@ -185,6 +187,8 @@ impl Enrolment {
         let crews: BTreeMap<&Workload, _> =
             workloads.crews.get(namespace).into_iter().flatten().map(|(name, crew)| (name, *crew)).collect();
         let ties = crews.keys().filter_map(|workload| Some((*workload, view.ties_of(namespace, workload)?)));
+        let judged =
+            crews.keys().filter_map(|workload| Some((*workload, view.judge_of(namespace, workload)?)));
         let trials = memory.trials.iter().filter(|((there, _), _)| there == namespace);
         let pass = workloads.passes.get(namespace);
         let leaves = pass.is_some_and(|pass| pass.left_at.is_some());
@@ -196,6 +200,7 @@ impl Enrolment {
             pass,
             deployments: workloads.deployments_of(namespace).collect(),
             ties: ties.collect(),
+            judged: judged.collect(),
             crews,
             acknowledged: leaves && self.acknowledged(&view.picture),
             trials: trials.map(|((_, name), tried)| (name.as_str(), &tried.trial)).collect(),
@@ -367,6 +372,11 @@ impl View {
 
     fn ties_of(&self, namespace: &str, workload: &Workload) -> Option<&BTreeSet<super::ties::Tie>> {
         let all = self.ties.get_or_init(|| ties(&self.picture.world, &self.picture.compiled.mesh));
+        all.get(&(Namespace::parse(namespace).ok()?, workload_name(&workload.name)?))
+    }
+
+    fn judge_of(&self, namespace: &str, workload: &Workload) -> Option<&ObjectId> {
+        let all = self.judged.get_or_init(|| judged(&self.picture.world));
         all.get(&(Namespace::parse(namespace).ok()?, workload_name(&workload.name)?))
     }
 }

@@ -1,9 +1,11 @@
-//! What ties a workload to the mesh: policies that only its sidecar keeps, or that know it only by its sidecar. Pure.
+//! What ties a workload to the mesh: policies that only its sidecar keeps, or that know it only by its sidecar; and what
+//! its pods stay for until it is over. Pure.
 
 use airlane_core::{
     id::{Name, Namespace, ObjectId, WorkloadRevision},
     mesh::{Inbound, Mesh},
     policy::MtlsMode,
+    rollout::Phase,
     world::World,
 };
 use std::{
@@ -91,6 +93,25 @@ fn as_caller<'a>(world: &'a World, door: &'a Inbound) -> impl Iterator<Item = Ti
     world.policies.values().filter(names_me).map(|policy| Tie { by: policy.id.clone(), why: Why::Caller })
 }
 
+/// The Canaries that are under way, by the workloads whose pods they judge.
+pub(crate) type Judged = BTreeMap<(Namespace, Name), ObjectId>;
+
+/// Whose pods are judged now.
+pub(crate) fn judged(world: &World) -> Judged {
+    let under_way = world.canaries.values().filter(|canary| {
+        let phase = canary.progress.as_ref().map_or(Phase::Idle, |progress| progress.phase);
+        !matches!(phase, Phase::Idle | Phase::Succeeded | Phase::RolledBack)
+    });
+    let mut judged = Judged::new();
+    for canary in under_way {
+        let behind = world.instances.values().filter(|it| it.services.contains(&canary.plan.service));
+        for WorkloadRevision { namespace, workload, .. } in behind.map(|instance| &instance.workload) {
+            judged.entry((namespace.clone(), workload.clone())).or_insert_with(|| canary.id.clone());
+        }
+    }
+    judged
+}
+
 /// The ties of a namespace's workloads that have sidecars, as people are told them: each policy once, with what it says
 /// and about how many workloads.
 pub(crate) fn of_namespace(world: &World, mesh: &Mesh, namespace: &Namespace) -> Vec<String> {
@@ -130,6 +151,7 @@ pub(crate) mod tests {
         compile::compile,
         id::{InstanceId, Revision, ServiceId, TrustDomain},
         policy::Policy,
+        rollout::Progress,
         world::{Health, Instance, InstancePort, Interception, Port, Protocol, Service},
     };
     use serde_json::{Value, json};
@@ -246,6 +268,41 @@ pub(crate) mod tests {
             &["MeshPolicy shop/doors says who may call it"],
             &["MeshPolicy shop/doors lets it call by its identity"],
         );
+    }
+
+    #[test]
+    fn a_canary_under_way_judges_the_workloads_of_its_service() {
+        let phases = [
+            (None, false),
+            (Some(Phase::Idle), false),
+            (Some(Phase::Progressing), true),
+            (Some(Phase::Holding), true),
+            (Some(Phase::Paused), true),
+            (Some(Phase::Promoting), true),
+            (Some(Phase::RollingBack), true),
+            (Some(Phase::Succeeded), false),
+            (Some(Phase::RolledBack), false),
+        ];
+        let object = json!({
+            "apiVersion": "airlane.dev/v1alpha1", "kind": "Canary",
+            "metadata": { "name": "pay", "namespace": "shop" },
+            "spec": { "service": "pay", "stable": { "version": "v1" }, "canary": { "version": "v2" } },
+        });
+        for (phase, is_judged) in phases {
+            let mut canary = match read_object(&object, &namespace("airlane-system")).value {
+                Some(Meaning::Canary(canary)) => canary,
+                other => panic!("{other:?}"),
+            };
+            let progress = phase
+                .map(|phase| Progress { phase, ..Progress::new(&canary.plan, jiff::Timestamp::UNIX_EPOCH) });
+            canary.progress = progress;
+            let mut world = world(&[]);
+            world.canaries.insert(canary.id.clone(), Arc::new(canary));
+            let found: Vec<String> =
+                judged(&world).iter().map(|((place, name), by)| format!("{place}/{name}: {by}")).collect();
+            let expected: &[&str] = if is_judged { &["shop/pay: Canary shop/pay"] } else { &[] };
+            assert_eq!(found, expected, "{phase:?}");
+        }
     }
 
     #[test]

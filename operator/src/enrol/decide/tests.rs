@@ -53,6 +53,14 @@ fn tie(why: Why) -> Tie {
     Tie { by, why }
 }
 
+fn canary() -> ObjectId {
+    ObjectId {
+        kind: ObjectKind::Canary,
+        namespace: Namespace::parse("shop").expect("a name"),
+        name: Name::parse("cart").expect("a name"),
+    }
+}
+
 /// A namespace, to be changed by each test.
 struct Space {
     asks: bool,
@@ -61,6 +69,7 @@ struct Space {
     deployments: BTreeMap<&'static str, Deployment>,
     crews: BTreeMap<Workload, Crew>,
     ties: BTreeMap<Workload, BTreeSet<Tie>>,
+    judged: BTreeMap<Workload, ObjectId>,
     acknowledged: bool,
     trials: BTreeMap<&'static str, Trial>,
     progress: Option<SignedDuration>,
@@ -87,6 +96,7 @@ impl Space {
             deployments: BTreeMap::from([("cart", deployment()), ("pay", deployment())]),
             crews: BTreeMap::from([pods("cart", BARE), pods("pay", BARE)]),
             ties: BTreeMap::new(),
+            judged: BTreeMap::new(),
             acknowledged: true,
             trials: BTreeMap::new(),
             progress: None,
@@ -118,6 +128,7 @@ impl Space {
             deployments: self.deployments.iter().map(|(name, it)| (*name, it)).collect(),
             crews: self.crews.iter().map(|(workload, crew)| (workload, *crew)).collect(),
             ties: self.ties.iter().collect(),
+            judged: self.judged.iter().collect(),
             acknowledged: self.acknowledged,
             trials: self.trials.iter().map(|(name, trial)| (*name, trial)).collect(),
         })
@@ -193,7 +204,7 @@ fn a_rollout_of_somebody_else_is_waited_for() {
 #[test]
 fn what_could_go_wrong_is_left_to_people() {
     type Change = fn(&mut Space);
-    let cases: [(Change, &str); 8] = [
+    let cases: [(Change, &str); 9] = [
         (|it| it.manual = true, "airlane.dev/restart: manual"),
         (
             |it| {
@@ -227,6 +238,10 @@ fn what_could_go_wrong_is_left_to_people() {
                 it.ties.insert(workload(Kind::Deployment, "cart"), BTreeSet::from([tie(Why::Strict)]));
             },
             "once it is in the mesh, callers without a sidecar are refused: MeshPolicy shop/strict",
+        ),
+        (
+            |it| drop(it.judged.insert(workload(Kind::Deployment, "cart"), canary())),
+            "Canary shop/cart is under way and judges by its pods",
         ),
     ];
     for (change, why) in cases {
@@ -356,6 +371,10 @@ fn nobody_leaves_whose_sidecar_keeps_a_policy() {
             Some(&Act::Restart("pay".to_owned(), Way::Leave)),
         );
     }
+    let judged = Space::left("2026-01-01T00:00:00Z")
+        .with(|it| drop(it.judged.insert(workload(Kind::Deployment, "cart"), canary())));
+    let reason = "Canary shop/cart is under way and judges by its pods";
+    check_left(&judged, &[("Deployment/cart", reason)], Some(&Act::Restart("pay".to_owned(), Way::Leave)));
     let own_label = Space::left("2026-01-01T00:00:00Z").with(|it| {
         it.deployments.insert("cart", Deployment { inject: Some("enabled".to_owned()), ..deployment() });
     });

@@ -9,7 +9,7 @@ use crate::{
     enrol::{
         decide::{Left, by_shape},
         record::{Record, Way},
-        ties::{MEND, Tie, Ties, Why},
+        ties::{Judged, MEND, Tie, Ties, Why},
     },
     marks::asks,
     observe::kubernetes::{
@@ -30,6 +30,7 @@ pub(super) struct Moment {
     pub(super) workloads: Arc<Workloads>,
     pub(super) namespaces: Arc<NamespaceLabels>,
     pub(super) ties: Ties,
+    pub(super) judged: Judged,
     pub(super) system: Namespace,
 }
 
@@ -74,7 +75,11 @@ impl Moment {
         let doors = self.ties_of(namespace, workload).into_iter().flatten();
         let doors: BTreeSet<_> = doors.filter(|tie| tie.why != Why::Caller).cloned().collect();
         let doors = (way == Way::Join && !doors.is_empty()).then_some(Left::Tied(way, doors));
-        shape.into_iter().chain(put_back).chain(doors).map(|left| left.to_string()).collect()
+        let judged = workload_name(&workload.name)
+            .and_then(|name| self.judged.get(&(namespace.clone(), name)))
+            .map(|canary| Left::Judged(canary.clone()));
+        let cautions = shape.into_iter().chain(put_back).chain(doors).chain(judged);
+        cautions.map(|left| left.to_string()).collect()
     }
 
     fn ties_of(&self, namespace: &Namespace, workload: &Workload) -> Option<&BTreeSet<Tie>> {

@@ -10,7 +10,7 @@ use crate::{
     enrol::{
         decide::{Left, Trial},
         hands::Hands,
-        ties::ties,
+        ties::{judged, ties},
     },
     observe::{
         kubernetes::{
@@ -83,6 +83,7 @@ impl Watched {
             workloads,
             namespaces: self.observed.namespaces.borrow().clone(),
             ties: ties(&world, &compiled.mesh),
+            judged: judged(&world),
             system: self.cluster.system.clone(),
         })
     }
