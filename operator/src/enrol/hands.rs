@@ -11,7 +11,7 @@ use crate::{
         ENABLED, INJECT, LAST_RESTART, LEFT_AT, MANAGER, MESHED, NOT_INJECTED, OPTED_OUT, RESTARTED_AT, asks,
         of_ours,
     },
-    observe::kubernetes::workload::{self, Kind, PASS, Workload, read_deployment},
+    observe::kubernetes::workload::{self, Kind, PASS, Workload, Workloads, read_deployment},
 };
 use airlane_core::id::Namespace;
 use jiff::Timestamp;
@@ -209,6 +209,20 @@ impl Hands {
             return Ok(());
         }
         self.patch(namespace, workload, &remembering(&object, None)?).await
+    }
+
+    /// Strikes out what is remembered of restarts of a namespace that has left: set again, its label is a new beginning.
+    pub(crate) async fn forget_all(&self, namespace: &str, workloads: &Workloads) -> Result<(), HandsError> {
+        for (name, deployment) in workloads.deployments_of(namespace) {
+            if matches!(Record::of(deployment), Ok(Some(_))) {
+                let workload = Workload { kind: Kind::Deployment, name: name.to_owned() };
+                match self.forget(namespace, &workload).await {
+                    Ok(()) | Err(HandsError::Gone) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Has a workload's own template say that its pods stay out of the mesh, whatever their namespace says, by which
@@ -411,6 +425,28 @@ mod tests {
         let (hands, written) = hands(deployment(&text(&begun), &json!({ RESTARTED_AT: NOW })), None);
         assert!(matches!(hands.restart("shop", &pay(), Way::Join, at(NOW)).await, Err(HandsError::Changed)));
         assert!(written.lock().expect("not poisoned").is_empty(), "somebody is at it");
+    }
+
+    #[tokio::test]
+    async fn what_was_put_back_is_forgotten_by_a_namespace_that_left() {
+        let failed = Some(Failure { at: at(NOW), because: "why".to_owned() });
+        let record = Record { failed, ..Record::begin(Way::Join, None, at(NOW)) };
+        let text = json!({ LAST_RESTART: serde_json::to_string(&record).expect("JSON") });
+        let object = deployment(&text, &json!({}));
+        let (hands, written) = hands(object.clone(), None);
+        let known = |object: &Value| read_deployment(object).expect("a Deployment");
+        let never_restarted = known(&deployment(&json!({}), &json!({})));
+        let key = |namespace: &str, name: &str| (namespace.to_owned(), name.to_owned());
+        let deployments = BTreeMap::from([
+            (key("bank", "pay"), known(&object)),
+            (key("shop", "cart"), never_restarted),
+            (key("shop", "pay"), known(&object)),
+        ]);
+        let workloads = Workloads { deployments, ..Workloads::default() };
+        hands.forget_all("shop", &workloads).await.expect("done");
+        let written = written.lock().expect("not poisoned");
+        assert_eq!(written.len(), 1, "{written:?}");
+        assert_eq!(written[0]["metadata"]["annotations"], json!({ LAST_RESTART: null }));
     }
 
     #[tokio::test]

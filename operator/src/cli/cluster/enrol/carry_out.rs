@@ -16,7 +16,7 @@ use crate::{
         hands::{HandsError, record},
         record::Way,
     },
-    marks::{INJECT, OPTED_OUT, asks},
+    marks::{INJECT, LAST_RESTART, OPTED_OUT, asks},
     observe::kubernetes::{
         NamespaceLabels,
         pod::owner_of,
@@ -60,6 +60,11 @@ impl Watched {
             .map(|step| step.workload.to_string())
             .collect();
         if plan.way == Way::Leave && plan.label.is_some() && stay.is_empty() {
+            let workloads = self.observed.workloads.borrow().clone().unwrap_or_default();
+            self.hands
+                .forget_all(plan.namespace.as_str(), &workloads)
+                .await
+                .with_context(|| format!("the annotations {LAST_RESTART} cannot be taken away"))?;
             // Without the right to it, it stays until the operator gives it up by itself.
             if let Err(HandsError::Slow) = self.hands.give_up(plan.namespace.as_str()).await {
                 bail!("the API server does not answer");
