@@ -158,6 +158,15 @@ async fn waiting_ends_when_it_is_so_or_says_why_it_is_not() {
         let told = said(line, &mesh.cli(&words(line)).await, 1);
         assert!(told.contains(why) && told.contains("waited"), "airlane {line}: {told}");
     }
+    // What stands in a file and is not accepted is not waited for.
+    let refused = RESOURCES.replace("name: quick", "name: broken").replace("timeouts", "timeout");
+    mesh.apply("broken.yaml", &refused);
+    until("the wait for a policy in error is in vain", SOON, async || {
+        let output = mesh.cli(&["wait", "policy/broken", "--timeout", "100ms"]).await;
+        let told = text(&output.stderr);
+        if told.contains("in vain") && told.contains("broken.yaml:6") { Ok(()) } else { Err(told) }
+    })
+    .await;
     // What can never be is not waited for.
     for (line, mend) in [
         ("wait canary/payments --for Finished", "Succeeded"),

@@ -157,6 +157,8 @@ fn policy_view(object: &Value, system: &Namespace) -> PolicyView {
     let status = MeshPolicyStatus::deserialize(&object["status"]).unwrap_or_default();
     let proxies = status.proxies.unwrap_or_default();
     let generation = object["metadata"]["generation"].as_i64().unwrap_or_default();
+    // What was said of an earlier generation is not said of this one.
+    let current = status.observed_generation == Some(generation);
     PolicyView {
         namespace: read.id.namespace.to_string(),
         name: read.id.name.to_string(),
@@ -167,13 +169,12 @@ fn policy_view(object: &Value, system: &Namespace) -> PolicyView {
         file: String::new(),
         generation,
         accepted: read.value.is_some(),
-        // What was said of an earlier generation is not said of this one.
-        programmed: if status.observed_generation == Some(generation) {
+        programmed: if current {
             Programmed { acknowledged: proxies.acknowledged as usize, targeted: proxies.targeted as usize }
         } else {
             Programmed { acknowledged: 0, targeted: (proxies.targeted as usize).max(1) }
         },
-        problems: problems(&read.id, read.problems, &status.problems),
+        problems: problems(&read.id, read.problems, if current { &status.problems } else { &[] }),
         outdated: false,
     }
 }
@@ -278,10 +279,9 @@ mod tests {
 
     #[test]
     fn a_policy_that_was_edited_is_not_programmed_yet() {
-        assert_eq!(
-            policy_view(&policy(2), &system()).programmed,
-            Programmed { acknowledged: 0, targeted: 3 }
-        );
+        let edited = policy_view(&policy(2), &system());
+        assert_eq!(edited.programmed, Programmed { acknowledged: 0, targeted: 3 });
+        assert_eq!(edited.problems, [], "they were those of the version before");
         let mut new = policy(1);
         new["status"] = Value::Null;
         assert_eq!(policy_view(&new, &system()).programmed, Programmed { acknowledged: 0, targeted: 1 });

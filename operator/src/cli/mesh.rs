@@ -11,7 +11,7 @@ use crate::{
     local::{
         root::{ReplacementView, RootsView},
         server::{CertificateView, ResourceView, RotateRequest},
-        view::{CanaryView, EffectiveView, EndpointView, PolicyView, ProxyView, ServiceView},
+        view::{CanaryView, EffectiveView, EndpointView, ErrorView, PolicyView, ProxyView, ServiceView},
     },
 };
 use airlane_core::rollout::Asked;
@@ -166,6 +166,14 @@ impl Mesh {
         match self {
             Mesh::Host(client) => Ok(client.get("/v1/canaries").await?),
             Mesh::Cluster(mesh) => mesh.cluster.canaries(wanted).await,
+        }
+    }
+
+    /// What is wrong in the files of a host; a cluster keeps no files.
+    pub(crate) async fn errors(&self) -> anyhow::Result<Vec<ErrorView>> {
+        match self {
+            Mesh::Host(client) => Ok(client.get("/v1/errors").await?),
+            Mesh::Cluster(_) => Ok(Vec::new()),
         }
     }
 

@@ -1,8 +1,15 @@
 //! `airlane wait`: until something is so, or never can be.
 
 use super::{Mesh, Misspelt, Wanted, canary, client::ClientError, policy, service};
-use crate::args::Where;
-use airlane_core::rollout::Phase;
+use crate::{
+    args::Where,
+    local::view::{CanaryView, ErrorView, PolicyView},
+};
+use airlane_core::{
+    id::ObjectKind,
+    problem::{Problem, Reason},
+    rollout::Phase,
+};
 use anyhow::bail;
 use std::{
     path::Path,
@@ -118,30 +125,72 @@ impl Goal {
                 Ok(Standing::unless((service.ready == 0).then(|| "no instance is ready".to_owned())))
             }
             Goal::Policy(name) => {
-                let programmed = policy(mesh, name).await?.programmed;
-                let behind = (programmed.acknowledged < programmed.targeted).then(|| {
-                    format!("{} of {} proxies acknowledged it", programmed.acknowledged, programmed.targeted)
-                });
-                Ok(Standing::unless(behind))
+                let refused = refusal(&mesh.errors().await?, ObjectKind::MeshPolicy, &Wanted::parse(name));
+                match (refused, policy(mesh, name).await) {
+                    (Some(why), _) => Ok(Standing::Never(why)),
+                    (None, row) => Ok(of_policy(&row?)),
+                }
             }
             Goal::Canary(name, wanted) => {
-                let canary = canary(mesh, name).await?;
-                let why = format!("it is {:?}: {}", canary.phase, canary.because);
-                Ok(match (*wanted, canary.phase) {
-                    (wanted, phase) if wanted == phase => Standing::Reached,
-                    (Phase::Succeeded, Phase::RolledBack) | (Phase::RolledBack, Phase::Succeeded) => {
-                        Standing::Never(why)
-                    }
-                    _ => Standing::NotYet(why),
-                })
+                let refused = refusal(&mesh.errors().await?, ObjectKind::Canary, &Wanted::parse(name));
+                match (refused, canary(mesh, name).await) {
+                    (Some(why), _) => Ok(Standing::Never(why)),
+                    (None, row) => Ok(of_canary(&row?, *wanted)),
+                }
             }
         }
     }
 }
 
+/// Why what stands in a file is not what is in force.
+fn refusal(errors: &[ErrorView], kind: ObjectKind, wanted: &Wanted) -> Option<String> {
+    let about = |error: &&ErrorView| {
+        error.object.as_ref().is_some_and(|object| {
+            object.kind == kind && wanted.matches(object.namespace.as_str(), object.name.as_str())
+        })
+    };
+    errors.iter().find(about).map(|error| error.text.clone())
+}
+
+/// A problem that waiting does not mend: what was written is not what holds.
+fn is_final(problem: &&Problem) -> bool {
+    matches!(problem.reason, Reason::Invalid | Reason::TargetNotFound | Reason::Conflicted)
+}
+
+fn of_policy(policy: &PolicyView) -> Standing {
+    if policy.outdated {
+        return Standing::Never(format!("{} is in error, and an earlier version is in force", policy.file));
+    }
+    if let Some(problem) = policy.problems.iter().find(is_final) {
+        return Standing::Never(problem.to_string());
+    }
+    let programmed = policy.programmed;
+    let behind = (programmed.acknowledged < programmed.targeted)
+        .then(|| format!("{} of {} proxies acknowledged it", programmed.acknowledged, programmed.targeted));
+    Standing::unless(behind.map(|behind| with_problems(behind, &policy.problems)))
+}
+
+fn of_canary(canary: &CanaryView, wanted: Phase) -> Standing {
+    let why = with_problems(format!("it is {:?}: {}", canary.phase, canary.because), &canary.problems);
+    match (wanted, canary.phase) {
+        _ if canary.outdated => {
+            Standing::Never("its file is in error, and an earlier version is in force".to_owned())
+        }
+        (wanted, phase) if wanted == phase => Standing::Reached,
+        (Phase::Succeeded, Phase::RolledBack) | (Phase::RolledBack, Phase::Succeeded) => Standing::Never(why),
+        _ => Standing::NotYet(why),
+    }
+}
+
+fn with_problems(why: String, problems: &[Problem]) -> String {
+    problems.iter().fold(why, |why, problem| format!("{why}; {problem}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::local::view::Programmed;
+    use airlane_core::id::ObjectId;
 
     fn check(what: &str, condition: Option<&str>, mend: Option<&str>) {
         match (Goal::parse(what, condition), mend) {
@@ -163,5 +212,73 @@ mod tests {
         check("canary/pay", Some("Finished"), Some("RolledBack"));
         check("pay", None, Some("service/NAME"));
         check("pod/pay", None, Some("service/NAME"));
+    }
+
+    fn id(kind: ObjectKind) -> ObjectId {
+        let name = "pay".parse().expect("a name");
+        ObjectId { kind, namespace: "shop".parse().expect("a namespace"), name }
+    }
+
+    fn problem(kind: ObjectKind, reason: Reason) -> Problem {
+        Problem { subject: id(kind), field: "spec".into(), reason, message: "so it is".into() }
+    }
+
+    fn acknowledged_policy(problems: Vec<Problem>) -> PolicyView {
+        PolicyView {
+            namespace: "shop".into(),
+            name: "pay".into(),
+            target: String::new(),
+            file: "pay.yaml".into(),
+            generation: 1,
+            accepted: true,
+            programmed: Programmed { acknowledged: 2, targeted: 2 },
+            problems,
+            outdated: false,
+        }
+    }
+
+    #[test]
+    fn a_policy_that_is_not_in_force_is_not_programmed() {
+        assert!(matches!(of_policy(&acknowledged_policy(vec![])), Standing::Reached));
+        for reason in [Reason::Invalid, Reason::TargetNotFound, Reason::Conflicted] {
+            let standing = of_policy(&acknowledged_policy(vec![problem(ObjectKind::MeshPolicy, reason)]));
+            assert!(matches!(standing, Standing::Never(why) if why.ends_with("so it is")), "{reason}");
+        }
+        for reason in [Reason::NotYetSupported, Reason::NoEffect, Reason::BelowFloor] {
+            let standing = of_policy(&acknowledged_policy(vec![problem(ObjectKind::MeshPolicy, reason)]));
+            assert!(matches!(standing, Standing::Reached), "{reason}");
+        }
+        let outdated = PolicyView { outdated: true, ..acknowledged_policy(vec![]) };
+        assert!(matches!(of_policy(&outdated), Standing::Never(why) if why.contains("pay.yaml")));
+    }
+
+    #[test]
+    fn a_canary_that_is_held_says_why() {
+        let canary = CanaryView {
+            namespace: "shop".into(),
+            name: "pay".into(),
+            service: "shop/pay".into(),
+            stable: "v1".into(),
+            canary: "v2".into(),
+            phase: Phase::Holding,
+            step: "1/3".into(),
+            share_percent: 0.0,
+            because: "waiting".into(),
+            needs: None,
+            progress: None,
+            problems: vec![problem(ObjectKind::Canary, Reason::NotYetSupported)],
+            outdated: false,
+        };
+        let standing = of_canary(&canary, Phase::Succeeded);
+        assert!(matches!(standing, Standing::NotYet(why) if why.ends_with("spec: so it is")));
+    }
+
+    #[test]
+    fn what_its_file_says_wrong_of_an_object_is_found_by_its_name() {
+        let error = |object| ErrorView { file: "a.yaml".into(), object, text: "a.yaml:4: wrong".into() };
+        let errors = [error(None), error(Some(id(ObjectKind::MeshPolicy)))];
+        let found = |kind, name: &str| refusal(&errors, kind, &Wanted::parse(name)).is_some();
+        assert!(found(ObjectKind::MeshPolicy, "pay") && found(ObjectKind::MeshPolicy, "shop/pay"));
+        assert!(!found(ObjectKind::MeshPolicy, "bank/pay") && !found(ObjectKind::Canary, "pay"));
     }
 }

@@ -341,9 +341,11 @@ impl Sources<'_> {
             .errors
             .iter()
             .flat_map(|(file, errors)| {
-                errors
-                    .iter()
-                    .map(|error| ErrorView { file: file.display().to_string(), text: error.to_string() })
+                errors.iter().map(|error| ErrorView {
+                    file: file.display().to_string(),
+                    object: error.object.clone(),
+                    text: error.to_string(),
+                })
             })
             .collect()
     }

@@ -1,6 +1,7 @@
 //! What the command line shows, as values.
 
 use airlane_core::{
+    id::ObjectId,
     policy::Target,
     problem::Problem,
     rollout::{Phase, Progress},
@@ -140,6 +141,8 @@ pub(crate) struct CanaryView {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ErrorView {
     pub(crate) file: String,
+    /// The object, if that much could be read.
+    pub(crate) object: Option<ObjectId>,
     pub(crate) text: String,
 }
 
