@@ -43,7 +43,7 @@ use args::{Airlane, Command};
 use clap::Parser;
 use std::{
     io::IsTerminal,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -63,15 +63,14 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&anyhow::Error::new(error).context("cannot start")),
     };
-    match runtime.block_on(run(arguments)) {
+    match runtime.block_on(run(arguments)).and_then(|()| cli::heard()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
 }
 
-#[expect(clippy::print_stderr, reason = "the last word of a command that failed")]
 fn failed(error: &anyhow::Error) -> ExitCode {
-    eprintln!("airlane: {error:#}");
+    cli::tell(&format!("airlane: {error:#}"));
     // As the argument parser says it.
     if error.is::<cli::Misspelt>() { ExitCode::from(2) } else { ExitCode::FAILURE }
 }
@@ -93,7 +92,7 @@ async fn run(arguments: Airlane) -> anyhow::Result<()> {
         }
         Command::Demo(demo) => demo::story::run(&demo).await,
         Command::ExampleApp(app) => Ok(demo::app::run(app).await?),
-        Command::Crds { write } => crds(write.as_deref()),
+        Command::Crds { write } => cli::crds(write.as_deref()),
         Command::Inject(inject) => cli::inject(place, &inject).await,
         Command::Check { pre: true, .. } => cli::check_before(place).await,
         Command::Check { files, .. } if files.is_empty() => cli::check_mesh(place, &state).await,
@@ -139,19 +138,7 @@ fn tell_on_stderr() {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .with_target(false)
+        // It would be said on the standard error that nothing can be said there.
+        .log_internal_errors(false)
         .init();
-}
-
-#[expect(clippy::print_stdout, reason = "printing is what the command is for")]
-fn crds(write: Option<&Path>) -> anyhow::Result<()> {
-    for (file, yaml) in airlane_api::crds()? {
-        match write {
-            Some(directory) => {
-                let path = directory.join(file);
-                std::fs::write(&path, yaml).with_context(|| format!("cannot write {}", path.display()))?;
-            }
-            None => print!("---\n{yaml}"),
-        }
-    }
-    Ok(())
 }

@@ -72,6 +72,8 @@ fn tell_to_stderr() {
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .with_target(false)
+        // It would be said on the standard error that nothing can be said there.
+        .log_internal_errors(false)
         .with_filter(asked.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO)));
     tracing_subscriber::registry().with(lines).init();
 }

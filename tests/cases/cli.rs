@@ -305,6 +305,18 @@ async fn serial(of: &Workload) -> Result<String, String> {
 }
 
 #[test]
+fn an_answer_that_nobody_reads_is_no_crash_and_one_that_is_cut_off_is_an_error() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let unread = Command::new(binary::airlane()).arg("crds").stdout(writer).output().unwrap();
+    assert_eq!(said("crds | head -0", &unread, 0), "");
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let cut = Command::new(binary::airlane()).arg("crds").stdout(full).output().unwrap();
+    let told = said("crds >/dev/full", &cut, 1);
+    assert!(told.contains("standard output") && told.lines().count() == 1, "{told}");
+}
+
+#[test]
 fn the_resource_definitions_are_printed_and_written() {
     let folder = tempfile::tempdir().unwrap();
     let run = |arguments: &[&str]| Command::new(binary::airlane()).args(arguments).output().unwrap();

@@ -11,6 +11,7 @@ use airlane_core::id::{BadName, Namespace};
 use anyhow::Context;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::{
+    io::Write as _,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::Path,
 };
@@ -83,9 +84,12 @@ async fn asked_to_stop() {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "scripts wait for this line")]
+/// Says the line that scripts wait for. The mesh runs whether somebody reads it or not.
 fn ready(address: &str) {
-    println!("ready: sidecars join at {address}");
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = writeln!(out, "ready: sidecars join at {address}").and_then(|()| out.flush()) {
+        tracing::warn!(error = &error as &dyn std::error::Error, "cannot say on the standard output that the mesh is ready");
+    }
 }
 
 /// Lets the process have as many files open as it may: connections are files, and what a container begins with can be a

@@ -3,9 +3,11 @@
 //! Exit codes: 0 it is so; 1 it is not (a check failed, a wait ran out, the mesh refused); 2 the command was
 //! misspelt (says the argument parser, or a [`Misspelt`]).
 
+mod answer;
 mod check;
 mod client;
 mod cluster;
+mod crds;
 mod inject;
 mod install;
 mod mesh;
@@ -23,17 +25,20 @@ use crate::{
     },
 };
 use airlane_core::rollout::Asked;
+use answer::say;
 use anyhow::{Context, bail};
 use mesh::Mesh;
 use serde::Serialize;
 use std::{fmt, path::Path};
 
+pub(crate) use answer::{heard, tell};
 pub(crate) use check::{check_files, check_mesh};
 pub(crate) use client::Client;
 pub(crate) use cluster::{
     check::{before as check_before, uninstall as check_uninstall},
     enrol::{eject, eject_all, join},
 };
+pub(crate) use crds::crds;
 pub(crate) use inject::inject;
 pub(crate) use install::{install, write_chart};
 pub(crate) use socket::carry;
@@ -43,18 +48,6 @@ pub(crate) use wait::wait;
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Misspelt(String);
-
-/// Prints to standard output; a closed pipe is the reader's way to say "enough".
-#[expect(clippy::print_stdout, reason = "printing is what a command is for")]
-fn say(text: &str) {
-    print!("{text}");
-}
-
-/// Tells the caller what does not belong to the answer.
-#[expect(clippy::print_stderr, reason = "the standard output is for answers")]
-fn tell(note: &str) {
-    eprintln!("{note}");
-}
 
 fn show<T: Serialize>(output: Output, value: &T, table: impl FnOnce() -> String) -> anyhow::Result<()> {
     match output {

@@ -1,0 +1,19 @@
+//! `airlane crds`: the resource definitions.
+
+use super::say;
+use anyhow::Context;
+use std::path::Path;
+
+/// Prints the definitions, or writes one file each into a directory.
+pub(crate) fn crds(write: Option<&Path>) -> anyhow::Result<()> {
+    for (file, yaml) in airlane_api::crds()? {
+        match write {
+            Some(directory) => {
+                let path = directory.join(file);
+                std::fs::write(&path, yaml).with_context(|| format!("cannot write {}", path.display()))?;
+            }
+            None => say(&format!("---\n{yaml}")),
+        }
+    }
+    Ok(())
+}
