@@ -40,7 +40,7 @@ mod xds;
 
 use anyhow::Context;
 use args::{Airlane, Command};
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches, error::ErrorKind, parser::ValueSource};
 use std::{
     io::IsTerminal,
     path::PathBuf,
@@ -52,7 +52,14 @@ use std::{
 const TASKS_BETWEEN_EVENTS: u32 = 1024;
 
 fn main() -> ExitCode {
-    let arguments = Airlane::parse();
+    let matches = Airlane::command().get_matches();
+    if let Some(("demo", demo)) = matches.subcommand()
+        && demo.value_source("state") == Some(ValueSource::CommandLine)
+    {
+        let why = "the demo makes a mesh of its own, with a state directory of its own: leave --state out";
+        Airlane::command().error(ErrorKind::ArgumentConflict, why).exit();
+    }
+    let arguments = Airlane::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     // The first provider installed stays; nothing else in this process installs one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = match tokio::runtime::Builder::new_multi_thread()

@@ -4,13 +4,16 @@
 use airlane_tests::{
     binary,
     mesh::Mesh,
+    process::Process,
     until::{SOON, until},
     workload::{App, Workload},
 };
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::{
     collections::BTreeSet,
     fs,
+    path::{Path, PathBuf},
     process::{Command, Output},
     time::{Duration, Instant},
 };
@@ -314,6 +317,64 @@ fn an_answer_that_nobody_reads_is_no_crash_and_one_that_is_cut_off_is_an_error()
     let cut = Command::new(binary::airlane()).arg("crds").stdout(full).output().unwrap();
     let told = said("crds >/dev/full", &cut, 1);
     assert!(told.contains("standard output") && told.lines().count() == 1, "{told}");
+}
+
+/// A demo in a folder of its own, once its operator and a sidecar run.
+async fn demo(home: &Path) -> Process {
+    let mut command = Command::new(binary::airlane());
+    command.args(["demo", "--no-tty"]).env("TMPDIR", home);
+    let demo = Process::start("demo", command, home);
+    until("the demo's operator and a sidecar run", SOON, async || {
+        // One of the operator, one of a sidecar.
+        if offspring(home).len() >= 2 { Ok(()) } else { Err(demo.log()) }
+    })
+    .await;
+    demo
+}
+
+/// All files below a folder.
+fn left_in(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.flat_map(|path| if path.is_dir() { left_in(&path) } else { vec![path] }).collect()
+}
+
+/// The processes, beside the demo itself, whose command line names a file of the demo's.
+fn offspring(home: &Path) -> Vec<String> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let lines = processes.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    let lines = lines.map(|line| text(&line).replace('\0', " "));
+    lines.filter(|line| line.contains(&home.join("airlane-demo-").display().to_string())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_demo_leaves_nothing_behind_when_it_is_asked_to_end() {
+    for signal in [Signal::SIGTERM, Signal::SIGHUP] {
+        let home = tempfile::tempdir().unwrap();
+        let mut demo = demo(home.path()).await;
+        demo.signal(signal);
+        until("the demo ends", SOON, async || demo.ended().ok_or_else(|| demo.log())).await;
+        assert_eq!(offspring(home.path()), [""; 0], "{signal}");
+        assert_eq!(left_in(home.path()), [home.path().join("demo.log")], "{signal}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_demo_that_is_killed_takes_its_mesh_along() {
+    let home = tempfile::tempdir().unwrap();
+    let mut demo = demo(home.path()).await;
+    demo.kill();
+    until("its processes are gone", SOON, async || {
+        let left = offspring(home.path());
+        if left.is_empty() { Ok(()) } else { Err(left.join("\n")) }
+    })
+    .await;
+}
+
+#[test]
+fn the_demo_takes_no_state_directory() {
+    let output = Command::new(binary::airlane()).args(["demo", "--state", "/tmp"]).output().unwrap();
+    let told = said("demo --state", &output, 2);
+    assert!(told.contains("--state"), "{told}");
 }
 
 #[test]

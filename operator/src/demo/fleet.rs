@@ -64,7 +64,7 @@ impl Fleet {
         let home =
             tempfile::Builder::new().prefix("airlane-demo-").tempdir().context("cannot make a directory")?;
         std::fs::create_dir(home.path().join("policies")).context("cannot make a directory")?;
-        let mut operator = Command::new(&airlane)
+        let mut operator = guarded(&sidecar, &airlane)
             .arg("--state")
             .arg(home.path().join("state"))
             .arg("up")
@@ -110,7 +110,7 @@ impl Fleet {
         Namespace::parse(NAMESPACE)?;
         let port = free_port(self.last_port)?;
         self.last_port = Some(port);
-        let mut command = Command::new(&self.sidecar);
+        let mut command = guarded(&self.sidecar, &self.sidecar);
         command
             .args(["run", "--service", member.service, "--version", member.version, "--namespace", NAMESPACE])
             .args(["--port", &port.to_string(), "--health", "/healthz"])
@@ -199,6 +199,13 @@ async fn end(processes: impl IntoIterator<Item = &mut Child>) {
             let _ = process.kill().await;
         }
     }
+}
+
+/// `program` as the kernel ends it when this process dies, however that comes.
+fn guarded(sidecar: &Path, program: &Path) -> Command {
+    let mut command = Command::new(sidecar);
+    command.args(["guard", "--parent", &std::process::id().to_string(), "--"]).arg(program);
+    command
 }
 
 fn sidecar_beside(airlane: &Path) -> anyhow::Result<PathBuf> {

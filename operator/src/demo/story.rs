@@ -19,6 +19,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    signal::unix::{Signal, SignalKind, signal},
 };
 
 /// Requests a second that users send.
@@ -86,19 +87,45 @@ spec:
     )
 }
 
-/// Tells the story, then stays up until Ctrl-C unless `--once`.
+/// What asks the demo to end: Ctrl-C, SIGTERM, and the end of its terminal.
+struct Stop {
+    signals: [Signal; 3],
+}
+
+impl Stop {
+    fn listen() -> anyhow::Result<Stop> {
+        let [interrupt, terminate, hangup] =
+            [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
+        Ok(Stop { signals: [interrupt?, terminate?, hangup?] })
+    }
+
+    async fn asked(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.signals;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
+/// Tells the story, then stays up until it is asked to end unless `--once`.
 ///
 /// # Errors
 /// What kept the story from being told, or the claims that did not hold.
 pub(crate) async fn run(args: &Demo) -> anyhow::Result<()> {
     let mut teller = Teller::new(std::io::stdout(), Style::of_stdout(args.no_tty));
     teller.say("Airlane demo: front → orders → payments → ledger, every arrow through two Envoys.");
-    let fleet = Fleet::start().await?;
+    let mut stop = Stop::listen().context("cannot listen for signals")?;
+    let fleet = tokio::select! {
+        fleet = Fleet::start() => fleet?,
+        () = stop.asked() => bail!("interrupted"),
+    };
     let client = Client::new(&fleet.state());
     let mut story = Story { teller, fleet, client };
     let told = tokio::select! {
         told = story.tell() => told,
-        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+        () = stop.asked() => Err(anyhow::anyhow!("interrupted")),
     };
     if let Err(error) = told {
         story.fleet.end().await;
@@ -108,7 +135,7 @@ pub(crate) async fn run(args: &Demo) -> anyhow::Result<()> {
         story.invite();
         // The load goes on while the reader looks around.
         let _load = story.users()?;
-        tokio::signal::ctrl_c().await.context("cannot wait for Ctrl-C")?;
+        stop.asked().await;
         story.teller.say("ending");
     }
     let broken: Vec<String> = story.teller.broken().map(|told| told.claim.clone()).collect();
