@@ -10,7 +10,7 @@ use super::declared::{Accepted, Declared};
 use airlane_api::{FileError, Location, Object, Parsed, Refused, Value};
 use airlane_core::{id::ObjectId, problem::Problem};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -53,7 +53,15 @@ impl Manifests {
         let Parsed { objects, refused, errors } = parsed;
         let before = self.files.remove(file).unwrap_or_default().objects;
         let mut claims = Claims { errors, ..Claims::default() };
-        claims.objects.extend(objects.into_iter().map(|object| (object.id.clone(), Claim::from(object))));
+        for object in objects {
+            let id = object.id.clone();
+            match claims.objects.entry(id.clone()) {
+                Entry::Vacant(free) => drop(free.insert(Claim::from(object))),
+                Entry::Occupied(first) => {
+                    claims.errors.push(Claim::from(object).second_to(first.get(), &id));
+                }
+            }
+        }
         for (id, claim) in refused.into_iter().filter_map(fail_closed) {
             if before.get(&id).is_none_or(|before| before.fail_closed) {
                 claims.objects.entry(id).or_insert(claim);

@@ -389,6 +389,22 @@ mod tests {
     }
 
     #[test]
+    fn of_an_object_that_stands_twice_in_a_file_the_first_holds() {
+        let twice = format!("{POLICY}---\n{}", POLICY.replace("10s", "5s"));
+        let mut edited = Edited::with(&[("pay.yaml", &twice)]);
+        assert_eq!(edited.look(), (1, 1));
+        let declared = edited.directory.declared();
+        let Some(airlane_api::Value::Policy(policy)) =
+            declared.objects.values().next().and_then(|object| object.value.clone())
+        else {
+            panic!("a policy")
+        };
+        assert_eq!(policy.calls.timeouts.request, Some(airlane_core::policy::Millis(10_000)));
+        let error = declared.errors.values().flatten().next().expect("an error").to_string();
+        assert!(error.starts_with("pay.yaml:6: MeshPolicy shop/pay: "), "{error}");
+    }
+
+    #[test]
     fn an_object_moves_between_files_without_being_withdrawn() {
         for (from, to) in [("a.yaml", "b.yaml"), ("b.yaml", "a.yaml")] {
             let mut edited = Edited::with(&[(from, POLICY)]);
