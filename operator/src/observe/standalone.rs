@@ -98,12 +98,16 @@ impl Directory {
         })
         .map_err(failed)?;
         watcher.watch(&self.path, RecursiveMode::Recursive).map_err(failed)?;
+        let mut watched = true;
         loop {
-            if let Err(error) = self.sweep(Instant::now()) {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "the last version of every file stays in force"
-                );
+            match self.sweep(Instant::now()) {
+                Ok(()) if watched => {}
+                // The kernel watched the directory that was here before; until it watches, the sweep finds what changes.
+                Ok(()) => {
+                    let _ = watcher.unwatch(&self.path);
+                    watched = watcher.watch(&self.path, RecursiveMode::Recursive).is_ok();
+                }
+                Err(_) => watched = false,
             }
             sender.send_if_modified(|current| {
                 let changed = **current != *self.declared();
@@ -129,14 +133,22 @@ impl Directory {
         }
     }
 
+    /// Compares the directory with what was seen of it. One that cannot be listed is an error of its own among those
+    /// declared, and what was in it stays in force.
     fn sweep(&mut self, now: Instant) -> Result<(), ObserveError> {
         let mut listing = Listing::default();
-        listing.list(&self.path).map_err(|source| ObserveError::List { path: self.path.clone(), source })?;
+        if let Err(source) = listing.list(&self.path) {
+            let path = self.path.clone();
+            let mend = "bring it back, and let the operator read it: the last version of its files is in force";
+            self.refuse(&path, &format!("cannot read the directory: {source}"), mend);
+            self.manifests.settle();
+            return Err(ObserveError::List { path, source });
+        }
         let Listing { files, unreadable, .. } = listing;
         let mut present: BTreeSet<PathBuf> = unreadable.keys().cloned().collect();
         for (directory, error) in unreadable {
             present.extend(self.seen.keys().filter(|file| file.starts_with(&directory)).cloned());
-            self.refuse(&directory, &error.to_string(), "let the operator read this directory");
+            self.refuse(&directory, &format!("cannot read the directory: {error}"), "let the operator read this directory");
         }
         for file in files {
             match read_bounded(&file) {
@@ -146,7 +158,7 @@ impl Directory {
                     continue;
                 }
                 Err(error) => {
-                    self.refuse(&file, &error.to_string(), "make it a file that the operator may read");
+                    self.refuse(&file, &format!("it cannot be read: {error}"), "make it a file that the operator may read");
                 }
             }
             present.insert(file);
@@ -185,7 +197,7 @@ impl Directory {
                 self.manifests.read(file, parsed);
             }
             Err(error) => {
-                let message = format!("byte {} is not UTF-8", error.valid_up_to() + 1);
+                let message = format!("it cannot be read: byte {} is not UTF-8", error.valid_up_to() + 1);
                 self.refuse(file, &message, "save it as UTF-8");
             }
         }
@@ -199,7 +211,7 @@ impl Directory {
             location: Location::START,
             object: None,
             field: String::new(),
-            message: format!("it cannot be read: {message}"),
+            message: message.to_owned(),
             mend: mend.to_owned(),
         };
         let told = self.declared().errors.get(place).is_some_and(|errors| errors.contains(&error));
@@ -212,8 +224,10 @@ impl Directory {
         }
     }
 
+    /// A file as people know it: by its path below the directory.
     fn shown(&self, file: &Path) -> String {
-        file.strip_prefix(&self.path).unwrap_or(file).display().to_string()
+        let below = file.strip_prefix(&self.path).ok().filter(|below| !below.as_os_str().is_empty());
+        below.unwrap_or(file).display().to_string()
     }
 }
 
@@ -428,6 +442,22 @@ mod tests {
         edited.now += 2 * GRACE;
         assert_eq!(edited.look(), (1, 1));
         edited.remove("pay.yaml");
+        assert_eq!(edited.write("pay.yaml", POLICY), (1, 0));
+    }
+
+    #[test]
+    fn a_directory_that_is_gone_is_told_and_its_files_stay_in_force() {
+        let mut edited = Edited::with(&[("pay.yaml", POLICY)]);
+        let path = edited.dir.path().to_owned();
+        std::fs::remove_dir_all(&path).expect("removed");
+        edited.directory.sweep(edited.now).expect_err("gone");
+        edited.directory.sweep(edited.now + 2 * GRACE).expect_err("still gone");
+        let declared = edited.directory.declared();
+        assert_eq!(declared.objects.len(), 1);
+        let told: Vec<String> = declared.errors.values().flatten().map(ToString::to_string).collect();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].starts_with(&format!("{}:1: cannot read the directory: ", path.display())), "{told:?}");
+        std::fs::create_dir(&path).expect("made again");
         assert_eq!(edited.write("pay.yaml", POLICY), (1, 0));
     }
 
