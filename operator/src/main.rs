@@ -41,11 +41,7 @@ mod xds;
 use anyhow::Context;
 use args::{Airlane, Command};
 use clap::{CommandFactory, FromArgMatches, error::ErrorKind, parser::ValueSource};
-use std::{
-    io::IsTerminal,
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 /// How many tasks a thread may run before it looks for what came over the network meanwhile: enough that a change is on
 /// its way to a thousand proxies before the answers of the first are read. tokio's default is 61.

@@ -222,7 +222,13 @@ async fn check_says_whether_files_and_the_mesh_are_right() {
     fs::write(&bad, RESOURCES.replace("timeouts", "timeout")).unwrap();
     let told = mesh.ask(&["check", good.to_str().unwrap()]).await;
     assert!(told.contains("2 objects, nothing wrong"), "{told}");
+    let early = mesh.home().join("early.yaml");
+    fs::write(&early, RESOURCES.replace("  timeouts:", "  rateLimits: []\n  timeouts:")).unwrap();
+    let told = mesh.ask(&["check", early.to_str().unwrap()]).await;
+    assert!(told.contains("early.yaml:6: MeshPolicy default/quick: spec.rateLimits: "), "{told}");
+    assert!(told.contains("2 objects, nothing wrong; 1 warning"), "{told}");
     let told = said("check bad.yaml", &mesh.cli(&["check", bad.to_str().unwrap()]).await, 1);
+    assert!(told.contains("1 mistake; 1 of 2 objects right"), "{told}");
     assert!(told.contains("spec.timeout") && told.contains("bad.yaml:6"), "{told}");
     let copy = mesh.home().join("copy.yaml");
     fs::write(&copy, RESOURCES).unwrap();

@@ -138,7 +138,6 @@ impl Kind {
             (Kind::Canary, path) if path.ends_with(".latency") || path.ends_with(".metric") => {
                 "it is not judged"
             }
-            (Kind::Service, _) => "without Kubernetes it has no effect",
             _ => "it has no effect",
         }
     }

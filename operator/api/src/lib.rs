@@ -23,6 +23,7 @@ pub mod text;
 mod crds;
 mod field;
 mod kind;
+mod lines;
 mod meaning;
 mod object;
 mod read;
@@ -31,6 +32,7 @@ mod tree;
 mod yaml;
 
 pub use crds::crds;
+pub use lines::Lines;
 pub use object::{DEFAULT_NAMESPACE, Object, Unread, Value, read_object};
 pub use read::{FILE_BYTES_MAX, FileError, Parsed, Refused, merge, read_file};
 pub use schema::NotYet;

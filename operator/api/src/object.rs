@@ -4,6 +4,7 @@
 use crate::{
     field::{FieldPath, Finding},
     kind::{Kind, Metadata},
+    lines::Lines,
     meaning::{self, Remarks},
     mesh_policy::TargetRef,
     schema::{self, Checked},
@@ -39,6 +40,8 @@ pub struct Object {
     pub file: String,
     /// Where it begins in the file.
     pub location: Location,
+    /// Where its fields stand.
+    pub lines: Lines,
     pub(crate) manifest: Json,
 }
 
@@ -115,9 +118,9 @@ pub(crate) struct Meant {
 
 impl Meant {
     /// The object that stands there.
-    pub(crate) fn written(self, file: &str, location: Location) -> Object {
+    pub(crate) fn written(self, file: &str, location: Location, lines: Lines) -> Object {
         let Meant { id, value, problems, manifest } = self;
-        Object { id, value, problems, refused: None, file: file.into(), location, manifest }
+        Object { id, value, problems, refused: None, file: file.into(), location, lines, manifest }
     }
 }
 
@@ -154,7 +157,7 @@ pub fn read_object(object: &Json, system_namespace: &Namespace) -> Object {
                 Some(Value::Canary(canary)) => canary.generation = generation,
                 Some(Value::Service(_)) | None => {}
             }
-            meant.written("", Location::START)
+            meant.written("", Location::START, Lines::from(Location::START))
         }
         Err(Misread { id, findings, unread }) => {
             let id = id.unwrap_or_else(|| nearest_id(&root));
@@ -167,7 +170,10 @@ pub fn read_object(object: &Json, system_namespace: &Namespace) -> Object {
             let mut problems: Vec<Problem> = findings.into_iter().map(problem).collect();
             problems.sort();
             let meant = Meant { id, value: None, problems, manifest: object.clone() };
-            Object { refused: Some(unread), ..meant.written("", Location::START) }
+            Object {
+                refused: Some(unread),
+                ..meant.written("", Location::START, Lines::from(Location::START))
+            }
         }
     }
 }
@@ -239,7 +245,10 @@ fn mean(
 ) -> Result<Meant, Vec<Finding>> {
     let mut remarks = Remarks::on(id.clone());
     for path in &checked.not_yet {
-        remarks.not_yet(path, kind.without(path));
+        match kind {
+            Kind::Service => remarks.in_kubernetes_alone(path),
+            Kind::MeshPolicy | Kind::Canary => remarks.not_yet(path, kind.without(path)),
+        }
     }
     let spec = &checked.json["spec"];
     let value = match kind {

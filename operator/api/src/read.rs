@@ -4,6 +4,7 @@
 use crate::{
     field::{FieldPath, Finding},
     kind::SERVER_SET,
+    lines::Lines,
     object::{Misread, Object, Unread, interpret},
     tree::Location,
     yaml::{self, Document},
@@ -112,7 +113,7 @@ impl Parsed {
                     metadata.retain(|key| !SERVER_SET.contains(&key));
                 }
                 match interpret(&root, findings, system_namespace) {
-                    Ok(meant) => return self.objects.push(meant.written(file, at)),
+                    Ok(meant) => return self.objects.push(meant.written(file, at, Lines::of(&root))),
                     Err(Misread { id, findings, unread }) => (id, findings, unread),
                 }
             }

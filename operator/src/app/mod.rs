@@ -88,7 +88,10 @@ async fn asked_to_stop() {
 fn ready(address: &str) {
     let mut out = std::io::stdout().lock();
     if let Err(error) = writeln!(out, "ready: sidecars join at {address}").and_then(|()| out.flush()) {
-        tracing::warn!(error = &error as &dyn std::error::Error, "cannot say on the standard output that the mesh is ready");
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "cannot say on the standard output that the mesh is ready"
+        );
     }
 }
 

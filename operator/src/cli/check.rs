@@ -8,7 +8,10 @@ use crate::{
     observe::standalone::{files_below, read_bounded},
 };
 use airlane_api::{Parsed, merge, read_file};
-use airlane_core::id::Namespace;
+use airlane_core::{
+    id::Namespace,
+    problem::{Problem, Reason},
+};
 use anyhow::{Context, bail};
 use std::{
     collections::BTreeSet,
@@ -34,17 +37,44 @@ pub(crate) fn check_files(paths: &[PathBuf]) -> anyhow::Result<()> {
             }
         }
     }
+    let all: usize = read.iter().map(|file| file.objects.len() + file.refused.len()).sum();
     let Parsed { objects, errors, .. } = merge(read);
     wrong.extend(errors.iter().map(ToString::to_string));
-    wrong.extend(objects.iter().flat_map(|object| &object.problems).map(ToString::to_string));
+    let mut warnings = Vec::new();
+    let mut right = 0;
+    for object in &objects {
+        let place = |problem: &Problem| {
+            format!("{}:{}: {problem}", object.file, object.lines.locate(&problem.field).line)
+        };
+        // Whatever is not supported yet is accepted, unless nothing of the object can be used without it.
+        let (unsupported, others): (Vec<&Problem>, Vec<&Problem>) = object
+            .problems
+            .iter()
+            .partition(|problem| problem.reason == Reason::NotYetSupported && object.value.is_some());
+        right += usize::from(others.is_empty());
+        wrong.extend(others.into_iter().map(place));
+        warnings.extend(unsupported.into_iter().map(place));
+    }
     for line in &wrong {
         say(&format!("{}\n", plain(line)));
     }
-    if !wrong.is_empty() {
-        bail!("{} found, {} objects are right", wrong.len(), objects.len());
+    for line in &warnings {
+        say(&format!("warning: {}\n", plain(line)));
     }
-    say(&format!("{} objects, nothing wrong\n", objects.len()));
+    if !wrong.is_empty() {
+        bail!("{}; {right} of {} right", counted(wrong.len(), "mistake"), counted(all, "object"));
+    }
+    let warned = match warnings.len() {
+        0 => String::new(),
+        count => format!("; {}", counted(count, "warning")),
+    };
+    say(&format!("{}, nothing wrong{warned}\n", counted(all, "object")));
     Ok(())
+}
+
+/// A number of things.
+fn counted(count: usize, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
 }
 
 fn read_one(file: &Path, system_namespace: &Namespace) -> anyhow::Result<Parsed> {
@@ -69,6 +99,9 @@ pub(crate) async fn check_mesh(place: &Where, state: &Path) -> anyhow::Result<()
     }
     for problem in &summary.problems {
         say(&format!("{}\n", plain(problem)));
+    }
+    for warning in &summary.warnings {
+        say(&format!("warning: {}\n", plain(warning)));
     }
     if summary.dropped_reports > 0 {
         say(&format!("{} reports of proxies were dropped\n", summary.dropped_reports));

@@ -12,6 +12,7 @@ use crate::{
 use airlane_core::{
     id::{InstanceId, ServiceId},
     pki::Certificate,
+    problem::{Problem, Reason},
 };
 use axum::{
     Json, Router,
@@ -157,6 +158,9 @@ pub(crate) struct Summary {
     pub(crate) errors: Vec<super::view::ErrorView>,
     /// Problems of objects, as sentences.
     pub(crate) problems: Vec<String>,
+    /// What is not supported yet in objects that are accepted, likewise.
+    #[serde(default)]
+    pub(crate) warnings: Vec<String>,
     /// Evidence that was dropped because it was not read in time.
     pub(crate) dropped_reports: u64,
 }
@@ -164,18 +168,23 @@ pub(crate) struct Summary {
 async fn summary(State(local): State<Local>) -> Result<Json<Summary>, Refused> {
     let summary = with_sources(&local, |sources| {
         let proxies = sources.proxies();
-        let mut problems: Vec<String> =
-            sources.picture.compiled.problems.iter().map(ToString::to_string).collect();
-        let accepted = sources.picture.declared.objects.values().flat_map(|object| &object.problems);
-        problems.extend(accepted.map(ToString::to_string));
-        problems.extend(sources.rejected().map(|problem| problem.to_string()));
+        let objects = &sources.picture.declared.objects;
+        let accepted = objects.values().flat_map(|object| &object.problems);
+        let problems = sources.picture.compiled.problems.iter().chain(accepted).cloned();
+        let tell = |problem: &Problem| {
+            let place = objects.get(&problem.subject).and_then(|object| object.place.as_ref());
+            place.map_or_else(|| problem.to_string(), |place| place.tell(problem))
+        };
+        let (warnings, problems): (Vec<Problem>, Vec<Problem>) =
+            problems.chain(sources.rejected()).partition(|problem| problem.reason == Reason::NotYetSupported);
         Summary {
             services: sources.picture.world.services.len(),
             connected: proxies.iter().filter(|proxy| proxy.connected).count(),
             current: proxies.iter().filter(|proxy| proxy.current).count(),
             proxies: proxies.len(),
             errors: sources.errors(),
-            problems,
+            problems: problems.iter().map(tell).collect(),
+            warnings: warnings.iter().map(tell).collect(),
             dropped_reports: sources.intake.dropped(),
         }
     })

@@ -1,6 +1,6 @@
 //! What users declared, wherever it was read.
 
-use airlane_api::{FileError, Value};
+use airlane_api::{FileError, Lines, Value};
 use airlane_core::{
     id::{ObjectId, ServiceId},
     problem::Problem,
@@ -34,4 +34,22 @@ pub(crate) struct Accepted {
     pub(crate) problems: Vec<Problem>,
     /// The file is in error now, and this is an earlier version.
     pub(crate) outdated: bool,
+    /// Where it stands; `None` if Kubernetes keeps it.
+    pub(crate) place: Option<Place>,
+}
+
+/// Where an object stands in a file.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Place {
+    /// The file, as people know it.
+    pub(crate) file: String,
+    /// Its lines.
+    pub(crate) lines: Lines,
+}
+
+impl Place {
+    /// A problem of the object, with file and line.
+    pub(crate) fn tell(&self, problem: &Problem) -> String {
+        format!("{}:{}: {problem}", self.file, self.lines.locate(&problem.field).line)
+    }
 }

@@ -6,8 +6,8 @@
 //! deletion of either. A file in error loses nothing: what it claimed before it goes on claiming, object by object,
 //! until it can be read again. Pure; the watching is in [`super::standalone`].
 
-use super::declared::{Accepted, Declared};
-use airlane_api::{FileError, Location, Object, Parsed, Refused, Value};
+use super::declared::{Accepted, Declared, Place};
+use airlane_api::{FileError, Lines, Location, Object, Parsed, Refused, Value};
 use airlane_core::{id::ObjectId, problem::Problem};
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -35,8 +35,9 @@ struct Claims {
 struct Claim {
     value: Option<Value>,
     problems: Vec<Problem>,
-    /// As people know the file, and where in it.
-    shown: (String, Location),
+    /// Where it begins, and what stands where in it.
+    location: Location,
+    place: Place,
     outdated: bool,
     /// Made up for a policy that was never understood.
     fail_closed: bool,
@@ -135,7 +136,8 @@ impl From<Object> for Claim {
         Claim {
             value: object.value,
             problems: object.problems,
-            shown: (object.file, object.location),
+            location: object.location,
+            place: Place { file: object.file, lines: object.lines },
             outdated: false,
             fail_closed: false,
         }
@@ -150,9 +152,9 @@ impl Claim {
             Some(before) => before.generation + 1,
             None => 1,
         };
-        let Claim { value, problems, outdated, .. } = self.clone();
-        let file = Some(file.to_owned());
-        let accepted = Accepted { file, generation, age_rank: 0, value, problems, outdated };
+        let Claim { value, problems, outdated, place, .. } = self.clone();
+        let (file, place) = (Some(file.to_owned()), Some(place));
+        let accepted = Accepted { file, generation, age_rank: 0, value, problems, outdated, place };
         match before {
             Some(before) if **before == accepted => before.clone(),
             _ => Arc::new(accepted),
@@ -160,14 +162,15 @@ impl Claim {
     }
 
     fn second_to(&self, first: &Claim, id: &ObjectId) -> FileError {
-        let (file, location) = self.shown.clone();
-        let (elsewhere, at) = &first.shown;
         FileError {
-            file,
-            location,
+            file: self.place.file.clone(),
+            location: self.location,
             object: Some(id.clone()),
             field: String::new(),
-            message: format!("it stands in {elsewhere}:{} already, and that one is in force", at.line),
+            message: format!(
+                "it stands in {}:{} already, and that one is in force",
+                first.place.file, first.location.line
+            ),
             mend: "delete or rename one of the two".to_owned(),
         }
     }
@@ -180,7 +183,8 @@ fn fail_closed(refused: Refused) -> Option<(ObjectId, Claim)> {
     let claim = Claim {
         value: Some(Value::Policy(policy)),
         problems,
-        shown: (refused.file, refused.location),
+        location: refused.location,
+        place: Place { file: refused.file, lines: Lines::from(refused.location) },
         outdated: false,
         fail_closed: true,
     };

@@ -139,7 +139,8 @@ impl Directory {
         let mut listing = Listing::default();
         if let Err(source) = listing.list(&self.path) {
             let path = self.path.clone();
-            let mend = "bring it back, and let the operator read it: the last version of its files is in force";
+            let mend =
+                "bring it back, and let the operator read it: the last version of its files is in force";
             self.refuse(&path, &format!("cannot read the directory: {source}"), mend);
             self.manifests.settle();
             return Err(ObserveError::List { path, source });
@@ -148,7 +149,11 @@ impl Directory {
         let mut present: BTreeSet<PathBuf> = unreadable.keys().cloned().collect();
         for (directory, error) in unreadable {
             present.extend(self.seen.keys().filter(|file| file.starts_with(&directory)).cloned());
-            self.refuse(&directory, &format!("cannot read the directory: {error}"), "let the operator read this directory");
+            self.refuse(
+                &directory,
+                &format!("cannot read the directory: {error}"),
+                "let the operator read this directory",
+            );
         }
         for file in files {
             match read_bounded(&file) {
@@ -158,7 +163,11 @@ impl Directory {
                     continue;
                 }
                 Err(error) => {
-                    self.refuse(&file, &format!("it cannot be read: {error}"), "make it a file that the operator may read");
+                    self.refuse(
+                        &file,
+                        &format!("it cannot be read: {error}"),
+                        "make it a file that the operator may read",
+                    );
                 }
             }
             present.insert(file);
@@ -456,7 +465,10 @@ mod tests {
         assert_eq!(declared.objects.len(), 1);
         let told: Vec<String> = declared.errors.values().flatten().map(ToString::to_string).collect();
         assert_eq!(told.len(), 1, "{told:?}");
-        assert!(told[0].starts_with(&format!("{}:1: cannot read the directory: ", path.display())), "{told:?}");
+        assert!(
+            told[0].starts_with(&format!("{}:1: cannot read the directory: ", path.display())),
+            "{told:?}"
+        );
         std::fs::create_dir(&path).expect("made again");
         assert_eq!(edited.write("pay.yaml", POLICY), (1, 0));
     }

@@ -29,11 +29,20 @@ impl Remarks {
     }
 
     pub(crate) fn not_yet(&mut self, path: &FieldPath, consequence: &str) {
+        self.unsupported(path, format!("is not supported yet: {consequence}"));
+    }
+
+    /// Files are read on hosts only.
+    pub(crate) fn in_kubernetes_alone(&mut self, path: &FieldPath) {
+        self.unsupported(path, "has a meaning in Kubernetes alone, and is passed over".to_owned());
+    }
+
+    fn unsupported(&mut self, path: &FieldPath, message: String) {
         self.problems.push(Problem {
             subject: self.subject.clone(),
             field: path.to_string(),
             reason: Reason::NotYetSupported,
-            message: format!("is not supported yet: {consequence}"),
+            message,
         });
     }
 }

@@ -75,6 +75,7 @@ pub(super) fn written(
         value,
         problems,
         outdated: false,
+        place: None,
     };
     Some(Written {
         id,
