@@ -2,53 +2,63 @@
 
 use super::index::Index;
 use crate::{
-    id::Namespace,
+    id::{Name, Namespace, ServiceAccount, ServiceId},
     policy::Target,
     world::{Instance, InstancePort, Interception},
 };
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
+    sync::Arc,
 };
 
-/// The instances of each namespace.
+/// The instances that each target of a policy is about.
 pub(super) struct Reach<'w> {
     by_namespace: BTreeMap<&'w Namespace, Vec<&'w Instance>>,
+    by_service: HashMap<&'w ServiceId, Vec<&'w Instance>>,
+    by_workload: HashMap<(&'w Namespace, &'w Name), Vec<&'w Instance>>,
+    by_account: HashMap<(&'w Namespace, &'w ServiceAccount), Vec<&'w Instance>>,
     in_cluster: bool,
 }
 
 impl<'w> Reach<'w> {
     pub(super) fn of(index: &Index<'w>) -> Self {
-        let mut by_namespace: BTreeMap<_, Vec<&'w Instance>> = BTreeMap::new();
-        for instance in index.world.instances.values() {
-            by_namespace.entry(&instance.workload.namespace).or_default().push(instance);
+        let mut reach = Reach {
+            by_namespace: BTreeMap::new(),
+            by_service: HashMap::new(),
+            by_workload: HashMap::new(),
+            by_account: HashMap::new(),
+            in_cluster: index.world.cluster_domain.is_some(),
+        };
+        for instance in index.world.instances.values().map(Arc::as_ref) {
+            let namespace = &instance.workload.namespace;
+            reach.by_namespace.entry(namespace).or_default().push(instance);
+            reach.by_workload.entry((namespace, &instance.workload.workload)).or_default().push(instance);
+            reach.by_account.entry((namespace, &instance.service_account)).or_default().push(instance);
+            for service in &instance.services {
+                reach.by_service.entry(service).or_default().push(instance);
+            }
         }
-        Reach { by_namespace, in_cluster: index.world.cluster_domain.is_some() }
+        reach
     }
 
     /// The instances that a policy with this target is about.
     pub(super) fn instances<'a>(&'a self, target: &'a Target) -> Box<dyn Iterator<Item = &'w Instance> + 'a> {
-        let of = |namespace: &Namespace| self.by_namespace.get(namespace).into_iter().flatten().copied();
-        match target {
+        let found = match target {
             // A namespace without any proxy is no part of the mesh.
-            Target::Mesh => Box::new(
-                self.by_namespace
+            Target::Mesh => {
+                let meshed = self
+                    .by_namespace
                     .values()
-                    .filter(|all| all.iter().any(|one| one.interception != Interception::None))
-                    .flatten()
-                    .copied(),
-            ),
-            Target::Namespace(namespace) => Box::new(of(namespace)),
-            Target::Service { service, .. } => {
-                Box::new(of(&service.namespace).filter(|instance| instance.services.contains(service)))
+                    .filter(|all| all.iter().any(|one| one.interception != Interception::None));
+                return Box::new(meshed.flatten().copied());
             }
-            Target::Workload { namespace, name } => {
-                Box::new(of(namespace).filter(move |instance| instance.workload.workload == *name))
-            }
-            Target::ServiceAccount { namespace, name } => {
-                Box::new(of(namespace).filter(move |instance| instance.service_account == *name))
-            }
-        }
+            Target::Namespace(namespace) => self.by_namespace.get(namespace),
+            Target::Service { service, .. } => self.by_service.get(service),
+            Target::Workload { namespace, name } => self.by_workload.get(&(namespace, name)),
+            Target::ServiceAccount { namespace, name } => self.by_account.get(&(namespace, name)),
+        };
+        Box::new(found.into_iter().flatten().copied())
     }
 
     /// The workloads that a policy with this target is about and that can be entered past any door, with the way in.
