@@ -20,6 +20,8 @@ const HOLD: Duration = Duration::from_secs(30);
 pub(super) struct Roll {
     observed: Instances,
     heard: BTreeMap<InstanceId, Heard>,
+    /// Few at any time, and looked at with every sign of life.
+    holds: BTreeMap<InstanceId, Hold>,
     published: Instances,
 }
 
@@ -28,7 +30,6 @@ pub(super) struct Roll {
 struct Heard {
     said: Said,
     renew_asked: bool,
-    hold: Option<Hold>,
 }
 
 /// A pod's own word against the kubelet's. It ends when the kubelet's word is newer: when it calls the pod ready again
@@ -64,20 +65,18 @@ impl Roll {
     pub(super) fn observe(&mut self, observed: &Instances, now: Duration) {
         self.observed = Arc::clone(observed);
         self.heard.retain(|instance, _| observed.contains_key(instance));
-        for (instance, heard) in &mut self.heard {
-            let Some(hold) = &mut heard.hold else { continue };
-            let ready = observed.get(instance).is_some_and(|pod| pod.health == Health::Healthy);
+        self.holds.retain(|instance, hold| {
+            let Some(pod) = observed.get(instance) else { return false };
+            let ready = pod.health == Health::Healthy;
             hold.unready_since |= !ready;
-            if now >= hold.until || (ready && hold.unready_since) {
-                heard.hold = None;
-            }
-        }
+            now < hold.until && !(ready && hold.unready_since)
+        });
         self.publish();
     }
 
     /// When the next hold ends by itself.
     pub(super) fn next_end(&self) -> Option<Duration> {
-        self.heard.values().filter_map(|heard| Some(heard.hold?.until)).min()
+        self.holds.values().map(|hold| hold.until).min()
     }
 
     /// The instances as the world sees them.
@@ -128,17 +127,16 @@ impl Roll {
 
     /// Its own proxy has acknowledged its listeners.
     pub(super) fn proxy_in_place(&mut self, instance: &InstanceId) {
-        let Some(heard) = self.heard.get_mut(instance) else { return };
-        if heard.hold.is_some_and(|hold| hold.why == Why::NewProxy) {
-            heard.hold = None;
+        if self.holds.get(instance).is_some_and(|hold| hold.why == Why::NewProxy) {
+            self.holds.remove(instance);
             self.publish();
         }
     }
 
     /// Whose proxies have to acknowledge before they are published.
     pub(super) fn without_proxy(&self) -> Vec<InstanceId> {
-        let awaited = |heard: &Heard| heard.hold.is_some_and(|hold| hold.why == Why::NewProxy);
-        self.heard.iter().filter(|(_, heard)| awaited(heard)).map(|(instance, _)| instance.clone()).collect()
+        let awaited = self.holds.iter().filter(|(_, hold)| hold.why == Why::NewProxy);
+        awaited.map(|(instance, _)| instance.clone()).collect()
     }
 
     /// Asks sidecars to renew their certificates with their next signs of life; all of them if none is named.
@@ -163,24 +161,25 @@ impl Roll {
     fn hold(&mut self, instance: &InstanceId, why: Why, now: Duration) {
         let Some(pod) = self.observed.get(instance) else { return };
         let ready = pod.health == Health::Healthy;
-        let heard = self.heard.entry(instance.clone()).or_default();
-        heard.hold = match why {
+        if why == Why::NewProxy && !ready {
             // Whatever the kubelet says next is about the new proxy.
-            Why::NewProxy if !ready => None,
-            _ => Some(Hold { why, until: now.saturating_add(HOLD), unready_since: !ready }),
-        };
+            self.holds.remove(instance);
+        } else {
+            let hold = Hold { why, until: now.saturating_add(HOLD), unready_since: !ready };
+            self.holds.insert(instance.clone(), hold);
+        }
         self.publish();
     }
 
     fn publish(&mut self) {
-        let held = |(instance, heard): (&InstanceId, &Heard)| {
-            let health = heard.hold?.why.health();
+        let held = |(instance, hold): (&InstanceId, &Hold)| {
+            let health = hold.why.health();
             let pod = self.observed.get(instance)?;
             // A pod that is being deleted leaves, whatever its proxy does.
             (pod.health != Health::Draining && pod.health != health)
                 .then(|| (instance.clone(), self.with_health(pod, health)))
         };
-        let held: Vec<_> = self.heard.iter().filter_map(held).collect();
+        let held: Vec<_> = self.holds.iter().filter_map(held).collect();
         self.published = Arc::clone(&self.observed);
         if !held.is_empty() {
             Arc::make_mut(&mut self.published).extend(held);
