@@ -55,9 +55,11 @@ use std::{
 /// How long a caller may take for its request's headers: an open connection costs memory.
 const REQUEST_HEADERS: Millis = Millis(15_000);
 
-/// How long a caller that may speak first waits for its turn when nobody says anything: before a door for bytes
-/// that lets plaintext in, silence is the only sign that a connection is not mesh TLS.
-const SERVER_FIRST: Millis = Millis(100);
+/// How long a caller that lets the server speak first waits for that: before a door for bytes that lets plaintext in,
+/// silence is the only sign that a connection is not mesh TLS. Envoy has one such time for all doors of a pod, and a
+/// caller of the mesh whose first packet is late would be taken for a stranger: it may be lost twice (RFC 6298; Linux
+/// repeats after 0.2 s and 0.6 s).
+const SERVER_FIRST: Millis = Millis(1_000);
 
 /// The host of a request that names none, as HTTP/1.0 allows.
 pub(super) const NAMELESS_HOST: &str = "_";
