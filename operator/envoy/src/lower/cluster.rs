@@ -251,7 +251,10 @@ impl Lowered for DestinationCluster<'_> {
                 .is_some()
                 .then(|| TrackClusterStats { per_endpoint_stats: true, ..Default::default() }),
             typed_extension_protocol_options: self.http(),
-            upstream_bind_config: sockets::to_endpoints(self.marked.0, self.speaks_http2()),
+            upstream_bind_config: sockets::to_endpoints(
+                self.marked.0,
+                self.protocol.is_http().then(|| self.speaks_http2()),
+            ),
             upstream_connection_options: Some(sockets::kept_alive()),
             transport_socket,
             transport_socket_matches,

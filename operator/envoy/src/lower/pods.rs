@@ -118,7 +118,7 @@ impl Lowered for Pods<'_> {
         packed(Cluster {
             connect_timeout: Some(duration(CONNECT)),
             typed_extension_protocol_options: http.unwrap_or_default(),
-            upstream_bind_config: sockets::to_endpoints(true, http2 == Some(true)),
+            upstream_bind_config: sockets::to_endpoints(true, http2),
             upstream_connection_options: Some(sockets::kept_alive()),
             transport_socket: Some(tls::calling_any(members, alpn)),
             ..original(self.name())

@@ -22,20 +22,26 @@ pub const CALL_PRIORITY: u32 = 4;
 /// acknowledges.
 const UNACKNOWLEDGED: Millis = Millis(3_000);
 
+/// The same for HTTP/1.1, whose peer may rightly read nothing for a while: the kernel counts that as silence, too. A host
+/// that is gone is left before common clients' and balancers' longest patience (60 s) is over.
+const UNREAD: Millis = Millis(30_000);
+
 /// Marks connections with [`CALL_PRIORITY`].
 pub(super) fn for_the_application() -> BindConfig {
     // asm-generic/socket.h: SOL_SOCKET and SO_PRIORITY on every architecture Envoy is built for.
     bound(vec![option("SO_PRIORITY", 1, 12, CALL_PRIORITY)])
 }
 
-/// Connections to endpoints, as the application's if `marked`. `http2` has a flow control of its own, so that bytes are
-/// always taken from its connections; others may rightly wait for a peer that reads nothing, which the kernel counts as
-/// silence, too.
-pub(super) fn to_endpoints(marked: bool, http2: bool) -> Option<BindConfig> {
+/// Connections to endpoints, as the application's if `marked`. `http2`: whether they speak HTTP/2, if they speak HTTP; it
+/// has a flow control of its own, so that bytes are always taken from its connections. For how long bytes that are no
+/// requests may wait for their reader, nobody knows.
+pub(super) fn to_endpoints(marked: bool, http2: Option<bool>) -> Option<BindConfig> {
     let mark = marked.then(for_the_application).unwrap_or_default().socket_options;
     // linux/tcp.h: IPPROTO_TCP and TCP_USER_TIMEOUT.
-    let give_up =
-        http2.then(|| option("TCP_USER_TIMEOUT", 6, 18, u32::try_from(UNACKNOWLEDGED.0).unwrap_or(u32::MAX)));
+    let give_up = http2.map(|http2| {
+        let silence = if http2 { UNACKNOWLEDGED } else { UNREAD };
+        option("TCP_USER_TIMEOUT", 6, 18, u32::try_from(silence.0).unwrap_or(u32::MAX))
+    });
     let options: Vec<SocketOption> = mark.into_iter().chain(give_up).collect();
     (!options.is_empty()).then(|| bound(options))
 }
@@ -67,5 +73,18 @@ fn option(description: &str, level: i64, name: i64, value: u32) -> SocketOption 
         state: SocketState::StatePrebind as i32,
         value: Some(Value::IntValue(i64::from(value))),
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_leave_a_silent_host_and_bytes_wait() {
+        for (http2, expected) in [(Some(true), Some(3_000)), (Some(false), Some(30_000)), (None, None)] {
+            let told = to_endpoints(false, http2).map(|bound| bound.socket_options[0].value.clone());
+            assert_eq!(told, expected.map(|silence| Some(Value::IntValue(silence))));
+        }
     }
 }
