@@ -30,6 +30,9 @@ use tokio::time::timeout;
 
 /// The operator's account.
 const ACCOUNT: &str = "airlane";
+/// How long a name is that the API server makes up, without the end that tells it from others; and that end.
+const STEM_MAX: usize = 58;
+const MADE_UP: usize = 5;
 /// The longest that a call may take.
 const CALL: Duration = Duration::from_secs(10);
 
@@ -122,7 +125,7 @@ impl Hands {
         match answered(api.create(&params, &pod)).await {
             Ok(pod) => Ok(trial(&pod.metadata)),
             Err(HandsError::Api(kube::Error::Api(status))) if is_admission(&status) => {
-                Ok(Trial::Refused(status.message.clone()))
+                Ok(Trial::Refused(unnamed(&status.message, &workload.name)))
             }
             Err(error) => Err(error),
         }
@@ -274,6 +277,26 @@ async fn answered<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, H
 fn is_admission(status: &kube::core::Status) -> bool {
     let about_us = status.code == 403 && status.message.contains("cannot create resource \"pods\"");
     (400..500).contains(&status.code) && !matches!(status.code, 401 | 408 | 429) && !about_us
+}
+
+/// What is said of a pod, without the end of the name that the API server made up for it: the same is told once.
+fn unnamed(message: &str, workload: &str) -> String {
+    let mut stem = workload.get(..STEM_MAX).unwrap_or(workload).to_owned();
+    if stem.len() == workload.len() {
+        stem.push('-');
+        stem.truncate(STEM_MAX);
+    }
+    let mut parts = message.split(&stem);
+    let mut told = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        told.push_str(&stem);
+        let end = part.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(part.len());
+        if end == MADE_UP {
+            told.push('…');
+        }
+        told.push_str(if end == MADE_UP { &part[end..] } else { part });
+    }
+    told
 }
 
 /// What the API server made of a pod that was tried.
@@ -449,6 +472,15 @@ mod tests {
         assert_eq!(written[0]["metadata"]["annotations"], json!({ LAST_RESTART: null }));
     }
 
+    #[test]
+    fn a_made_up_name_is_not_told() {
+        let told = |message: &str| unnamed(message, "pay");
+        assert_eq!(told("pods \"pay-abc12\" and pay-xy9zz"), "pods \"pay-…\" and pay-…");
+        assert_eq!(told("quota pay-team is full, pay- too"), "quota pay-team is full, pay- too");
+        let long = "p".repeat(70);
+        assert_eq!(unnamed(&format!("{}abc12", &long[..58]), &long), format!("{}…", &long[..58]));
+    }
+
     #[tokio::test]
     async fn a_trial_tells_what_the_api_server_says_of_the_pod_and_not_of_us() {
         let tried = async |answer: Option<(u16, Value)>| {
@@ -466,8 +498,9 @@ mod tests {
         let unfit = tried(pod(json!({ "annotations": { "airlane.dev/notInjected": "no room" } }))).await;
         assert_eq!(unfit.expect("told"), Trial::Refused("no room".to_owned()));
         assert!(matches!(tried(pod(json!({}))).await.expect("told"), Trial::Refused(_)));
-        let quota = refusal(403, "pods \"pay-x\" is forbidden: exceeded quota");
-        assert!(matches!(tried(quota).await.expect("told"), Trial::Refused(_)));
+        let quota = refusal(403, "pods \"pay-7xk2p\" is forbidden: exceeded quota");
+        let told = "pods \"pay-…\" is forbidden: exceeded quota";
+        assert_eq!(tried(quota).await.expect("told"), Trial::Refused(told.to_owned()));
         let rights =
             refusal(403, "pods is forbidden: User \"a\" cannot create resource \"pods\" in API group \"\"");
         assert!(tried(rights).await.is_err());

@@ -19,6 +19,7 @@ use crate::{
     },
 };
 use airlane_core::id::{Namespace, ObjectId, ObjectKind};
+use futures::{StreamExt as _, stream};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder};
@@ -39,8 +40,14 @@ const GATHER: Duration = Duration::from_millis(100);
 const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(10);
 /// After something could not be done.
 const RETRY: SignedDuration = SignedDuration::from_secs(2);
-/// How long the API server's word about a pod that was tried counts.
+/// How long the API server's word about a pod that was tried counts: twice as long with each refusal of the same.
 const TRIAL_COUNTS: Duration = Duration::from_secs(60);
+/// The longest that its word counts: a quota may have been raised, and webhooks change their minds.
+const TRIAL_COUNTS_MAX: Duration = Duration::from_hours(1);
+/// How many pods of a namespace are tried before it is looked at everything anew.
+const TRIALS_AT_ONCE: usize = 3;
+/// Of how many namespaces something is done at the same time.
+const NAMESPACES_AT_ONCE: usize = 8;
 /// The longest that the writing of an event may take.
 const EVENT: Duration = Duration::from_secs(5);
 /// The longest note of an event that Kubernetes takes, in bytes.
@@ -69,21 +76,49 @@ pub(crate) struct Enrolment {
     pub(crate) system: Namespace,
 }
 
-/// What is remembered between two looks; nothing of it is missed by a leader that has not got it.
+/// What is remembered of each namespace between two looks; nothing of it is missed by a leader that has not got it.
+type Memories = BTreeMap<String, Memory>;
+
 #[derive(Default)]
 struct Memory {
-    trials: BTreeMap<(String, String), Tried>,
+    /// By Deployment.
+    trials: BTreeMap<String, Tried>,
     /// What people were told last.
-    told: BTreeMap<(String, Workload), Left>,
+    told: BTreeMap<Workload, Left>,
 }
 
-/// A pod that was tried, of which Deployment, in which namespace, and when.
+/// A pod that was tried.
 struct Tried {
+    of: Subject,
+    at: Duration,
+    /// How long it counts.
+    counts: Duration,
+    trial: Trial,
+}
+
+/// What a trial was about: of something else it says nothing.
+#[derive(Clone, PartialEq, Eq)]
+struct Subject {
     uid: String,
     generation: i64,
+    /// The namespace's.
     labels: BTreeMap<String, String>,
-    at: Duration,
-    trial: Trial,
+}
+
+impl Tried {
+    fn holds(&self, uptime: Duration) -> bool {
+        uptime.saturating_sub(self.at) < self.counts
+    }
+
+    /// Of the outcome of a trial, how long it counts, after the one `before` that was about the same.
+    fn counts(trial: &Trial, before: Option<&Tried>) -> Duration {
+        match (trial, before) {
+            (Trial::Refused(_), Some(Tried { trial: Trial::Refused(_), counts, .. })) => {
+                counts.saturating_mul(2).min(TRIAL_COUNTS_MAX)
+            }
+            _ => TRIAL_COUNTS,
+        }
+    }
 }
 
 /// Everything at one moment.
@@ -93,7 +128,6 @@ struct View {
     picture: Picture,
     ties: OnceLock<Ties>,
     judged: OnceLock<Judged>,
-    now: Timestamp,
 }
 
 impl Enrolment {
@@ -101,11 +135,11 @@ impl Enrolment {
     pub(crate) async fn run(self, shutdown: CancellationToken) {
         let mut workloads = self.observed.workloads.clone();
         let mut namespaces = self.observed.namespaces.clone();
-        let mut memory = Memory::default();
+        let mut memories = Memories::new();
         loop {
             workloads.mark_unchanged();
             namespaces.mark_unchanged();
-            let wake = self.look(&mut memory).await;
+            let wake = self.look(&mut memories).await;
             let pause = wake.map(|at| {
                 let pause = at.duration_since(self.clock.now());
                 Duration::try_from(pause).unwrap_or(Duration::ZERO).max(GATHER)
@@ -121,18 +155,28 @@ impl Enrolment {
     }
 
     /// Does the next thing in every namespace. Gives when to look again though nothing changes.
-    async fn look(&self, memory: &mut Memory) -> Option<Timestamp> {
-        let view = self.view()?;
-        self.forget_old_trials(&view, memory);
+    async fn look(&self, memories: &mut Memories) -> Option<Timestamp> {
+        let view = &self.view()?;
         let asking = view.namespaces.iter().filter(|(_, labels)| asks(labels)).map(|(name, _)| name.as_str());
         let entered = view.workloads.passes.keys().map(String::as_str);
         let concerned: BTreeSet<&str> = asking.chain(entered).collect();
+        let mut before = std::mem::take(memories);
+        let ours = |namespace: &&str| *namespace != NEVER && *namespace != self.system.as_str();
+        let looks: Vec<_> = concerned
+            .into_iter()
+            .filter(ours)
+            .map(|namespace| {
+                let mut memory = before.remove(namespace).unwrap_or_default();
+                async move {
+                    let again = self.look_at(namespace, view, &mut memory).await;
+                    (namespace.to_owned(), memory, again)
+                }
+            })
+            .collect();
         let mut wake: Option<Timestamp> = None;
-        for namespace in concerned {
-            if namespace == NEVER || namespace == self.system.as_str() {
-                continue;
-            }
-            let again = self.look_at(namespace, &view, memory).await;
+        let mut looks = stream::iter(looks).buffer_unordered(NAMESPACES_AT_ONCE);
+        while let Some((namespace, memory, again)) = looks.next().await {
+            memories.insert(namespace, memory);
             wake = [wake, again].into_iter().flatten().min();
         }
         wake
@@ -145,55 +189,52 @@ impl Enrolment {
             picture: self.picture.borrow().clone()?,
             ties: OnceLock::new(),
             judged: OnceLock::new(),
-            now: self.clock.now(),
         })
     }
 
-    fn forget_old_trials(&self, view: &View, memory: &mut Memory) {
-        let uptime = self.clock.uptime();
-        memory.trials.retain(|(namespace, name), tried| {
-            let of_this = |it: &Deployment| it.uid == tried.uid && it.generation == tried.generation;
-            tried.at + TRIAL_COUNTS > uptime
-                && view.workloads.deployment(namespace, name).is_some_and(of_this)
-                && view.labels(namespace) == Some(&tried.labels)
-        });
-    }
-
     async fn look_at(&self, namespace: &str, view: &View, memory: &mut Memory) -> Option<Timestamp> {
-        // A trial is followed by what its outcome leads to; there are as many as Deployments at most.
+        memory.trials.retain(|name, tried| view.subject(namespace, name).as_ref() == Some(&tried.of));
+        let mut trials = 0;
+        // A trial is followed by what its outcome leads to.
         loop {
-            let Decision { act, left, wake } = self.decide(namespace, view, memory);
+            let now = self.clock.now();
+            let Decision { act, left, wake } = self.decide(namespace, view, memory, now);
             let Some(act) = act else {
-                let again = (!left.is_empty()).then(|| view.now + LOOK_AGAIN);
+                let again = (!left.is_empty()).then(|| now + LOOK_AGAIN);
                 self.tell_left(namespace, view, left, memory);
                 return [wake, again].into_iter().flatten().min();
             };
             let tries = matches!(act, Act::Try(_));
-            match self.carry_out(namespace, view, &act, memory).await {
+            trials += usize::from(tries);
+            if trials > TRIALS_AT_ONCE {
+                return Some(now);
+            }
+            match self.carry_out(namespace, view, &act, memory, now).await {
                 Ok(()) if tries => {}
                 // What was done is seen before long.
-                Ok(()) | Err(HandsError::Changed | HandsError::Gone) => return Some(view.now + RETRY),
+                Ok(()) | Err(HandsError::Changed | HandsError::Gone) => return Some(now + RETRY),
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
                     tracing::warn!(namespace, ?act, error, "workloads were not restarted");
-                    return Some(view.now + RETRY);
+                    return Some(now + RETRY);
                 }
             }
         }
     }
 
-    fn decide(&self, namespace: &str, view: &View, memory: &Memory) -> Decision {
+    fn decide(&self, namespace: &str, view: &View, memory: &Memory, now: Timestamp) -> Decision {
         let workloads = &view.workloads;
         let crews: BTreeMap<&Workload, _> =
             workloads.crews.get(namespace).into_iter().flatten().map(|(name, crew)| (name, *crew)).collect();
         let ties = crews.keys().filter_map(|workload| Some((*workload, view.ties_of(namespace, workload)?)));
         let judged =
             crews.keys().filter_map(|workload| Some((*workload, view.judge_of(namespace, workload)?)));
-        let trials = memory.trials.iter().filter(|((there, _), _)| there == namespace);
+        let uptime = self.clock.uptime();
+        let trials = memory.trials.iter().filter(|(_, tried)| tried.holds(uptime));
         let pass = workloads.passes.get(namespace);
         let leaves = pass.is_some_and(|pass| pass.left_at.is_some());
         decide(&Given {
-            now: view.now,
+            now,
             patience: self.patience,
             asks: view.labels(namespace).is_some_and(asks),
             manual: workloads.manual.contains(namespace),
@@ -203,7 +244,7 @@ impl Enrolment {
             judged: judged.collect(),
             crews,
             acknowledged: leaves && self.acknowledged(&view.picture),
-            trials: trials.map(|((_, name), tried)| (name.as_str(), &tried.trial)).collect(),
+            trials: trials.map(|(name, tried)| (name.as_str(), &tried.trial)).collect(),
         })
     }
 
@@ -222,11 +263,12 @@ impl Enrolment {
         view: &View,
         act: &Act,
         memory: &mut Memory,
+        now: Timestamp,
     ) -> Result<(), HandsError> {
         let deployment = |name: &String| Workload { kind: Kind::Deployment, name: name.clone() };
         match act {
             Act::Enter | Act::Return => self.hands.enter(namespace, None).await?,
-            Act::NoteLeft => self.hands.enter(namespace, Some(view.now)).await?,
+            Act::NoteLeft => self.hands.enter(namespace, Some(now)).await?,
             Act::GiveUp => {
                 self.hands.give_up(namespace).await?;
                 let note = "no workload of this namespace is in the mesh any more";
@@ -234,25 +276,20 @@ impl Enrolment {
             }
             Act::Try(name) => {
                 let trial = self.hands.try_pod(namespace, &deployment(name), false).await?;
-                let known = view.workloads.deployment(namespace, name).ok_or(HandsError::Gone)?;
-                let tried = Tried {
-                    uid: known.uid.clone(),
-                    generation: known.generation,
-                    labels: view.labels(namespace).cloned().unwrap_or_default(),
-                    at: self.clock.uptime(),
-                    trial,
-                };
-                memory.trials.insert((namespace.to_owned(), name.clone()), tried);
+                let of = view.subject(namespace, name).ok_or(HandsError::Gone)?;
+                let counts = Tried::counts(&trial, memory.trials.get(name));
+                let tried = Tried { of, at: self.clock.uptime(), counts, trial };
+                memory.trials.insert(name.clone(), tried);
             }
             Act::Restart(name, way) => {
                 let known = view.workloads.deployment(namespace, name).ok_or(HandsError::Gone)?;
-                self.hands.restart_known(namespace, name, known, *way, view.now).await?;
+                self.hands.restart_known(namespace, name, known, *way, now).await?;
                 tracing::info!(namespace, deployment = name, %way, "its pods are replaced");
                 let note = format!("its pods are replaced, so that they {way}");
                 self.tell(namespace, view, &deployment(name), (EventType::Normal, "Restarted"), &note);
             }
             Act::Fail(name, way, because) => {
-                self.hands.fail(namespace, &deployment(name), because, view.now).await?;
+                self.hands.fail(namespace, &deployment(name), because, now).await?;
                 tracing::warn!(namespace, deployment = name, %way, because, "its template is put back");
                 let mend = format!("`airlane {} {namespace}/Deployment/{name}` tries again", command(*way));
                 let note = format!("it was restarted to {way} and is put back: {because}; {mend}");
@@ -276,7 +313,7 @@ impl Enrolment {
 
     /// Tells what is left to people, of each workload when it is news.
     fn tell_left(&self, namespace: &str, view: &View, left: BTreeMap<Workload, Left>, memory: &mut Memory) {
-        memory.told.retain(|(there, workload), _| there != namespace || left.contains_key(workload));
+        memory.told.retain(|workload, _| left.contains_key(workload));
         // A team that keeps it to itself knows; and what was put back was told when it was.
         let known = |why: &Left| matches!(why, Left::Manual | Left::PutBack(_));
         let left: BTreeMap<Workload, Left> = left.into_iter().filter(|(_, why)| !known(why)).collect();
@@ -284,8 +321,7 @@ impl Enrolment {
         let way = if view.labels(namespace).is_some_and(asks) { Way::Join } else { Way::Leave };
         let command = command(way);
         for (workload, why) in &left {
-            let key = (namespace.to_owned(), workload.clone());
-            if memory.told.get(&key) == Some(why) {
+            if memory.told.get(workload) == Some(why) {
                 continue;
             }
             news = true;
@@ -296,7 +332,7 @@ impl Enrolment {
             };
             let note = format!("not restarted to {way}: {why}{hint}");
             self.tell(namespace, view, workload, (EventType::Warning, "NotRestarted"), &note);
-            memory.told.insert(key, why.clone());
+            memory.told.insert(workload.clone(), why.clone());
         }
         if news {
             let names: Vec<String> = left.keys().map(ToString::to_string).collect();
@@ -366,6 +402,13 @@ impl Enrolment {
 }
 
 impl View {
+    /// What a trial of a Deployment's pod is about.
+    fn subject(&self, namespace: &str, name: &str) -> Option<Subject> {
+        let Deployment { uid, generation, .. } = self.workloads.deployment(namespace, name)?;
+        let labels = self.labels(namespace).cloned().unwrap_or_default();
+        Some(Subject { uid: uid.clone(), generation: *generation, labels })
+    }
+
     fn labels(&self, namespace: &str) -> Option<&BTreeMap<String, String>> {
         self.namespaces.get(&Namespace::parse(namespace).ok()?)
     }
@@ -402,3 +445,6 @@ fn event(type_: EventType, reason: &str, note: &str) -> Event {
         secondary: None,
     }
 }
+
+#[cfg(test)]
+mod tests;
