@@ -52,6 +52,8 @@ pub enum Reason {
     Rejected,
     /// The split a canary asks for cannot be made.
     Unsplittable,
+    /// No ready instance has the version that a canary calls stable.
+    VersionNotReady,
 }
 
 impl fmt::Display for Reason {

@@ -304,11 +304,18 @@ impl Site {
             .filter(|destination| destination.port.service == canary.plan.service)
             .collect();
         let clusters = || destinations.iter().flat_map(|destination| &destination.clusters);
+        // Others may stand in for stable; they are not stable.
+        let is_of = |instance: &InstanceId, revision: &Revision| {
+            picture.world.instances.get(instance).is_some_and(|it| it.revision() == revision)
+        };
         // Every port of a service has the same copies behind it.
         let ready = |revision: &Revision| {
             clusters()
                 .filter(|cluster| cluster.name.revision.as_ref() == Some(revision))
-                .map(|cluster| cluster.endpoints.iter().filter(|endpoint| endpoint.healthy).count())
+                .map(|cluster| {
+                    let healthy = cluster.endpoints.iter().filter(|endpoint| endpoint.healthy);
+                    healthy.filter(|endpoint| is_of(&endpoint.instance, revision)).count()
+                })
                 .max()
                 .unwrap_or(0)
         };

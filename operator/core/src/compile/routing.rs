@@ -184,10 +184,13 @@ impl<'a> OnePort<'a> {
         instance.interception.keeps_a_door() && door.is_some_and(|door| door.mtls != MtlsMode::Disabled)
     }
 
-    /// The endpoints of the cluster: those of the one it names of the revision, or of all.
+    /// The endpoints of the cluster: those of the revision it names, or of all; and of those in stable's place.
     fn endpoints(&self, cluster: &ClusterName) -> Arc<Vec<Endpoint>> {
-        let selected =
-            |revision: &Revision| cluster.revision.as_ref().is_none_or(|wanted| wanted == revision);
+        let place = self.vacant(cluster);
+        let selected = |revision: &Revision| {
+            cluster.revision.as_ref().is_none_or(|wanted| wanted == revision)
+                || place.is_some_and(|governing| governing.takes_its_place(revision))
+        };
         let of = |instance: &'a Instance, door: &Inbound| {
             let healthy = match instance.health {
                 Health::Healthy => true,
@@ -209,6 +212,16 @@ impl<'a> OnePort<'a> {
             Some(before) if *before.endpoints == endpoints => Arc::clone(&before.endpoints),
             _ => Arc::new(endpoints),
         }
+    }
+
+    /// The canary whose stable version the cluster is of, while none of that is healthy: others take its place.
+    fn vacant(&self, cluster: &ClusterName) -> Option<&'a Governing> {
+        let Inputs { governing, instances, .. } = self.inputs;
+        let governing = governing.as_ref().filter(|it| cluster.revision.as_ref() == Some(it.stable()))?;
+        let mut stable = instances.iter().filter(|(instance, _)| instance.revision() == governing.stable());
+        let serves =
+            stable.any(|(instance, _)| instance.health == Health::Healthy && self.behind(instance).is_some());
+        (!serves).then_some(governing)
     }
 
     /// Who any endpoint of the service may be. The service's own name is always among them, so that the set
@@ -314,7 +327,7 @@ mod tests {
                 Edit, canary, instance, mode, policy, progress, service, service_id, to_service, world_of,
             },
         },
-        mesh::Mesh,
+        mesh::{FULL_SHARE, Mesh},
         rollout::Phase,
         world::{InstancePort, Interception},
     };
@@ -536,6 +549,44 @@ mod tests {
                 split.fail_safe.iter().map(|(cluster, _)| cluster.to_string()).collect();
             assert_eq!(routed, names[1..]);
         });
+    }
+
+    /// The instances behind stable and the shares of stable and canary, with these copies: number, version and whether
+    /// it is healthy.
+    fn behind_stable(
+        memory: Option<crate::rollout::Progress>,
+        copies: &[(u8, &str, bool)],
+    ) -> (Vec<String>, Vec<u32>) {
+        let mut canary = canary("shop/pay", "shop/pay");
+        canary.progress = memory;
+        let copies = copies.iter().map(|&(number, version, healthy)| {
+            let health = if healthy { Health::Healthy } else { Health::Unhealthy };
+            with(instance("shop/pay", version, number), |it| it.health = health)
+        });
+        let declared = Edit::from(service("shop/pay", &[(80, 8080, Protocol::Http)]));
+        let mesh = compile(&world_of([declared, canary.into()].into_iter().chain(copies))).mesh;
+        let stable = &destination(&mesh, 80).clusters[1];
+        let instances = stable.endpoints.iter().map(|endpoint| endpoint.instance.to_string());
+        (instances.collect(), mesh.shares.into_values().collect())
+    }
+
+    #[test]
+    fn while_stable_is_missing_every_other_version_serves_before_an_unproved_canary() {
+        let all_on_stable = vec![FULL_SHARE, 0];
+        let of = |numbers: &[u8]| -> Vec<String> {
+            numbers.iter().map(|number| format!("shop-pay-{number}")).collect()
+        };
+        let mistyped = behind_stable(None, &[(1, "v0", true), (2, "v2", true)]);
+        assert_eq!(mistyped, (of(&[1]), all_on_stable.clone()));
+        let back = behind_stable(None, &[(1, "v0", true), (2, "v2", true), (3, "v1", true)]);
+        assert_eq!(back, (of(&[3]), all_on_stable.clone()));
+        let sick = behind_stable(None, &[(1, "v0", true), (2, "v2", true), (3, "v1", false)]);
+        assert_eq!(sick, (of(&[1, 3]), all_on_stable));
+        let alone = behind_stable(None, &[(1, "v0", false), (2, "v2", true)]);
+        assert_eq!(alone, (of(&[1]), vec![0, FULL_SHARE]), "nothing else is ready");
+        let running = Some(progress(Phase::Progressing, 500, 0));
+        let under_way = behind_stable(running, &[(1, "v0", true), (2, "v2", true)]);
+        assert_eq!(under_way, (of(&[1]), vec![9_500, 500]));
     }
 
     #[test]

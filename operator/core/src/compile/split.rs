@@ -10,18 +10,20 @@
 //! Shares arrive later than endpoints, and where nobody vouches for them not at all. So the one's endpoints also stand in
 //! for the other's where it would yield its share to them: no request finds an empty cluster.
 //!
-//! Instances of any other revision get no traffic while a canary governs: nobody judged them, and a share
-//! that the plan does not count would spoil the evidence. They stay in the cluster without revision, to which
-//! the service falls back when the canary is deleted.
+//! While stable has a healthy endpoint, instances of any third revision get no traffic: nobody judged them, and a
+//! share that the plan does not count would spoil the evidence. They stay in the cluster without revision, to which
+//! the service falls back when the canary is deleted. While stable has none, all of them serve in its place: what is
+//! left of a service serves before a canary that proved nothing does, and a version that was mistyped takes nobody
+//! down. Only when nothing else is healthy does such a canary get everything.
 
 use crate::{
     id::{ClusterName, ObjectId, Revision, ServiceId, ServicePort},
     mesh::{FULL_SHARE, Split},
     problem::{Problem, Reason},
-    rollout::{Canary, Phase, Progress},
-    world::World,
+    rollout::{Canary, Phase, Progress, Rollout},
+    world::{Health, World},
 };
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// The part of a canary that routing depends on. Evidence, which changes every few seconds, is not.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -71,7 +73,79 @@ pub(super) fn governing(world: &World, problems: &mut BTreeSet<Problem>) -> Hash
             }
         }
     }
+    let copies = copies(world, &governing);
+    let none = Copies::default();
+    problems.extend(governing.iter().filter_map(|(service, governing)| {
+        without_stable(world.canaries.get(&governing.by)?, copies.get(service).unwrap_or(&none))
+    }));
     governing
+}
+
+/// How many copies of each revision of a service are healthy.
+type Copies<'w> = BTreeMap<&'w Revision, usize>;
+
+/// The copies of the services that a canary governs.
+fn copies<'w>(
+    world: &'w World,
+    governing: &HashMap<ServiceId, Governing>,
+) -> HashMap<&'w ServiceId, Copies<'w>> {
+    let mut copies: HashMap<&ServiceId, Copies<'_>> = HashMap::new();
+    if governing.is_empty() {
+        return copies;
+    }
+    for instance in world.instances.values() {
+        for service in instance.services.iter().filter(|service| governing.contains_key(service)) {
+            let of = copies.entry(service).or_default().entry(instance.revision()).or_default();
+            *of += usize::from(instance.health == Health::Healthy);
+        }
+    }
+    copies
+}
+
+/// What is wrong while stable has no healthy copy and something else has. Once the canary has everything, stable may
+/// go.
+fn without_stable(canary: &Canary, copies: &Copies<'_>) -> Option<Problem> {
+    let Rollout { service, stable, canary: trial, .. } = &canary.plan;
+    let phase = canary.progress.as_ref().filter(|it| it.canary == *trial).map(|progress| progress.phase);
+    let healthy: Vec<&Revision> =
+        copies.iter().filter(|(_, healthy)| **healthy > 0).map(|(revision, _)| *revision).collect();
+    let decided = matches!(phase, Some(Phase::Promoting | Phase::Succeeded));
+    if decided || healthy.is_empty() || healthy.contains(&stable) {
+        return None;
+    }
+    let missing = if copies.contains_key(stable) {
+        format!("no instance of {service} with version {stable} is ready")
+    } else {
+        format!("no instance of {service} has version {stable}")
+    };
+    let others: Vec<&Revision> = healthy.iter().copied().filter(|revision| *revision != trial).collect();
+    let taken_back = matches!(phase, Some(Phase::RollingBack | Phase::RolledBack));
+    let (mend, meanwhile) = if !others.is_empty() {
+        (String::new(), format!("{} in its place", serves(&others)))
+    } else if taken_back {
+        let retry = format!(", or retry (airlane canary retry {})", canary.id.name);
+        (retry, format!("{trial} is kept out because it was taken back, and every request fails"))
+    } else {
+        (String::new(), format!("{trial} gets every request, for nothing else is ready"))
+    };
+    let message = format!(
+        "{missing}; ready: {}. Start {stable}, or correct the version{mend}; until then {meanwhile}",
+        list(&healthy)
+    );
+    Some(Problem {
+        subject: canary.id.clone(),
+        field: "spec.stable.version".to_owned(),
+        reason: Reason::VersionNotReady,
+        message,
+    })
+}
+
+fn list(revisions: &[&Revision]) -> String {
+    revisions.iter().map(|revision| revision.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+fn serves(revisions: &[&Revision]) -> String {
+    format!("{} {}", list(revisions), if revisions.len() == 1 { "serves" } else { "serve" })
 }
 
 impl Governing {
@@ -110,6 +184,16 @@ impl Governing {
         [true, !self.taken_back]
     }
 
+    /// The revision in production.
+    pub(super) fn stable(&self) -> &Revision {
+        &self.stable
+    }
+
+    /// Whether instances of a revision serve in stable's place while stable has none that is healthy.
+    pub(super) fn takes_its_place(&self, revision: &Revision) -> bool {
+        *revision != self.canary
+    }
+
     /// The current shares of stable and canary, given which of them has a healthy endpoint. They sum to
     /// [`FULL_SHARE`].
     pub(super) fn shares(&self, stable_serves: bool, canary_serves: bool) -> [u32; 2] {
@@ -125,7 +209,7 @@ impl Governing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compile::worlds::{canary, progress, service, world_of};
+    use crate::compile::worlds::{Edit, canary, instance, progress, service, world_of};
 
     /// The fail-safe shares, and the current ones for each of (stable serves, canary serves).
     fn check(memory: Option<Progress>, fail_safe: [u32; 2], current: [[u32; 2]; 4]) {
@@ -146,7 +230,7 @@ mod tests {
     const CANARY: [u32; 2] = [0, FULL_SHARE];
 
     #[test]
-    fn without_progress_all_is_on_stable() {
+    fn without_progress_all_is_on_stable_or_who_stands_in_for_it() {
         check(None, STABLE, [STABLE, STABLE, CANARY, STABLE]);
     }
 
@@ -216,5 +300,53 @@ mod tests {
                 ("Canary shop/d".to_owned(), "spec.service", Reason::TargetNotFound),
             ]
         );
+    }
+
+    /// What is told of the canary from v1 to v2 with this memory and these copies: number, version and whether it is
+    /// healthy.
+    fn told(memory: Option<Progress>, copies: &[(u8, &str, bool)]) -> Vec<String> {
+        let mut canary = canary("shop/pay", "shop/pay");
+        canary.progress = memory;
+        let copies = copies.iter().map(|&(number, version, healthy)| {
+            let mut copy = instance("shop/pay", version, number);
+            copy.health = if healthy { Health::Healthy } else { Health::Unhealthy };
+            Edit::from(copy)
+        });
+        let world = world_of([service("shop/pay", &[]).into(), canary.into()].into_iter().chain(copies));
+        let mut problems = BTreeSet::new();
+        governing(&world, &mut problems);
+        let stable = |problem: &Problem| problem.reason == Reason::VersionNotReady;
+        assert!(problems.iter().all(|it| stable(it) && it.field == "spec.stable.version"), "{problems:?}");
+        problems.into_iter().map(|problem| problem.message).collect()
+    }
+
+    #[test]
+    fn a_stable_that_is_not_there_is_told_with_what_is_ready_and_who_serves() {
+        let none: [String; 0] = [];
+        assert_eq!(told(None, &[]), none, "nothing is ready: that is no matter of a canary");
+        assert_eq!(told(None, &[(1, "v1", true)]), none);
+        assert_eq!(
+            told(None, &[(1, "v0", true), (2, "v2", true), (3, "v3", false)]),
+            [
+                "no instance of shop/pay has version v1; ready: v0, v2. Start v1, or correct the version; until then v0 \
+              serves in its place"
+            ]
+        );
+        assert_eq!(
+            told(None, &[(1, "v1", false), (2, "v2", true)]),
+            [
+                "no instance of shop/pay with version v1 is ready; ready: v2. Start v1, or correct the version; until \
+              then v2 gets every request, for nothing else is ready"
+            ]
+        );
+        assert_eq!(
+            told(Some(progress(Phase::RolledBack, 0, 0)), &[(2, "v2", true)]),
+            [
+                "no instance of shop/pay has version v1; ready: v2. Start v1, or correct the version, or retry (airlane \
+              canary retry pay); until then v2 is kept out because it was taken back, and every request fails"
+            ]
+        );
+        let succeeded = progress(Phase::Succeeded, FULL_SHARE, FULL_SHARE);
+        assert_eq!(told(Some(succeeded), &[(2, "v2", true)]), none, "stable has had its day");
     }
 }
