@@ -284,7 +284,7 @@ impl Port {
 
     /// How old a connection becomes. One between replicas need not end: it has its other end for a reason.
     fn age(&self, peer: Option<&Peer>) -> Duration {
-        if !peer.is_some_and(|peer| !self.tls.is_replica(peer)) {
+        if peer.is_none_or(|peer| self.tls.is_replica(peer)) {
             return Duration::MAX;
         }
         let (youngest, oldest) = self.ages.clone().into_inner();

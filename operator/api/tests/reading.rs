@@ -29,6 +29,7 @@ fn told(file: &str, text: &str) -> String {
         let used = match &object.value {
             None => "not used",
             Some(Value::Canary(canary)) if canary.plan.suspend => "used, suspended",
+            Some(Value::Canary(canary)) => canary.plan.held.as_deref().unwrap_or("used"),
             Some(_) => "used",
         };
         line(format!("{}:{}: {}: {used}", object.file, object.location.line, object.id));

@@ -36,6 +36,7 @@ pub(crate) fn canary(share: u32) -> Canary {
         false_rollback: 0.001,
         wrong_promotion: 0.01,
         suspend: false,
+        held: None,
     };
     let progress = Progress { phase: Phase::Progressing, share, ..Progress::new(&plan, now()) };
     let id = ObjectId { kind: ObjectKind::Canary, namespace: service().namespace, name: name("pay") };

@@ -59,7 +59,8 @@ pub(crate) fn canary(
             objectives,
             false_rollback,
             wrong_promotion,
-            suspend: spec.suspend == Some(true) || held,
+            suspend: spec.suspend == Some(true),
+            held,
         },
     })
 }
@@ -114,14 +115,14 @@ fn audience(spec: &shape::CanarySpec, remarks: &mut Remarks) {
     }
 }
 
-/// Whether something in the plan restrains the release in a way we cannot follow yet. Going on without it would show
-/// the canary to people its author kept it from, so such a canary is held.
-fn hold_back(spec: &shape::CanarySpec, remarks: &mut Remarks) -> bool {
+/// What in the plan restrains the release in a way we cannot follow yet. Going on without it would show the canary to
+/// people its author kept it from, so such a canary is held: why, and the mend.
+fn hold_back(spec: &shape::CanarySpec, remarks: &mut Remarks) -> Option<String> {
     const HELD: &str = "the canary is held as long as this is here";
-    let mut held = false;
+    let mut restraints = Vec::new();
     let mut hold = |path: FieldPath| {
         remarks.not_yet(&path, HELD);
-        held = true;
+        restraints.push(path.to_string());
     };
     if spec.strategy.is_some_and(|strategy| strategy != shape::Strategy::Progressive) {
         hold(FieldPath::of("spec.strategy"));
@@ -132,7 +133,13 @@ fn hold_back(spec: &shape::CanarySpec, remarks: &mut Remarks) -> bool {
         }
     }
     // Their problems are told with the other fields of their kind.
-    held || spec.matches.is_some() || spec.gates.is_some()
+    let others = [("spec.match", spec.matches.is_some()), ("spec.gates", spec.gates.is_some())];
+    restraints.extend(others.into_iter().filter(|(_, given)| *given).map(|(path, _)| path.to_owned()));
+    match restraints.as_slice() {
+        [] => None,
+        [one] => Some(format!("{one} is not supported yet; remove it")),
+        many => Some(format!("{} are not supported yet; remove them", many.join(", "))),
+    }
 }
 
 fn steps(steps: Option<&[shape::Step]>, remarks: &mut Remarks) -> Vec<StepPlan> {

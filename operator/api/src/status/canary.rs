@@ -248,6 +248,7 @@ mod tests {
             false_rollback: 0.001,
             wrong_promotion: 0.01,
             suspend: false,
+            held: None,
         };
         let mut progress = Progress::new(&plan, Timestamp::UNIX_EPOCH);
         progress.phase = Phase::RollingBack;

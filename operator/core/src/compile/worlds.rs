@@ -109,6 +109,7 @@ pub(crate) fn canary(id: &str, service: &str) -> Canary {
             false_rollback: 0.001,
             wrong_promotion: 0.01,
             suspend: false,
+            held: None,
         },
         progress: None,
         asked: None,

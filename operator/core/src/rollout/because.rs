@@ -43,6 +43,8 @@ pub enum Because {
     Asked(Asked),
     /// `spec.suspend`.
     Suspended,
+    /// The plan cannot be followed as it is written: why, and the mend.
+    Held(String),
     /// Every proxy runs the final shares.
     Acknowledged,
     /// What was recorded did not fit the phase, and was put right.
@@ -97,6 +99,7 @@ impl fmt::Display for Because {
             Because::Asked(Asked::Abort) => f.write_str("aborted by hand"),
             Because::Asked(Asked::Retry) => f.write_str("tried once more by hand"),
             Because::Suspended => f.write_str("paused by spec.suspend"),
+            Because::Held(why) => write!(f, "held: {why}"),
             Because::Acknowledged => f.write_str("every proxy runs the final shares"),
             Because::Restored => f.write_str("what was recorded did not fit the phase and was put right"),
         }
@@ -112,6 +115,8 @@ pub enum Refusal {
     NotPaused,
     /// `spec.suspend` pauses it.
     Suspended,
+    /// Its plan cannot be followed as it is written.
+    Held,
     /// There is no canary endpoint to promote.
     NoCanaryEndpoint,
     /// Only what was taken back can be tried once more.
@@ -126,6 +131,7 @@ impl fmt::Display for Refusal {
             Refusal::NotRunning(verb) => write!(f, "{}: the rollout is not running", name(*verb)),
             Refusal::NotPaused => f.write_str("resume: the rollout is not paused"),
             Refusal::Suspended => f.write_str("resume: spec.suspend pauses it, set that to false"),
+            Refusal::Held => f.write_str("resume: the plan is held, its status says what to mend"),
             Refusal::NoCanaryEndpoint => f.write_str("promote: no canary endpoint is ready"),
             Refusal::NotRolledBack => f.write_str("retry: the canary was not taken back"),
             Refusal::RolledBack(verb) => {

@@ -4,7 +4,7 @@
 //!
 //! The first row that applies decides. *Ready* counts endpoints that may be called; *acknowledged* means that every proxy
 //! runs the shares of this progress. Pause and resume (asked or by `suspend`) change whether it is paused, whatever else
-//! applies.
+//! applies. So does what holds the plan back because it cannot be followed.
 //!
 //! | from | when | to | canary's share | fail-safe share |
 //! |---|---|---|---|---|
@@ -86,6 +86,8 @@ pub struct Rollout {
     pub wrong_promotion: f64,
     /// A pause written in the object.
     pub suspend: bool,
+    /// Why it may not run as it is written, and the mend: one sentence. It is paused as long as that is so.
+    pub held: Option<String>,
 }
 
 /// One step of the plan.

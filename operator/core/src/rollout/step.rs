@@ -74,7 +74,7 @@ pub fn step(plan: &Rollout, progress: &Progress, verdict: &Verdict, facts: &Fact
         Some(Asked::Resume) => next.pause_asked = false,
         _ => {}
     }
-    if facts.asked == Some(Asked::Resume) && refused == Some(Refusal::Suspended) {
+    if facts.asked == Some(Asked::Resume) && matches!(refused, Some(Refusal::Suspended | Refusal::Held)) {
         next.pause_asked = false;
     }
     let decision = decide(plan, &next, verb, verdict, facts, now);
@@ -101,6 +101,7 @@ pub fn carry_out(
         (Asked::Abort, _) => Ok(()),
         _ if !undecided => Err(Refusal::NotRunning(asked)),
         (Asked::Promote, _) if canary_ready == 0 => Err(Refusal::NoCanaryEndpoint),
+        (Asked::Resume, _) if plan.held.is_some() => Err(Refusal::Held),
         (Asked::Resume, _) if plan.suspend => Err(Refusal::Suspended),
         (Asked::Resume, _) if !progress.pause_asked => Err(Refusal::NotPaused),
         (Asked::Pause | Asked::Resume | Asked::Promote, _) => Ok(()),
@@ -216,7 +217,9 @@ fn decide(
 
 /// Why a person or the plan keeps it from moving, if so.
 fn pause(plan: &Rollout, progress: &Progress) -> Option<Because> {
-    if progress.pause_asked {
+    if let Some(why) = &plan.held {
+        Some(Because::Held(why.clone()))
+    } else if progress.pause_asked {
         Some(Because::Asked(Asked::Pause))
     } else {
         plan.suspend.then_some(Because::Suspended)

@@ -32,6 +32,7 @@ fn plan(shares: &[u32]) -> Rollout {
         false_rollback: 0.001,
         wrong_promotion: 0.01,
         suspend: false,
+        held: None,
     }
 }
 
@@ -186,6 +187,21 @@ fn a_pause_keeps_the_share_and_the_judge() {
     case.step(&healthy(0)).check(Phase::Paused, 0, 500, 0);
     case.ask(Asked::Resume).check(Phase::Paused, 0, 500, 0);
     assert_eq!(case.refused(), Some(Refusal::Suspended));
+    case.step(&breached()).check(Phase::RollingBack, 0, 0, 0);
+}
+
+#[test]
+fn what_cannot_be_followed_is_held_and_says_why() {
+    let mut case = Case::new();
+    case.plan.held = Some("spec.gates is not supported yet; remove it".into());
+    case.step(&unknown()).check(Phase::Idle, 0, 0, 0);
+    assert_eq!(case.progress.because, "held: spec.gates is not supported yet; remove it");
+    case.ask(Asked::Resume).check(Phase::Idle, 0, 0, 0);
+    assert_eq!(case.refused(), Some(Refusal::Held));
+    case.plan.held = None;
+    case.step(&unknown()).check(Phase::Progressing, 0, 500, 0);
+    case.plan.held = Some("spec.gates is not supported yet; remove it".into());
+    case.step(&healthy(0)).check(Phase::Paused, 0, 500, 0);
     case.step(&breached()).check(Phase::RollingBack, 0, 0, 0);
 }
 

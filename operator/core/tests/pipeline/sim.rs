@@ -125,6 +125,7 @@ impl Scene {
             false_rollback: 0.001,
             wrong_promotion: 0.01,
             suspend: false,
+            held: None,
         }
     }
 }

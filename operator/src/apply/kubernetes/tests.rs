@@ -22,6 +22,7 @@ fn plan() -> Rollout {
         false_rollback: 0.001,
         wrong_promotion: 0.01,
         suspend: false,
+        held: None,
     }
 }
 

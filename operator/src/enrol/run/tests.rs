@@ -2,6 +2,7 @@ use super::{super::ties::tests as policies, *};
 use crate::{
     apply::kubernetes::recorder,
     clock::tests::HandClock,
+    marks::INJECT,
     observe::kubernetes::{
         Seen,
         workload::{Crew, Pass, read_deployment},

@@ -60,10 +60,9 @@ pub(super) fn written(
             Ok(progress) => remembered.progress = progress,
             Err(error) => {
                 // It is not known how far it was: all traffic to stable, and no judgement as if it were new.
-                canary.plan.suspend = true;
-                let message = format!(
-                    "cannot be read ({error}): the canary is held; delete the Canary and create it again"
-                );
+                const MEND: &str = "delete the Canary and create it again";
+                canary.plan.held = Some(format!("status.memory cannot be read; {MEND}"));
+                let message = format!("cannot be read ({error}): the canary is held; {MEND}");
                 problems.push(problem(&id, "status.memory", message));
             }
         }
@@ -219,7 +218,8 @@ mod tests {
     fn a_canary_whose_memory_is_broken_is_held() {
         let written = from_cluster(ObjectKind::Canary, CANARY, json!({ "memory": { "phase": "Nowhere" } }));
         let Some(Value::Canary(canary)) = &written.accepted.value else { panic!("a canary") };
-        assert!(canary.plan.suspend);
+        let held = "status.memory cannot be read; delete the Canary and create it again";
+        assert_eq!(canary.plan.held.as_deref(), Some(held));
         assert_eq!(written.accepted.problems[0].field, "status.memory");
         assert_eq!(written.status.progress, None);
     }

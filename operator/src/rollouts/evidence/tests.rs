@@ -190,7 +190,7 @@ fn what_another_revision_answered_in_its_place_is_no_evidence_about_a_revision()
     let instances =
         BTreeMap::from([(caller(), Arc::new(instance())), (stable.id.clone(), Arc::new(stable.clone()))]);
     let endpoints = HashMap::from([(address, stable.id)]);
-    let mut gather = |stood_in, failures: &[(InstanceId, Failure)], second: i64| {
+    let mut gather = |stood_in: bool, failures: &[(InstanceId, Failure)], second: i64| {
         let around = Surroundings {
             endpoints: &endpoints,
             canary_endpoints: usize::from(!stood_in),
