@@ -22,7 +22,7 @@ use airlane_core::{
     slo::judge,
 };
 use evidence::{Comparison, Gatherer, Surroundings, Usage};
-use futures::future::join_all;
+use futures::future::{join, join_all};
 use jiff::{SignedDuration, Timestamp};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -113,7 +113,6 @@ impl Rollouts {
             let governing: Vec<&Arc<Canary>> =
                 picture.world.canaries.values().filter(|canary| governs(&picture, &canary.id)).collect();
             trials.retain(|id, _| governing.iter().any(|canary| canary.id == *id));
-            self.forget_deleted(&picture).await;
             for canary in &governing {
                 trials.entry(canary.id.clone()).or_insert_with(|| {
                     let running = canary.progress.as_ref().is_some_and(|progress| progress.share > 0);
@@ -127,7 +126,8 @@ impl Rollouts {
                 let turn = self.turn(canary, trial, &picture, &news);
                 Some(async move { turn.await.map_err(|Superseded| id.clone()) })
             });
-            for superseded in join_all(turns).await.into_iter().filter_map(Result::err) {
+            let (turned, ()) = join(join_all(turns), self.forget_deleted(&picture)).await;
+            for superseded in turned.into_iter().filter_map(Result::err) {
                 trials.remove(&superseded);
             }
         }

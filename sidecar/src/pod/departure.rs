@@ -30,8 +30,17 @@ pub(super) struct Departure {
     last: Arc<Mutex<Option<Ongoing>>>,
 }
 
-/// A departure; `None` while it goes on.
-type Ongoing = watch::Receiver<Option<End>>;
+/// A departure and how far it is.
+type Ongoing = watch::Receiver<Stage>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Nobody has said yet whether the pod goes.
+    Asking,
+    /// It goes on, and will end so.
+    Under(End),
+    Over(End),
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
@@ -65,29 +74,38 @@ impl Departure {
         let mut ongoing = {
             let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
             match &*last {
-                Some(ongoing) if *ongoing.borrow() != Some(End::Stays) => ongoing.clone(),
+                // The pod's own departure must not end as that of a part of it.
+                Some(ongoing)
+                    if !matches!(*ongoing.borrow(), Stage::Under(End::Stays) | Stage::Over(End::Stays)) =>
+                {
+                    ongoing.clone()
+                }
                 _ => last.insert(self.begin()).clone(),
             }
         };
         // An end without a word is one, too.
-        ongoing.wait_for(Option::is_some).await.ok().and_then(|end| *end).unwrap_or(End::Stays)
+        match ongoing.wait_for(|stage| matches!(stage, Stage::Over(_))).await.as_deref() {
+            Ok(Stage::Over(end)) => *end,
+            _ => End::Stays,
+        }
     }
 
     fn begin(&self) -> Ongoing {
-        let (done, ongoing) = watch::channel(None);
+        let (done, ongoing) = watch::channel(Stage::Asking);
         let exit = self.exit.clone();
         tokio::spawn(async move {
             let outsiders = sleep(OUTSIDERS_TIME);
-            let end = if exit.tell_callers(CALLERS_TIMEOUT).await.is_some_and(|told| !told.stays) {
+            let goes = exit.tell_callers(CALLERS_TIMEOUT).await.is_some_and(|told| !told.stays);
+            let end = if goes { End::Gone } else { End::Stays };
+            done.send_replace(Stage::Under(end));
+            if goes {
                 exit.finish_requests().await;
                 outsiders.await;
                 exit.answer_requests().await;
-                End::Gone
             } else {
                 timeout(ANSWERS_TIMEOUT, exit.answer_requests()).await.ok();
-                End::Stays
-            };
-            done.send_replace(Some(end));
+            }
+            done.send_replace(Stage::Over(end));
         });
         ongoing
     }

@@ -314,16 +314,14 @@ impl Session {
             return;
         }
         if !flight.response.resources.is_empty() {
+            // What was to go with them did not.
             for name in &flight.response.removed {
                 subscription.mark(name.clone(), Due::since(flight.since));
             }
         }
         match flight.response.resources.as_slice() {
             // Nothing about a removal can be wrong, and there is nothing better to send: it counts as done.
-            [] => {
-                subscription.accepted(flight);
-                return;
-            }
+            [] => subscription.accepted(flight),
             [offender] => {
                 subscription.refused(offender);
                 self.rejected.insert(offender.key.clone(), offender.version);
@@ -334,10 +332,6 @@ impl Session {
                 }
             }
             _ => subscription.doubted(flight),
-        }
-        // What was to go with them did not.
-        for name in &flight.response.removed {
-            subscription.mark(name.clone(), Due::since(flight.since));
         }
     }
 }

@@ -18,7 +18,7 @@ use super::{
 use crate::catalog::Kind;
 use airlane_core::{
     changes::changes,
-    id::{ClusterDomain, Identity, Name, Namespace, ObjectId, ServicePort, TrustDomain},
+    id::{ClusterDomain, Identity, InstanceId, Name, Namespace, ObjectId, ServicePort, TrustDomain},
     mesh::{Destination, Mesh, Transport},
     policy::{Millis, MtlsMode},
     world::{Interception, Protocol},
@@ -47,7 +47,7 @@ use envoy_types::pb::{
     google::protobuf::{Any, Duration},
 };
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -208,9 +208,18 @@ impl Places {
         let mut kin_at: BTreeMap<SocketAddr, Kin> = BTreeMap::new();
         let redirected =
             mesh.proxies.values().filter(|proxy| proxy.interception == Interception::Transparent);
+        let published = mesh.destinations.values().flat_map(|destination| &destination.clusters);
+        let called: HashMap<SocketAddr, &InstanceId> = published
+            .flat_map(|cluster| cluster.endpoints.iter())
+            .map(|endpoint| (endpoint.address, &endpoint.instance))
+            .collect();
         for proxy in redirected {
             let Some(inbound) = mesh.workloads.get(&proxy.workload) else { continue };
             for (at, port) in &proxy.inbound {
+                // An address is given to a new pod before the object of the old one is gone.
+                if called.get(at).is_some_and(|called| **called != proxy.id) {
+                    continue;
+                }
                 let door = inbound.ports.get(port).filter(|door| door.mtls != MtlsMode::Disabled);
                 let Some(door) = door else { continue };
                 if door.protocol == Protocol::Tcp {
