@@ -163,23 +163,23 @@ impl Lowerer {
         {
             work.everywhere(&self.settings, mesh);
         }
-        let same_callers = old.is_some_and(|old| {
-            old.caller_namespaces == mesh.caller_namespaces
-                && old.transparent_namespaces == mesh.transparent_namespaces
-                && old.cluster_domain == mesh.cluster_domain
-        });
+        let same_suffix = old.is_some_and(|old| old.cluster_domain == mesh.cluster_domain);
         let same_authority = old.is_some_and(|old| old.trust_domain == mesh.trust_domain);
-        if !same_callers {
-            for caller in
-                old.into_iter().flat_map(|old| old.caller_namespaces.difference(&mesh.caller_namespaces))
-            {
-                work.replace(Origin::Caller(caller.clone()), Made::default());
-            }
-            for caller in &mesh.caller_namespaces {
-                work.caller(caller);
-            }
+        let told = old.map(|old| old.caller_namespaces.clone()).unwrap_or_default();
+        let led = old.map(|old| old.transparent_namespaces.clone()).unwrap_or_default();
+        for caller in told.difference(&mesh.caller_namespaces) {
+            work.replace(Origin::Caller(caller.clone()), Made::default());
         }
-        if !same_callers || !same_authority {
+        for caller in mesh.caller_namespaces.difference(&told) {
+            work.caller(caller);
+        }
+        // The namespaces with the first or without the last of their callers.
+        let differing: BTreeSet<Namespace> = told
+            .symmetric_difference(&mesh.caller_namespaces)
+            .chain(led.symmetric_difference(&mesh.transparent_namespaces))
+            .cloned()
+            .collect();
+        if !differing.is_empty() || !same_authority {
             work.redirected(mesh);
         }
         let places = match old {
@@ -199,7 +199,7 @@ impl Lowerer {
         for port in pods_had.symmetric_difference(&pods_have) {
             work.pods(*port, pods_have.contains(port));
         }
-        for (kin, place) in changed(Some(&self.places.requests), &places.requests, same_callers) {
+        for (kin, place) in changed(Some(&self.places.requests), &places.requests, same_suffix) {
             work.kin(kin, place, mesh);
         }
         for (at, identity) in changed(Some(&self.places.bytes), &places.bytes, true) {
@@ -207,15 +207,18 @@ impl Lowerer {
         }
         self.places = places;
         for (port, destination) in
-            changed(old.map(|old| &old.destinations), &mesh.destinations, same_callers && same_authority)
+            changed(old.map(|old| &old.destinations), &mesh.destinations, same_suffix && same_authority)
         {
             work.destination(port, destination, mesh);
         }
         for (at, destination) in changed(old.map(bytes).as_ref(), &bytes(mesh), true) {
             work.bytes(*at, destination);
         }
-        for (name, candidates) in changed(old.map(|old| &old.ambiguous), &mesh.ambiguous, same_callers) {
+        for (name, candidates) in changed(old.map(|old| &old.ambiguous), &mesh.ambiguous, true) {
             work.ambiguous(name, candidates, mesh);
+        }
+        if old.is_some() && !differing.is_empty() {
+            work.hosts_in(&differing, mesh);
         }
         let doors: BTreeSet<_> = changed(old.map(|old| &old.workloads), &mesh.workloads, true)
             .into_iter()
@@ -358,31 +361,72 @@ impl Work<'_> {
                 self.add(&mut made, Scope::Everyone, &lowered, &shaped_by);
                 self.add(&mut made, Scope::Everyone, &endpoints::Assignment::of(cluster), &shaped_by);
             }
-            for caller in &mesh.caller_namespaces {
-                let host = host::Host::new(caller, destination, mesh.cluster_domain.as_ref());
-                self.add(&mut made, Scope::Namespace(caller.clone()), &host, &shaped_by);
-            }
-            // Who has no address is called at its pods'.
-            let found = destination.protocol.is_http() && !destination.addresses.is_empty();
-            for caller in mesh.transparent_namespaces.iter().filter(|_| found) {
-                let host = host::Host::redirected(caller, destination, mesh.cluster_domain.as_ref());
-                self.add(&mut made, Scope::Namespace(caller.clone()), &host, &shaped_by);
-            }
+            self.hosts(&mut made, destination, mesh, |_| true);
         }
         self.replace(Origin::Destination(port.clone()), made);
+    }
+
+    /// A destination as the callers of some namespaces see it.
+    fn hosts(
+        &mut self,
+        made: &mut Made,
+        destination: &Destination,
+        mesh: &Mesh,
+        among: impl Fn(&Namespace) -> bool,
+    ) {
+        let shaped_by = Arc::new(destination.shaped_by.clone());
+        for caller in mesh.caller_namespaces.iter().filter(|caller| among(caller)) {
+            let host = host::Host::new(caller, destination, mesh.cluster_domain.as_ref());
+            self.add(made, Scope::Namespace(caller.clone()), &host, &shaped_by);
+        }
+        // Who has no address is called at its pods'.
+        let found = destination.protocol.is_http() && !destination.addresses.is_empty();
+        for caller in mesh.transparent_namespaces.iter().filter(|caller| found && among(caller)) {
+            let host = host::Host::redirected(caller, destination, mesh.cluster_domain.as_ref());
+            self.add(made, Scope::Namespace(caller.clone()), &host, &shaped_by);
+        }
     }
 
     fn ambiguous(&mut self, name: &Name, candidates: Option<&Arc<BTreeSet<ServiceId>>>, mesh: &Mesh) {
         let mut made = Made::default();
         if let Some(candidates) = candidates {
-            let has_its_own =
-                |caller: &Namespace| candidates.iter().any(|service| service.namespace == *caller);
-            for caller in mesh.caller_namespaces.iter().filter(|caller| !has_its_own(caller)) {
-                let host = host::Ambiguous { caller, name, candidates };
-                self.add(&mut made, Scope::Namespace(caller.clone()), &host, &Arc::default());
-            }
+            self.nowhere(&mut made, name, candidates, mesh, |_| true);
         }
         self.replace(Origin::Ambiguous(name.clone()), made);
+    }
+
+    /// A name that means nothing, to the callers of some namespaces.
+    fn nowhere(
+        &mut self,
+        made: &mut Made,
+        name: &Name,
+        candidates: &BTreeSet<ServiceId>,
+        mesh: &Mesh,
+        among: impl Fn(&Namespace) -> bool,
+    ) {
+        let has_its_own = |caller: &Namespace| candidates.iter().any(|service| service.namespace == *caller);
+        let callers = mesh.caller_namespaces.iter().filter(|caller| among(caller) && !has_its_own(caller));
+        for caller in callers {
+            let host = host::Ambiguous { caller, name, candidates };
+            self.add(made, Scope::Namespace(caller.clone()), &host, &Arc::default());
+        }
+    }
+
+    /// Everything that callers of these namespaces see by name, and nothing for others: there are as many hosts as
+    /// destinations times namespaces.
+    fn hosts_in(&mut self, namespaces: &BTreeSet<Namespace>, mesh: &Mesh) {
+        let scopes = namespaces.iter().cloned().map(Scope::Namespace).collect();
+        let among = |caller: &Namespace| namespaces.contains(caller);
+        for (port, destination) in &mesh.destinations {
+            let mut made = Made::default();
+            self.hosts(&mut made, destination, mesh, among);
+            self.replace_in(&scopes, Origin::Destination(port.clone()), made);
+        }
+        for (name, candidates) in &mesh.ambiguous {
+            let mut made = Made::default();
+            self.nowhere(&mut made, name, candidates, mesh, among);
+            self.replace_in(&scopes, Origin::Ambiguous(name.clone()), made);
+        }
     }
 
     fn proxy(&mut self, id: &InstanceId, proxy: Option<&Arc<Proxy>>, mesh: &Mesh) {

@@ -79,6 +79,21 @@ impl Work<'_> {
         }
     }
 
+    /// [`Work::replace`] of what an origin has in some scopes, and of nothing else.
+    pub(super) fn replace_in(&mut self, scopes: &BTreeSet<Scope>, origin: Origin, made: Made) {
+        let had = self.made.remove(&origin).unwrap_or_default().into_vec();
+        let (within, elsewhere): (Vec<_>, Vec<_>) =
+            had.into_iter().partition(|(scope, _)| scopes.contains(scope));
+        self.made.insert(origin.clone(), within.into());
+        self.replace(origin.clone(), made);
+        let now = self.made.remove(&origin).unwrap_or_default().into_vec();
+        let mut keys = [elsewhere, now].concat();
+        if !keys.is_empty() {
+            keys.sort_unstable();
+            self.made.insert(origin, keys.into());
+        }
+    }
+
     /// Puts an origin's resources in the place of those it had.
     pub(super) fn replace(&mut self, origin: Origin, made: Made) {
         let keys: BTreeSet<(Scope, Key)> =
