@@ -112,6 +112,7 @@ fn instance(n: usize, copy: usize, health: Health) -> Instance {
         }],
         outbound_port: 15001,
         interception: Interception::Environment,
+        stops_within: std::time::Duration::ZERO,
         health,
     }
 }

@@ -194,6 +194,36 @@ async fn a_silent_operator_leaves_no_uncertified_share_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_last_copy_of_a_canary_goes_and_nobody_is_told_so() {
+    let mesh = Mesh::start().await;
+    let front = mesh.workload(App::new("front")).await;
+    let stable = mesh.workload(App::new("payments")).await;
+    plan(&mesh, "v1", "v2", "{ weight: 50%, atLeast: 1h }, { weight: 100% }").await;
+    let load = Load::start(front.outbound(), "http://payments/pay", 300.0);
+    for _ in 0..3 {
+        let mut release = mesh.workload(App::new("payments").version("v2")).await;
+        until("the canary is called", SOON, async || match count(&release, "requests").await {
+            0..50 => Err("not enough".to_owned()),
+            _ => Ok(()),
+        })
+        .await;
+        let before = count(&stable, "requests").await;
+        release.stop().await;
+        until("stable answers in its place", SOON, async || {
+            match count(&stable, "requests").await - before {
+                0..200 => Err("not enough".to_owned()),
+                _ => Ok(()),
+            }
+        })
+        .await;
+    }
+    let row = mesh.canary("default/payments").await.unwrap();
+    assert!(!["RolledBack", "Succeeded"].contains(&row["phase"].as_str().unwrap_or_default()), "{row}");
+    load.finish().await.assert_nothing_failed(500);
+    mesh.assert_nothing_rejected().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_silent_operator_does_not_undo_what_is_certified() {
     let mut mesh = Mesh::start_with(&["--fail-safe-after", "3s"]).await;
     let front = mesh.workload(App::new("front")).await;

@@ -13,6 +13,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
+    time::Duration,
 };
 
 pub use crate::{interception::Interception, protocol::Protocol};
@@ -95,6 +96,8 @@ pub struct Instance {
     pub interception: Interception,
     /// Whether it may be called.
     pub health: Health,
+    /// The longest that it may take to stop once it was asked to; zero if nobody says.
+    pub stops_within: Duration,
 }
 
 impl Instance {

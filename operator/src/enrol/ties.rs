@@ -208,6 +208,7 @@ pub(crate) mod tests {
                 }],
                 outbound_port: 15_001,
                 interception: Interception::Transparent,
+                stops_within: std::time::Duration::ZERO,
                 health: Health::Healthy,
             };
             let ports = vec![Port { number: 80, target: 8_080, protocol: Protocol::Http }];

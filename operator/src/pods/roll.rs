@@ -8,12 +8,16 @@ use airlane_core::{
 };
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-/// How long what a pod told us holds against the kubelet, which goes on saying that it is ready.
+/// How long what a pod told us holds at least against the kubelet, which goes on saying that it is ready; a pod that
+/// stops is held for as long as its containers may take.
 ///
 /// Long enough for the news of a deletion to come. Not for ever: hooks run before a container is restarted too, and
 /// an application without a readiness probe may come back without the kubelet ever calling it unready; and a proxy
 /// may have acknowledged its listeners to another replica.
 const HOLD: Duration = Duration::from_secs(30);
+
+/// How long it holds at most: an application that may take an hour to stop and came back within a second would be missed.
+const HOLD_MAX: Duration = Duration::from_secs(300);
 
 /// The pods that are in the mesh.
 #[derive(Debug, Default)]
@@ -165,7 +169,11 @@ impl Roll {
             // Whatever the kubelet says next is about the new proxy.
             self.holds.remove(instance);
         } else {
-            let hold = Hold { why, until: now.saturating_add(HOLD), unready_since: !ready };
+            let held_for = match why {
+                Why::Leaving => pod.stops_within.clamp(HOLD, HOLD_MAX),
+                Why::NewProxy => HOLD,
+            };
+            let hold = Hold { why, until: now.saturating_add(held_for), unready_since: !ready };
             self.holds.insert(instance.clone(), hold);
         }
         self.publish();

@@ -114,6 +114,7 @@ impl Newcomer {
             ports,
             outbound_port,
             interception: Interception::Environment,
+            stops_within: std::time::Duration::ZERO,
             health: Health::Starting,
         }
     }

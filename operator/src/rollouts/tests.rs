@@ -71,6 +71,7 @@ pub(crate) fn picture(canary: &Canary, healths: [Health; 2]) -> Picture {
             }],
             outbound_port: 15_001,
             interception: Interception::Environment,
+            stops_within: std::time::Duration::ZERO,
             health,
         };
         (id, Arc::new(instance))

@@ -107,6 +107,7 @@ pub(super) fn registration_of(row: &SqliteRow) -> Result<Registration, StoreErro
         outbound_port: columns.damaged(columns.get::<i64>("outbound_port")?.try_into())?,
         // Who registers here has no network of its own to redirect.
         interception: Interception::Environment,
+        stops_within: std::time::Duration::ZERO,
         health: Health::Starting,
     };
     let app: App = columns.json("app")?;

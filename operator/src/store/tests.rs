@@ -59,6 +59,7 @@ fn registration(id: &str) -> Registration {
         ],
         outbound_port: 15001,
         interception: Interception::Environment,
+        stops_within: std::time::Duration::ZERO,
         health: Health::Starting,
     };
     Registration::new(Arc::new(instance), App::Healthy, true, false, at(1_700_000_000_123))

@@ -78,6 +78,7 @@ pub(crate) fn instance(service: &str, version: &str, number: u8) -> Instance {
         }],
         outbound_port: 15_001,
         interception: Interception::Environment,
+        stops_within: std::time::Duration::ZERO,
         health: Health::Healthy,
     }
 }

@@ -56,6 +56,7 @@ fn pay(health: Health) -> Instance {
         ports: vec![],
         outbound_port: 15001,
         interception: Interception::Transparent,
+        stops_within: std::time::Duration::ZERO,
         health,
     }
 }

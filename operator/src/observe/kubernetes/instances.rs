@@ -185,7 +185,8 @@ fn instance(copy: &Copy, Behind { services, ports }: Behind) -> Option<Instance>
         Interception::Outbound => (OUTBOUND_PORT, ports),
         Interception::Environment => (OUTBOUND_PORT, doors(ports)),
     };
-    let Copy { id, workload, service_account, address, ipv6, interception, health, .. } = copy.clone();
+    let Copy { id, workload, service_account, address, ipv6, interception, health, stops_within, .. } =
+        copy.clone();
     Some(Instance {
         id,
         workload,
@@ -197,6 +198,7 @@ fn instance(copy: &Copy, Behind { services, ports }: Behind) -> Option<Instance>
         outbound_port,
         interception,
         health,
+        stops_within,
     })
 }
 
@@ -258,6 +260,7 @@ mod tests {
             interception,
             excluded: BTreeSet::new(),
             health: Health::Healthy,
+            stops_within: std::time::Duration::ZERO,
             owner: Workload { kind: Kind::Pod, name: name.to_owned() },
             membership: Membership::Bare,
         };

@@ -14,7 +14,7 @@ use airlane_core::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use ring::digest;
-use std::{collections::BTreeSet, fmt::Write as _, net::IpAddr, str::FromStr};
+use std::{collections::BTreeSet, fmt::Write as _, net::IpAddr, str::FromStr, time::Duration};
 
 /// The revision of a pod that says nothing about it.
 const NO_REVISION: &str = "none";
@@ -33,6 +33,8 @@ pub(super) struct Copy {
     /// Ports of the application that are reached past its proxy.
     pub(super) excluded: BTreeSet<u16>,
     pub(super) health: Health,
+    /// The longest that its containers may take to stop.
+    pub(super) stops_within: Duration,
     /// Whose copy it is, as Kubernetes calls it.
     pub(super) owner: Workload,
     pub(super) membership: Membership,
@@ -75,6 +77,7 @@ pub(super) fn copy_of(pod: &Pod) -> Option<Copy> {
         interception: interception_of(pod),
         excluded: metadata.annotations.as_ref().map(excluded_inbound_ports).unwrap_or_default(),
         health: health_of(metadata.deletion_timestamp.is_some(), &status.conditions),
+        stops_within: Duration::from_secs(spec.termination_grace_period_seconds.unwrap_or(0)),
         owner: owner_of(metadata)?,
         membership: membership_of(metadata),
     })

@@ -29,6 +29,7 @@ pub(super) struct Pod {
 pub(super) struct PodSpec {
     pub(super) service_account_name: Option<String>,
     pub(super) host_network: bool,
+    pub(super) termination_grace_period_seconds: Option<u64>,
 }
 
 #[derive(Deserialize, Clone, Debug, Default)]

@@ -32,6 +32,7 @@ pub(in crate::pods) fn pod(health: Health) -> Instance {
         ports: vec![],
         outbound_port: 15001,
         interception: Interception::Transparent,
+        stops_within: std::time::Duration::ZERO,
         health,
     }
 }
@@ -149,6 +150,25 @@ fn a_pod_whose_application_was_only_restarted_is_called_again() {
     check(Healthy, &[(Drains, Some(Draining)), (Passes(20), Some(Draining)), (Passes(20), Some(Healthy))]);
     // Its sidecar was restarted: the new proxy counts.
     check(Healthy, &[(Drains, Some(Draining)), (Starts, Some(Starting)), (Acknowledges, Some(Healthy))]);
+}
+
+#[test]
+fn a_pod_that_stops_slowly_is_left_out_for_as_long_as_it_may_take() {
+    let still_held = |stops_within: u64, after: u64| {
+        let slow = Instance {
+            stops_within: SECOND * u32::try_from(stops_within).expect("short"),
+            ..pod(Health::Healthy)
+        };
+        let seen: Instances = Arc::new(BTreeMap::from([(id(), Arc::new(slow))]));
+        let mut roll = Roll::default();
+        roll.observe(&seen, SECOND);
+        roll.leaving(&id(), SECOND);
+        roll.observe(&seen, SECOND + Duration::from_secs(after));
+        roll.published()[&id()].health == Health::Draining
+    };
+    assert!(still_held(90, 89) && !still_held(90, 90));
+    assert!(still_held(0, 29) && !still_held(0, 30));
+    assert!(still_held(86_400, 299) && !still_held(86_400, 300));
 }
 
 #[test]

@@ -71,6 +71,7 @@ fn instance() -> Instance {
         ports: Vec::new(),
         outbound_port: 15001,
         interception: Interception::Environment,
+        stops_within: std::time::Duration::ZERO,
         health: Health::Healthy,
     }
 }

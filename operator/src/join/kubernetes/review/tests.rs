@@ -155,6 +155,7 @@ fn the_observed_pod_must_be_the_bearer() {
         ports: vec![],
         outbound_port: 15001,
         interception: Interception::Transparent,
+        stops_within: std::time::Duration::ZERO,
         health: Health::Starting,
     };
     let check = |observed: &Instance, expected: Result<&str, NotLetIn>| {
