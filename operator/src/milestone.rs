@@ -1,7 +1,7 @@
 //! What proxies can be asked to have acknowledged, in words that every replica means the same by: epochs are a
 //! replica's own count.
 
-use crate::observe::declared::Declared;
+use crate::observe::declared::{Accepted, Declared};
 use airlane_core::{
     id::{ClusterName, InstanceId, ObjectId, ServiceId},
     mesh::{Mesh, Route},
@@ -17,8 +17,8 @@ use xxhash_rust::xxh3::xxh3_64;
 /// Something that is published, or not any more.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Milestone {
-    /// An object in this generation.
-    Object(ObjectId, i64),
+    /// An object by its uid, in this generation.
+    Object(ObjectId, String, i64),
     /// These shares of a canary: the current one and the one in the routes.
     Shares(ObjectId, u32, u32),
     /// An instance that is on its way out is not called any more.
@@ -28,6 +28,11 @@ pub(crate) enum Milestone {
 }
 
 impl Milestone {
+    /// An object as it is in force.
+    pub(crate) fn object(id: &ObjectId, accepted: &Accepted) -> Milestone {
+        Milestone::Object(id.clone(), accepted.uid.clone(), accepted.generation)
+    }
+
     /// The shares of a canary.
     pub(crate) fn shares(canary: &ObjectId, shares: Acknowledged) -> Milestone {
         Milestone::Shares(canary.clone(), shares.share, shares.fail_safe_share)
@@ -51,8 +56,7 @@ pub(crate) fn of(
     epoch: u64,
     before: Option<&Milestones>,
 ) -> Milestones {
-    let objects =
-        declared.objects.iter().map(|(id, accepted)| Milestone::Object(id.clone(), accepted.generation));
+    let objects = declared.objects.iter().map(|(id, accepted)| Milestone::object(id, accepted));
     let diverted = diverted(world, mesh);
     let shares = world
         .canaries
@@ -102,4 +106,42 @@ fn diverted<'a>(world: &'a World, mesh: &Mesh) -> HashSet<&'a ObjectId> {
         }
     }
     diverted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        control::Picture,
+        enrol::ties::tests::{permissive, picture_of},
+    };
+
+    /// Since which epoch an object holds that was another one, or the same, in the epoch before.
+    fn check(before: (&str, i64), now: (&str, i64), since: u64) {
+        let policy = permissive();
+        let Picture { world, compiled, .. } = picture_of(Arc::clone(&policy));
+        let accepted = |(uid, generation): (&str, i64)| Accepted {
+            file: None,
+            uid: uid.to_owned(),
+            generation,
+            age_rank: 0,
+            value: None,
+            problems: Vec::new(),
+            outdated: false,
+        };
+        let in_epoch = |epoch: u64, version, before: Option<&Milestones>| {
+            let objects = BTreeMap::from([(policy.id.clone(), Arc::new(accepted(version)))]);
+            let declared = Declared { objects, ..Declared::default() };
+            of(&declared, &world, &compiled.mesh, "", epoch, before)
+        };
+        let now_holds = in_epoch(2, now, Some(&in_epoch(1, before, None)));
+        assert_eq!(now_holds[&Milestone::object(&policy.id, &accepted(now))], since);
+    }
+
+    #[test]
+    fn an_object_that_was_replaced_is_another_one() {
+        check(("a", 1), ("a", 1), 1);
+        check(("a", 1), ("a", 2), 2);
+        check(("a", 1), ("b", 1), 2);
+    }
 }

@@ -43,7 +43,7 @@ pub(crate) fn rejected(refusals: &Refusals) -> impl Iterator<Item = Problem> {
 /// How far the object's present version has come with the connected proxies.
 pub(crate) fn proxies(id: &ObjectId, picture: &Picture, census: &Census, refusals: &Refusals) -> Proxies {
     let Some(accepted) = picture.declared.objects.get(id) else { return Proxies::default() };
-    let milestone = Milestone::Object(id.clone(), accepted.generation);
+    let milestone = Milestone::object(id, accepted);
     let refused_by: BTreeSet<&InstanceId> = refusals
         .values()
         .filter(|refusal| refusal.rejection.shaped_by.contains(id))

@@ -252,9 +252,7 @@ impl Enrolment {
     fn acknowledged(&self, picture: &Picture) -> bool {
         let objects = picture.declared.objects.iter();
         let mut policies = objects.filter(|(id, _)| id.kind == ObjectKind::MeshPolicy);
-        policies.all(|(id, accepted)| {
-            self.fleet.all_reached(picture, &Milestone::Object(id.clone(), accepted.generation))
-        })
+        policies.all(|(id, accepted)| self.fleet.all_reached(picture, &Milestone::object(id, accepted)))
     }
 
     async fn carry_out(

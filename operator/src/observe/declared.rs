@@ -24,6 +24,8 @@ pub(crate) struct Declared {
 pub(crate) struct Accepted {
     /// The file it is in; `None` if Kubernetes keeps it.
     pub(crate) file: Option<PathBuf>,
+    /// Tells two objects of one name apart, as Kubernetes does; empty elsewhere.
+    pub(crate) uid: String,
     /// Counts its different versions: Kubernetes' own count, or those seen since the operator started.
     pub(crate) generation: i64,
     /// The smaller, the older ([`airlane_core::policy::Policy::age_rank`]).

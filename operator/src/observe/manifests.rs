@@ -154,7 +154,8 @@ impl Claim {
         };
         let Claim { value, problems, outdated, place, .. } = self.clone();
         let (file, place) = (Some(file.to_owned()), Some(place));
-        let accepted = Accepted { file, generation, age_rank: 0, value, problems, outdated, place };
+        let accepted =
+            Accepted { file, uid: String::new(), generation, age_rank: 0, value, problems, outdated, place };
         match before {
             Some(before) if **before == accepted => before.clone(),
             _ => Arc::new(accepted),

@@ -114,6 +114,9 @@ pub(crate) struct ObjectAt {
     pub(crate) object: Option<Object>,
     #[prost(int64, tag = "2")]
     pub(crate) generation: i64,
+    /// Tells two objects of one name apart.
+    #[prost(string, tag = "3")]
+    pub(crate) uid: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

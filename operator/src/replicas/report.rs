@@ -217,8 +217,8 @@ fn read_object(object: Option<&Object>) -> Result<ObjectId, Unreadable> {
 
 fn say_milestone(milestone: &Milestone, epoch: u64) -> protocol::Milestone {
     let what = match milestone {
-        Milestone::Object(id, generation) => {
-            What::Object(ObjectAt { object: Some(say_object(id)), generation: *generation })
+        Milestone::Object(id, uid, generation) => {
+            What::Object(ObjectAt { object: Some(say_object(id)), uid: uid.clone(), generation: *generation })
         }
         Milestone::Shares(id, share, fail_safe_share) => What::Shares(SharesOf {
             canary: Some(say_object(id)),
@@ -234,8 +234,8 @@ fn say_milestone(milestone: &Milestone, epoch: u64) -> protocol::Milestone {
 fn read_milestone(milestone: protocol::Milestone) -> Result<(Milestone, u64), Unreadable> {
     let what = milestone.what.ok_or_else(|| Unreadable::new("a milestone", ""))?;
     let read = match what {
-        What::Object(ObjectAt { object, generation }) => {
-            Milestone::Object(read_object(object.as_ref())?, generation)
+        What::Object(ObjectAt { object, generation, uid }) => {
+            Milestone::Object(read_object(object.as_ref())?, uid, generation)
         }
         What::Shares(SharesOf { canary, share, fail_safe_share }) => {
             Milestone::Shares(read_object(canary.as_ref())?, share, fail_safe_share)

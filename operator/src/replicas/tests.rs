@@ -209,11 +209,15 @@ proptest! {
         let mut layers = Layers::default();
         let mut replica = Replica::default();
         let instance = |i: u8| InstanceId::parse(&format!("p-{i}")).expect("a name");
+        let milestone = |i: u8| match i % 2 {
+            0 => Milestone::Withdrawn(instance(i)),
+            _ => Milestone::Object(canary(1_000).id, format!("uid-{i}"), i.into()),
+        };
         let shares = |version: u8| -> Shares { BTreeMap::from([("pay".to_owned(), version.into())]) };
         for (milestones, proxies) in moments {
             clock.advance(Duration::from_millis(500));
             let milestones: Milestones =
-                milestones.into_iter().map(|(i, epoch)| (Milestone::Withdrawn(instance(i)), epoch)).collect();
+                milestones.into_iter().map(|(i, epoch)| (milestone(i), epoch)).collect();
             let states: Vec<ProxyState> = proxies
                 .iter()
                 .map(|(i, (acked_epoch, version, lasts))| ProxyState {

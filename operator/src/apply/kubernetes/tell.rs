@@ -4,7 +4,10 @@ use super::{Writer, events::note, fenced::WriteError};
 use crate::{
     control::Picture,
     fleet::Census,
-    observe::kubernetes::{self as shapes, Kept},
+    observe::{
+        declared::Accepted,
+        kubernetes::{self as shapes, Kept},
+    },
     standing,
 };
 use airlane_api::{
@@ -136,7 +139,7 @@ impl Teller {
         sent: Option<&Sent>,
         count_every: Duration,
     ) -> Result<Told, WriteError> {
-        let Some(accepted) = picture.declared.objects.get(id) else { return Ok(Told::AsItIs) };
+        let Some(accepted) = in_force(id, kept, picture) else { return Ok(Told::AsItIs) };
         let inner = &self.writer.0;
         let refusals = inner.fleet.refusals();
         let problems = standing::problems_of(id, picture, &refusals);
@@ -180,7 +183,7 @@ impl Teller {
     }
 
     async fn canary(&self, id: &ObjectId, kept: &Kept, picture: &Picture) -> Result<(), WriteError> {
-        let Some(accepted) = picture.declared.objects.get(id) else { return Ok(()) };
+        let Some(accepted) = in_force(id, kept, picture) else { return Ok(()) };
         if let Some(Value::Canary(_)) = &accepted.value {
             return match picture.world.canaries.get(id) {
                 // What its memory says is not ours to mend while it cannot be read.
@@ -202,6 +205,11 @@ impl Teller {
         self.tell_problems(id, kept, &problems, &status);
         Ok(())
     }
+}
+
+/// What is in force of an object. What is still in force of one that it replaces is not said of it.
+fn in_force<'a>(id: &ObjectId, kept: &Kept, picture: &'a Picture) -> Option<&'a Arc<Accepted>> {
+    picture.declared.objects.get(id).filter(|accepted| accepted.uid == kept.uid)
 }
 
 /// How often the counts of each of so many objects may be written.
@@ -243,7 +251,64 @@ fn due(is: &serde_json::Value, should: &serde_json::Value) -> Due {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        clock::{Clock, SystemClock},
+        enrol::ties::tests::{permissive, picture_of},
+        fleet::Fleet,
+        observe::{
+            declared::Declared,
+            kubernetes::{Observed, Seen},
+        },
+        scripted_api,
+        xds::Publisher,
+    };
     use airlane_api::status::Proxies;
+    use http::Method;
+    use std::sync::Mutex;
+    use tokio::sync::watch;
+
+    /// Whether the status of an object of this uid is written while what is in force is that of the uid `a`.
+    async fn is_written(uid: &str) -> bool {
+        let policy = permissive();
+        let accepted = Accepted {
+            file: None,
+            uid: "a".to_owned(),
+            generation: 1,
+            age_rank: 0,
+            value: Some(Value::Policy((*policy).clone())),
+            problems: Vec::new(),
+            outdated: false,
+        };
+        let objects = BTreeMap::from([(policy.id.clone(), Arc::new(accepted))]);
+        let declared = Arc::new(Declared { objects, ..Declared::default() });
+        let picture = Picture { declared, ..picture_of(Arc::clone(&policy)) };
+        let kept = Kept {
+            uid: uid.to_owned(),
+            resource_version: "1".to_owned(),
+            status: serde_json::Value::Null,
+            asked: None,
+        };
+        let observed = Observed::of(Seen { kept: [(policy.id.clone(), kept)].into(), ..Seen::default() });
+        let written = Arc::new(Mutex::new(false));
+        let writes = Arc::clone(&written);
+        let client = scripted_api::client(move |(method, _, body)| {
+            *writes.lock().expect("not poisoned") |= method == Method::PATCH;
+            Some((200, body))
+        });
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
+        let fleet = Fleet::new(Publisher::new(clock.clone()), clock.clone());
+        let picture = watch::Sender::new(Some(picture)).subscribe();
+        let writer = Writer::new(client, observed, picture, fleet, clock, "me".to_owned());
+        Teller { writer }.look(&mut HashMap::new()).await;
+        let written = written.lock().expect("not poisoned");
+        *written
+    }
+
+    #[tokio::test]
+    async fn nothing_is_said_of_an_object_by_what_it_replaces() {
+        assert!(is_written("a").await);
+        assert!(!is_written("b").await);
+    }
 
     fn status(generation: i64, acknowledged: u32, outdated: u32) -> serde_json::Value {
         let proxies = Proxies { targeted: acknowledged + outdated, acknowledged, rejected: 0, outdated };

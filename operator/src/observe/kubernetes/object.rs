@@ -69,6 +69,7 @@ pub(super) fn written(
     }
     let accepted = Accepted {
         file: None,
+        uid: metadata.uid.clone().unwrap_or_default(),
         generation: metadata.generation.unwrap_or(0),
         age_rank: metadata.creation_timestamp.as_ref().map_or(0, |created| created.0.as_second()),
         value,
