@@ -91,6 +91,11 @@ impl Writer {
         }))
     }
 
+    /// This process begins to lead: others may have written since it did so last.
+    fn begin(&self) {
+        self.0.written.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     fn kept(&self, id: &ObjectId) -> Option<Kept> {
         self.0.observed.kept.borrow().get(id).cloned()
     }
@@ -192,9 +197,10 @@ impl Writer {
         let place = self.place(&canary.id);
         let mut written = place.lock().await;
         let Some(kept) = self.kept(&canary.id) else { return Ok(()) };
-        let behind = written.as_ref().is_some_and(|own| {
-            own.base.uid == kept.uid && own.base.resource_version != kept.resource_version
-        });
+        // An edit of the object leaves our mark where it is.
+        let behind = written
+            .as_ref()
+            .is_some_and(|own| own.base.uid == kept.uid && own.base.mark != kept.status["memory"][MARK]);
         if behind {
             return Ok(());
         }

@@ -68,6 +68,7 @@ enum Due {
 impl Teller {
     /// Tells until shutdown. To be run by the leader alone.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
+        self.writer.begin();
         let inner = &self.writer.0;
         let mut picture = inner.picture.clone();
         let mut kept = inner.observed.kept.clone();

@@ -122,8 +122,25 @@ impl Server {
 
     /// A writer called `me` that has seen the object as it is now.
     fn writer(&self, me: &str) -> Writer {
+        self.watching(me).0
+    }
+
+    /// Such a writer, and where it is told what the object is later.
+    fn watching(&self, me: &str) -> (Writer, watch::Sender<Arc<BTreeMap<ObjectId, Kept>>>) {
         let served = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| served.clone().answer(request));
+        let sees = watch::Sender::new(self.seen());
+        let mut observed = Observed::of(Seen::default());
+        observed.kept = sees.subscribe();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
+        let fleet = Fleet::new(Publisher::new(clock.clone()), clock.clone());
+        let (_, picture) = watch::channel(None);
+        let client = Client::new(service, "default");
+        (Writer::new(client, observed, picture, fleet, clock, me.to_owned()), sees)
+    }
+
+    /// What a watch tells of the object as it is now.
+    fn seen(&self) -> Arc<BTreeMap<ObjectId, Kept>> {
         let object = self.object();
         let text = |field: &str| object["metadata"][field].as_str().expect("a text").to_owned();
         let kept = Kept {
@@ -132,11 +149,7 @@ impl Server {
             status: object["status"].clone(),
             asked: None,
         };
-        let observed = Observed::of(Seen { kept: [(canary().id, kept)].into(), ..Seen::default() });
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
-        let fleet = Fleet::new(Publisher::new(clock.clone()), clock.clone());
-        let (_, picture) = watch::channel(None);
-        Writer::new(Client::new(service, "default"), observed, picture, fleet, clock, me.to_owned())
+        Arc::new([(canary().id, kept)].into())
     }
 }
 
@@ -256,6 +269,28 @@ async fn what_is_told_already_is_not_written_again() {
     let after = server.object();
     assert_eq!(after["status"]["observedGeneration"], 2);
     assert_eq!(memory(&after["status"]).expect("a memory"), Some(first()));
+}
+
+#[tokio::test]
+async fn an_edit_of_what_we_wrote_last_is_told() {
+    let server = begun().await;
+    let (writer, sees) = server.watching("after");
+    let generation = |generation: i64| Canary { generation, ..canary() };
+    let told = |server: &Server| server.object()["status"]["observedGeneration"].clone();
+    writer.step(&canary(), Some(&first()), second(), None).await.expect("written");
+    writer.amend(&generation(2)).await.expect("nothing is written");
+    assert_eq!(told(&server), 1, "what we wrote was not seen yet");
+    server.edit(|object| object["spec"] = json!({ "suspend": true }));
+    sees.send_replace(server.seen());
+    writer.amend(&generation(2)).await.expect("written");
+    assert_eq!(told(&server), 2);
+    server.writer("another").step(&generation(2), Some(&second()), first(), None).await.expect("written");
+    sees.send_replace(server.seen());
+    writer.amend(&generation(3)).await.expect("nothing is written");
+    assert_eq!(told(&server), 2, "another leads");
+    writer.begin();
+    writer.amend(&generation(3)).await.expect("written");
+    assert_eq!(told(&server), 3);
 }
 
 #[test]
