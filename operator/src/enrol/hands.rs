@@ -48,6 +48,11 @@ pub(crate) enum HandsError {
     /// It is of a kind that has no pods to replace.
     #[error("pods of a {0:?} cannot be replaced")]
     Kind(Kind),
+    /// Somebody else's RoleBinding has the name of ours.
+    #[error(
+        "RoleBinding {PASS} binds another role, which cannot be changed: delete it, and the operator makes its own"
+    )]
+    Foreign,
     /// The API server's answer.
     #[error("the API server refused")]
     Api(#[source] kube::Error),
@@ -251,7 +256,14 @@ impl Hands {
         });
         let api: Api<RoleBinding> = Api::namespaced(self.client.clone(), namespace);
         let params = PatchParams::apply(MANAGER).force();
-        answered(api.patch(PASS, &params, &Patch::Apply(binding))).await.map(drop)
+        match answered(api.patch(PASS, &params, &Patch::Apply(binding))).await {
+            Err(HandsError::Api(kube::Error::Api(status)))
+                if status.code == 422 && status.message.contains("roleRef") =>
+            {
+                Err(HandsError::Foreign)
+            }
+            done => done.map(drop),
+        }
     }
 
     /// Gives that right back.
@@ -260,6 +272,20 @@ impl Hands {
         match answered(api.delete(PASS, &DeleteParams::default())).await {
             Ok(_) | Err(HandsError::Gone) => Ok(()),
             Err(error) => Err(error),
+        }
+    }
+}
+
+impl HandsError {
+    /// What the API server will say again, until somebody mends it.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        match self {
+            HandsError::Foreign => Some(self.to_string()),
+            HandsError::Api(kube::Error::Api(status)) => {
+                let lasts = (400..500).contains(&status.code) && !matches!(status.code, 401 | 408 | 429);
+                lasts.then(|| format!("the API server refuses what restarts workloads: {}", status.message))
+            }
+            _ => None,
         }
     }
 }

@@ -38,8 +38,10 @@ use tokio_util::sync::CancellationToken;
 const GATHER: Duration = Duration::from_millis(100);
 /// How often it is looked whether what was left to people is still so: policies change, and quotas.
 const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(10);
-/// After something could not be done.
+/// After something could not be done; twice as long each time that the API server refuses the same.
 const RETRY: SignedDuration = SignedDuration::from_secs(2);
+/// The longest until what is refused is tried again.
+const RETRY_MAX: SignedDuration = SignedDuration::from_mins(5);
 /// How long the API server's word about a pod that was tried counts: twice as long with each refusal of the same.
 const TRIAL_COUNTS: Duration = Duration::from_secs(60);
 /// The longest that its word counts: a quota may have been raised, and webhooks change their minds.
@@ -85,6 +87,15 @@ struct Memory {
     trials: BTreeMap<String, Tried>,
     /// What people were told last.
     told: BTreeMap<Workload, Left>,
+    refused: Option<Refused>,
+}
+
+/// Something that the API server refused to do.
+struct Refused {
+    act: Act,
+    pause: SignedDuration,
+    /// Not before this time it is tried again.
+    until: Timestamp,
 }
 
 /// A pod that was tried.
@@ -204,6 +215,10 @@ impl Enrolment {
                 self.tell_left(namespace, view, left, memory);
                 return [wake, again].into_iter().flatten().min();
             };
+            let refused = memory.refused.take_if(|refused| refused.act != act || refused.until <= now);
+            if let Some(Refused { until, .. }) = memory.refused {
+                return Some(until);
+            }
             let tries = matches!(act, Act::Try(_));
             trials += usize::from(tries);
             if trials > TRIALS_AT_ONCE {
@@ -214,9 +229,18 @@ impl Enrolment {
                 // What was done is seen before long.
                 Ok(()) | Err(HandsError::Changed | HandsError::Gone) => return Some(now + RETRY),
                 Err(error) => {
+                    let why = error.refusal();
                     let error = &error as &dyn std::error::Error;
                     tracing::warn!(namespace, ?act, error, "workloads were not restarted");
-                    return Some(now + RETRY);
+                    let Some(why) = why else { return Some(now + RETRY) };
+                    let before = refused.filter(|refused| refused.act == act);
+                    if before.is_none() {
+                        self.tell_namespace(namespace, EventType::Warning, "NotRestarted", &why);
+                    }
+                    let pause = before.map_or(RETRY, |before| (before.pause * 2).min(RETRY_MAX));
+                    let until = now + pause;
+                    memory.refused = Some(Refused { act, pause, until });
+                    return Some(until);
                 }
             }
         }

@@ -19,7 +19,7 @@ use std::{sync::Mutex, time::Instant};
 struct Space {
     enrolment: Enrolment,
     clock: Arc<HandClock>,
-    asked: Arc<Mutex<Vec<(Method, String)>>>,
+    asked: Arc<Mutex<Vec<Call>>>,
     memories: Memories,
 }
 
@@ -37,11 +37,10 @@ impl Space {
         deployments: &[&str],
         answer: impl Fn(&Call) -> Option<(u16, Value)> + Send + Sync + 'static,
     ) -> Space {
-        let asked: Arc<Mutex<Vec<(Method, String)>>> = Arc::default();
+        let asked: Arc<Mutex<Vec<Call>>> = Arc::default();
         let asking = Arc::clone(&asked);
         let api = client(move |call| {
-            let (method, path, _) = &call;
-            asking.lock().expect("not poisoned").push((method.clone(), path.clone()));
+            asking.lock().expect("not poisoned").push(call.clone());
             answer(&call)
         });
         let clock = Arc::new(HandClock::at("2026-01-01T00:00:00Z".parse().expect("a time")));
@@ -76,8 +75,19 @@ impl Space {
         Space { enrolment, clock, asked, memories: Memories::new() }
     }
 
+    fn change(&mut self, change: impl FnOnce(&mut Workloads)) {
+        let mut changed = self.enrolment.observed.workloads.borrow().as_deref().cloned().expect("known");
+        change(&mut changed);
+        self.enrolment.observed.workloads = watch::Sender::new(Some(Arc::new(changed))).subscribe();
+    }
+
     /// Looks for so long, as often as it wants to, and gives how many pods were tried meanwhile.
     async fn tries_within(&mut self, time: Duration) -> usize {
+        self.asked_within(time, &Method::POST, "/pods").await
+    }
+
+    /// The same, and gives how often that was asked meanwhile.
+    async fn asked_within(&mut self, time: Duration, what: &Method, of: &str) -> usize {
         self.asked.lock().expect("not poisoned").clear();
         let end = self.enrolment.clock.uptime() + time;
         while self.enrolment.clock.uptime() < end {
@@ -86,7 +96,7 @@ impl Space {
             self.clock.advance(pause.expect("to come").max(GATHER));
         }
         let asked = self.asked.lock().expect("not poisoned");
-        asked.iter().filter(|(method, path)| *method == Method::POST && path.ends_with("/pods")).count()
+        asked.iter().filter(|(method, path, _)| method == what && path.ends_with(of)).count()
     }
 }
 
@@ -113,9 +123,7 @@ async fn what_is_refused_is_tried_more_and_more_seldom() {
 async fn what_changed_is_tried_at_once() {
     let mut space = Space::with(&["shop"], &["pay"], refusing);
     assert_eq!(space.tries_within(MINUTE * 60).await, 6);
-    let mut changed = space.enrolment.observed.workloads.borrow().as_deref().cloned().expect("known");
-    changed.deployments.values_mut().for_each(|it| it.generation += 1);
-    space.enrolment.observed.workloads = watch::Sender::new(Some(Arc::new(changed))).subscribe();
+    space.change(|all| all.deployments.values_mut().for_each(|it| it.generation += 1));
     assert_eq!(space.tries_within(MINUTE * 2).await, 2);
 }
 
@@ -138,7 +146,7 @@ async fn a_namespace_that_is_slow_holds_up_no_other() {
     let asked = Arc::clone(&space.asked);
     let tried_in_shop = || {
         let asked = asked.lock().expect("not poisoned");
-        asked.iter().any(|(method, path)| *method == Method::POST && path.contains("/shop/"))
+        asked.iter().any(|(method, path, _)| *method == Method::POST && path.contains("/shop/"))
     };
     let deadline = Instant::now() + Duration::from_secs(5);
     while !tried_in_shop() {
@@ -146,4 +154,46 @@ async fn a_namespace_that_is_slow_holds_up_no_other() {
         assert!(futures::poll!(look.as_mut()).is_pending());
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test]
+async fn a_right_that_cannot_be_had_is_asked_for_more_and_more_seldom() {
+    let foreign = |call: &Call| {
+        if call.1.ends_with("/rolebindings/airlane-restart") {
+            return refusal(422, "roleRef: Invalid value: cannot change roleRef");
+        }
+        refusing(call)
+    };
+    let mut space = Space::with(&["shop"], &["pay"], foreign);
+    space.change(|all| all.passes.clear());
+    let binding = "/rolebindings/airlane-restart";
+    // After 0, 2, 6, 14, 30, 62, 126, 254, 510 seconds, and then each five minutes.
+    assert_eq!(space.asked_within(MINUTE * 10, &Method::PATCH, binding).await, 9);
+    assert_eq!(space.asked_within(MINUTE * 60, &Method::PATCH, binding).await, 12);
+}
+
+#[tokio::test]
+async fn people_are_told_once_what_takes_the_place_of_a_right() {
+    let foreign = |call: &Call| {
+        let is_right = call.1.ends_with("/rolebindings/airlane-restart");
+        if is_right { refusal(422, "roleRef: cannot change roleRef") } else { Some((200, call.2.clone())) }
+    };
+    let mut space = Space::with(&["shop"], &["pay"], foreign);
+    space.change(|all| all.passes.clear());
+    for _ in 0..3 {
+        space.enrolment.look(&mut space.memories).await;
+        space.clock.advance(MINUTE);
+    }
+    let notes = || -> Vec<String> {
+        let asked = space.asked.lock().expect("not poisoned");
+        let told = asked.iter().filter(|(_, path, _)| path.contains("/events"));
+        told.filter_map(|(.., event)| event["note"].as_str().map(str::to_owned)).collect()
+    };
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while notes().is_empty() {
+        assert!(Instant::now() < deadline, "nobody was told");
+        tokio::task::yield_now().await;
+    }
+    let mend = "RoleBinding airlane-restart binds another role, which cannot be changed: delete it, and the operator makes its own";
+    assert_eq!(notes(), [mend]);
 }

@@ -196,8 +196,10 @@ pub(super) struct DeploymentCondition {
 /// What lets somebody do something in a namespace; of ours, what we noted on it.
 #[derive(Resource, Deserialize, Clone, Debug, Default)]
 #[resource(inherit = rbac::RoleBinding)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct RoleBinding {
     pub(super) metadata: ObjectMeta,
+    pub(super) role_ref: rbac::RoleRef,
 }
 
 /// A `MeshPolicy`, not understood yet.

@@ -232,8 +232,11 @@ fn rollout(generation: i64, replicas: u32, status: &shapes::DeploymentStatus) ->
     }
 }
 
-/// What is kept of a RoleBinding of ours.
+/// What is kept of a RoleBinding of ours; of one that has our name and binds another role, nothing.
 pub(super) fn pass_of(binding: &shapes::RoleBinding) -> Option<Pass> {
+    if binding.role_ref.kind != "ClusterRole" || binding.role_ref.name != PASS {
+        return None;
+    }
     let noted = binding.metadata.annotations.as_ref().and_then(|all| all.get(LEFT_AT));
     Some(Pass { left_at: noted.and_then(|at| at.parse().ok()) })
 }
@@ -295,6 +298,21 @@ mod tests {
         let kept = deployment(|_| {});
         assert!(is_manual(&kept.annotations));
         assert_eq!((kept.annotations.len(), kept.on_template.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_binding_of_another_role_is_no_right_of_ours() {
+        let bound = |kind: &str, name: &str| {
+            let binding = json!({
+                "metadata": { "name": PASS, "annotations": { LEFT_AT: "2026-01-01T00:00:00Z" } },
+                "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name },
+            });
+            pass_of(&serde_json::from_value(binding).expect("a RoleBinding"))
+        };
+        let left_at = Some("2026-01-01T00:00:00Z".parse().expect("a time"));
+        assert_eq!(bound("ClusterRole", PASS), Some(Pass { left_at }));
+        assert_eq!(bound("ClusterRole", "view"), None);
+        assert_eq!(bound("Role", PASS), None);
     }
 
     #[test]
