@@ -43,9 +43,10 @@ fn outfit_namespaces(replica: &Replica, args: &Operator, tasks: &mut Tasks) {
     tasks.spawn_sure("the ConfigMaps with the roots", async move {
         lease::while_leading(&leads, ending, |ending| bundle.clone().run(ending)).await;
     });
-    let (roots, ending) = (ca.bundle(), tasks.shutdown());
+    let (home, roots, ending) = (args.namespace.clone(), ca.bundle(), tasks.shutdown());
     tasks.spawn_sure("the webhook's registration", async move {
-        let register = |ending| webhook::registration::keep(client.clone(), roots.clone(), ending);
+        let register =
+            |ending| webhook::registration::keep(client.clone(), home.clone(), roots.clone(), ending);
         lease::while_leading(&lead, ending, register).await;
     });
 }
