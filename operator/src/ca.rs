@@ -347,11 +347,12 @@ impl Ca {
         now: Timestamp,
     ) -> Result<Step, CaError> {
         let Origin::Secret(secret) = &self.origin else { return Ok(Step::Rest) };
-        let step = rotation::next(secret.again().await?.rotation, overlap, behind, now);
+        let rotation = secret.again().await?.rotation;
+        let step = rotation::next(rotation, overlap, behind, now);
         match step {
             Step::Rest | Step::Wait { .. } | Step::Behind { .. } => return Ok(step),
-            Step::HandOver => secret.hand_over(now).await?,
-            Step::Forget => secret.forget().await?,
+            Step::HandOver => secret.hand_over(rotation, now).await?,
+            Step::Forget => secret.forget(rotation).await?,
         }
         self.follow(now).await?;
         Ok(step)

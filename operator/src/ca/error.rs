@@ -103,6 +103,9 @@ pub(crate) enum CaError {
         /// Since when its present step lasts.
         since: Timestamp,
     },
+    /// The replacement of the root is not as far as it was when its next step was decided.
+    #[error("the root's replacement was changed meanwhile")]
+    Meanwhile,
     /// The root is kept by somebody else.
     #[error("the root is not the operator's own: whoever keeps it replaces it")]
     NotOurs,

@@ -127,9 +127,13 @@ impl RootSecret {
         .await
     }
 
-    /// Lets the new root sign; the key of the old one is gone with that.
-    pub(super) async fn hand_over(&self, now: Timestamp) -> Result<(), CaError> {
-        self.edit(|data, _| {
+    /// Lets the new root sign, of a replacement that is as far as it was when this was decided; the key of the old one is
+    /// gone with that.
+    pub(super) async fn hand_over(&self, decided: Rotation, now: Timestamp) -> Result<(), CaError> {
+        self.edit(|data, rotation| {
+            if rotation != decided {
+                return Err(CaError::Meanwhile);
+            }
             if let (Some(cert), Some(key)) = (data.remove(NEXT_CERT), data.remove(NEXT_KEY)) {
                 if let Some(mut old) = data.insert(KEY.to_owned(), key) {
                     old.0.zeroize();
@@ -143,9 +147,12 @@ impl RootSecret {
         .await
     }
 
-    /// Forgets the old root.
-    pub(super) async fn forget(&self) -> Result<(), CaError> {
-        self.edit(|data, _| {
+    /// Forgets the old root, of a replacement that is as far as it was when this was decided.
+    pub(super) async fn forget(&self, decided: Rotation) -> Result<(), CaError> {
+        self.edit(|data, rotation| {
+            if rotation != decided {
+                return Err(CaError::Meanwhile);
+            }
             for key in [OLD_CERT, SINCE] {
                 data.remove(key);
             }

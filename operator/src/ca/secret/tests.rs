@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    ca::Ca,
+    ca::{Ca, Origin},
     scripted_api::{client, refusal},
 };
 use airlane_core::pki::rotation::Step;
@@ -233,6 +233,23 @@ async fn a_root_is_replaced_without_anybody_who_is_not_believed() {
     assert!(leader.roots().iter().all(|root| root.cert != old));
     assert_eq!(leader.advance_rotation(OVERLAP, 0, later(4)).await.expect("asked"), Step::Rest);
     leader.begin_rotation(later(4)).await.expect("once more");
+}
+
+#[tokio::test]
+async fn a_step_that_was_decided_of_another_replacement_is_not_done() {
+    let kept = Kept::default();
+    let ca = open(kept.client()).await.expect("made");
+    ca.begin_rotation(now()).await.expect("begun");
+    let Origin::Secret(secret) = &ca.origin else { panic!("it is in a Secret") };
+    let before = kept.0.lock().expect("not poisoned").clone();
+    for decided in
+        [Rotation::Settled, Rotation::Introduced { at: later(-3) }, Rotation::HandedOver { at: now() }]
+    {
+        assert!(matches!(secret.hand_over(decided, later(2)).await, Err(CaError::Meanwhile)));
+        assert!(matches!(secret.forget(decided).await, Err(CaError::Meanwhile)));
+        assert_eq!(*kept.0.lock().expect("not poisoned"), before);
+    }
+    secret.hand_over(Rotation::Introduced { at: now() }, later(2)).await.expect("done");
 }
 
 #[tokio::test]
