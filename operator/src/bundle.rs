@@ -14,7 +14,10 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 
 /// How often it is written again although nothing changed: somebody may have deleted it. To watch it would take the
@@ -46,20 +49,25 @@ impl Bundle {
 
     /// Keeps them there until told to stop.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
-        let mut written: BTreeSet<Namespace> = BTreeSet::new();
+        let mut written: BTreeMap<Namespace, String> = BTreeMap::new();
+        let mut anew_at = Instant::now() + AGAIN;
         loop {
+            if Instant::now() >= anew_at {
+                written.clear();
+                anew_at = Instant::now() + AGAIN;
+            }
             let mut wanted = BTreeSet::clone(&self.joined.borrow_and_update());
             wanted.insert(self.home.clone());
             let pem = self.pem.borrow_and_update().clone();
             // A namespace that left and comes back may have lost it.
-            written.retain(|namespace| wanted.contains(namespace));
+            written.retain(|namespace, holds| wanted.contains(namespace) && *holds == pem);
             for namespace in &wanted {
-                if written.contains(namespace) {
+                if written.contains_key(namespace) {
                     continue;
                 }
                 match self.write(namespace, &pem).await {
                     Ok(_) => {
-                        written.insert(namespace.clone());
+                        written.insert(namespace.clone(), pem.clone());
                     }
                     Err(error) => {
                         let error = &error as &dyn std::error::Error;
@@ -68,14 +76,12 @@ impl Bundle {
                 }
             }
             let failed = written.len() < wanted.len();
+            let next = if failed { anew_at.min(Instant::now() + RETRY) } else { anew_at };
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 changed = self.joined.changed() => if changed.is_err() { return },
-                changed = self.pem.changed() => match changed {
-                    Ok(()) => written.clear(),
-                    Err(_) => return,
-                },
-                () = sleep(if failed { RETRY } else { AGAIN }) => if !failed { written.clear() },
+                changed = self.pem.changed() => if changed.is_err() { return },
+                () = sleep_until(next) => {}
             }
         }
     }
@@ -139,11 +145,50 @@ mod tests {
         tokio::task::yield_now().await;
         joined.send_replace(namespaces(&["bank", "zoo"]));
         assert_eq!(next().await, "zoo one");
+        // Both at once.
         pem.send_replace("one, two".to_owned());
-        for namespace in ["airlane-system", "bank", "zoo"] {
+        joined.send_replace(namespaces(&["bank", "inn", "zoo"]));
+        for namespace in ["airlane-system", "bank", "inn", "zoo"] {
             assert_eq!(next().await, format!("{namespace} one, two"));
         }
         shutdown.cancel();
         timeout(Duration::from_secs(10), running).await.expect("in time").expect("no panic");
+    }
+    #[tokio::test(start_paused = true)]
+    async fn all_is_written_again_in_time_whatever_fails_and_whoever_joins() {
+        let (told, mut writes) = tokio::sync::mpsc::unbounded_channel();
+        let api = client(move |(_, path, body)| {
+            if path.contains("/gone/") {
+                return refusal(403, "Forbidden");
+            }
+            told.send((path.contains("/shop/"), Instant::now())).expect("open");
+            Some((200, body))
+        });
+        let (joined, receiver) = watch::channel(namespaces(&["gone", "shop"]));
+        let (_pem, pems) = watch::channel("one".to_owned());
+        let home = Namespace::parse("airlane-system").expect("a namespace");
+        let begun = Instant::now();
+        let shutdown = CancellationToken::new();
+        let running = tokio::spawn(Bundle::new(api, pems, home, receiver).run(shutdown.clone()));
+        let coming = tokio::spawn(async move {
+            for turn in 0.. {
+                tokio::time::sleep(AGAIN / 4).await;
+                let others: &[&str] =
+                    if turn % 2 == 0 { &["bank", "gone", "shop"] } else { &["gone", "shop"] };
+                joined.send_replace(namespaces(others));
+            }
+        });
+        let mut into_shop = Vec::new();
+        while into_shop.len() < 3 {
+            if let (true, at) = writes.recv().await.expect("open") {
+                into_shop.push(at - begun);
+            }
+        }
+        coming.abort();
+        shutdown.cancel();
+        running.await.expect("no panic");
+        for (turn, at) in (0..).zip(into_shop) {
+            assert!(at >= AGAIN * turn && at < AGAIN * turn + Duration::from_secs(1), "{turn}: {at:?}");
+        }
     }
 }
