@@ -236,6 +236,9 @@ async fn check_says_whether_files_and_the_mesh_are_right() {
     let told = said("check good.yaml copy.yaml", &mesh.cli(&files).await, 1);
     assert!(told.contains("is already in") && told.contains("good.yaml:"), "{told}");
     fs::remove_file(copy).unwrap();
+    let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
+    let told = mesh.ask(&["check", examples]).await;
+    assert!(told.contains("nothing wrong") && told.contains("of other kinds passed over"), "{told}");
     let told = said("check nowhere.yaml", &mesh.cli(&["check", "nowhere.yaml"]).await, 1);
     assert!(told.contains("nowhere.yaml"), "{told}");
 

@@ -32,6 +32,12 @@ pub(crate) const SERVER_SET: [&str; 11] = [
     "uid",
 ];
 
+/// The group of our own kinds.
+const GROUP: &str = "airlane.dev";
+
+/// How many letters may be wrong in a name that is still taken for ours.
+const SLIPS_MAX: usize = 2;
+
 /// A kind of object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
@@ -93,6 +99,22 @@ impl Kind {
         match self {
             Kind::MeshPolicy | Kind::Canary => "airlane.dev/v1alpha1",
             Kind::Service => "v1",
+        }
+    }
+
+    /// Whether a document is about something that Airlane does not read: an object of Kubernetes or of another program.
+    /// What is named nearly as ours is a mistake, and so is a `MeshPolicy` of whatever group: a door must not stay open
+    /// for a slip of the pen.
+    pub(crate) fn is_foreign(root: &Node) -> bool {
+        let text = |name: &str| root.get(name).and_then(Node::text).unwrap_or_default();
+        let (kind, api_version) = (text("kind"), text("apiVersion"));
+        let is_near = |text: &str, ours: &str| strsim::damerau_levenshtein(text, ours) <= SLIPS_MAX;
+        if kind.is_empty() || api_version.is_empty() || is_near(kind, "MeshPolicy") {
+            return false;
+        }
+        match api_version.split_once('/') {
+            Some((group, _)) => !is_near(group, GROUP) && !group.starts_with("airlane."),
+            None => kind != "List" && !Kind::ALL.iter().any(|known| is_near(kind, &format!("{known:?}"))),
         }
     }
 

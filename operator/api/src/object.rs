@@ -259,7 +259,9 @@ fn mean(
             meaning::rollout::canary(&id, metadata.annotations.as_ref(), &spec, &mut remarks)
                 .map(Value::Canary)
         }),
-        Kind::Service => typed(spec).map(|spec| Some(Value::Service(meaning::service::service(&id, &spec)))),
+        Kind::Service => {
+            typed(spec).map(|spec| Some(Value::Service(meaning::service::service(&id, &spec, &mut remarks))))
+        }
     };
     let value = value.unwrap_or_else(|finding| {
         remarks.findings.push(finding);

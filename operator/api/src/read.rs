@@ -3,7 +3,7 @@
 
 use crate::{
     field::{FieldPath, Finding},
-    kind::SERVER_SET,
+    kind::{Kind, SERVER_SET},
     lines::Lines,
     object::{Misread, Object, Unread, interpret},
     tree::Location,
@@ -24,6 +24,8 @@ pub struct Parsed {
     pub refused: Vec<Refused>,
     /// Why they cannot, and what else is wrong in the file.
     pub errors: Vec<FileError>,
+    /// How many objects of kinds that are not ours to read were passed over.
+    pub passed_over: usize,
 }
 
 /// A document that cannot be used. An earlier good version of its object stays in force.
@@ -107,6 +109,10 @@ impl Parsed {
         let (id, findings, unread) = match root {
             None => (None, findings, Unread::default()),
             Some(root) if root.is_null() && findings.is_empty() => return,
+            Some(root) if Kind::is_foreign(&root) => {
+                self.passed_over += 1;
+                return;
+            }
             Some(mut root) => {
                 root.retain(|key| key != "status");
                 if let Some(metadata) = root.get_mut("metadata") {
@@ -134,8 +140,9 @@ impl Parsed {
 pub fn merge(files: impl IntoIterator<Item = Parsed>) -> Parsed {
     let mut merged = Parsed::default();
     let mut first: HashMap<ObjectId, (String, usize)> = HashMap::new();
-    for Parsed { objects, refused, errors } in files {
+    for Parsed { objects, refused, errors, passed_over } in files {
         merged.refused.extend(refused);
+        merged.passed_over += passed_over;
         merged.errors.extend(errors);
         for object in objects {
             if let Some((file, line)) = first.get(&object.id) {

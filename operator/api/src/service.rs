@@ -4,8 +4,9 @@
 use crate::schema::NotYet;
 use airlane_core::world::Protocol;
 use kube::KubeSchema;
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
 /// A service's ports.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -39,14 +40,35 @@ pub struct ServicePort {
     pub port: u16,
     /// What the application listens to; the same if not said.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 65535))]
-    pub target_port: Option<u16>,
+    pub target_port: Option<TargetPort>,
     /// What the application speaks; http if not said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub app_protocol: Option<AppProtocol>,
     /// The transport.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<Transport>,
+}
+
+/// What the application listens to: a number, or the name of a pod's port.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(untagged)]
+pub enum TargetPort {
+    /// From 1 to 65535.
+    Number(i64),
+    /// Means something in Kubernetes alone.
+    Name(String),
+}
+
+impl JsonSchema for TargetPort {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        "TargetPort".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "x-kubernetes-int-or-string": true })
+    }
 }
 
 /// What the application speaks.

@@ -45,6 +45,9 @@ fn told(file: &str, text: &str) -> String {
         line(format!("{file}:{}: {id}: refused{door}", refused.location.line));
     }
     parsed.errors.iter().for_each(|error| line(error.to_string()));
+    if parsed.passed_over > 0 {
+        line(format!("passed over: {}", parsed.passed_over));
+    }
     told
 }
 

@@ -38,7 +38,7 @@ pub(crate) fn check_files(paths: &[PathBuf]) -> anyhow::Result<()> {
         }
     }
     let all: usize = read.iter().map(|file| file.objects.len() + file.refused.len()).sum();
-    let Parsed { objects, errors, .. } = merge(read);
+    let Parsed { objects, errors, passed_over, .. } = merge(read);
     wrong.extend(errors.iter().map(ToString::to_string));
     let mut warnings = Vec::new();
     let mut right = 0;
@@ -60,6 +60,9 @@ pub(crate) fn check_files(paths: &[PathBuf]) -> anyhow::Result<()> {
     }
     for line in &warnings {
         say(&format!("warning: {}\n", plain(line)));
+    }
+    if passed_over > 0 {
+        say(&format!("{} of other kinds passed over\n", counted(passed_over, "object")));
     }
     if !wrong.is_empty() {
         bail!("{}; {right} of {} right", counted(wrong.len(), "mistake"), counted(all, "object"));

@@ -51,7 +51,7 @@ impl Manifests {
 
     /// Notes what `file` says now. [`Manifests::settle`] makes it count.
     pub(crate) fn read(&mut self, file: &Path, parsed: Parsed) {
-        let Parsed { objects, refused, errors } = parsed;
+        let Parsed { objects, refused, errors, passed_over: _ } = parsed;
         let before = self.files.remove(file).unwrap_or_default().objects;
         let mut claims = Claims { errors, ..Claims::default() };
         for object in objects {

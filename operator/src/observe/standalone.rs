@@ -203,6 +203,13 @@ impl Directory {
                 for error in &parsed.errors {
                     tracing::warn!("{error}");
                 }
+                if parsed.passed_over > 0 {
+                    tracing::info!(
+                        file = self.shown(file),
+                        objects = parsed.passed_over,
+                        "objects of other kinds are passed over"
+                    );
+                }
                 self.manifests.read(file, parsed);
             }
             Err(error) => {
