@@ -8,7 +8,7 @@ use crate::{
     name::{NameText, NamespaceText},
     schema,
     service::ServiceSpec,
-    tree::Node,
+    tree::{Node, Value},
 };
 use airlane_core::id::ObjectKind;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSONSchemaProps;
@@ -124,6 +124,22 @@ impl Kind {
             let path = FieldPath::of(path);
             Finding { at: Some(path.locate(root)), path, message, mend }
         };
+        let wanted = match &root.value {
+            Value::Map(_) if root.get("kind").and_then(Node::text) == Some("List") => {
+                Some("a List is not read".to_owned())
+            }
+            Value::Map(_) => None,
+            _ => Some(format!("an object is wanted here, not {}", schema::kind(root))),
+        };
+        if let Some(wrong) = wanted {
+            let mend = "write each object as a document of its own, from apiVersion: on, with a line `---` between two";
+            return Err(Finding {
+                at: Some(root.at),
+                path: FieldPath::root(),
+                message: wrong,
+                mend: mend.into(),
+            });
+        }
         let field = |name: &str, example: &str| {
             let value = root.get(name).and_then(Node::text).filter(|text| !text.is_empty());
             value.ok_or_else(|| find(name, "is missing".into(), format!("add {name}: {example}")))

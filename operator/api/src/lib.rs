@@ -34,6 +34,6 @@ mod yaml;
 pub use crds::crds;
 pub use lines::Lines;
 pub use object::{DEFAULT_NAMESPACE, Object, Unread, Value, read_object};
-pub use read::{FILE_BYTES_MAX, FileError, Parsed, Refused, merge, read_file};
+pub use read::{FILE_BYTES_MAX, FileError, Parsed, Refused, merge, read_bytes, read_file};
 pub use schema::NotYet;
 pub use tree::Location;

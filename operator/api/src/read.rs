@@ -73,20 +73,42 @@ impl fmt::Display for FileError {
 
 impl std::error::Error for FileError {}
 
+impl FileError {
+    /// A mistake that is not of an object.
+    pub fn of_file(file: &str, location: Location, message: String, mend: String) -> Self {
+        FileError { file: file.into(), location, object: None, field: String::new(), message, mend }
+    }
+
+    /// A file of so many bytes, which is not read.
+    pub fn too_long(file: &str, bytes: u64) -> Self {
+        let mend = format!("split it into files of at most {FILE_BYTES_MAX}");
+        FileError::of_file(file, Location::START, format!("the file has {bytes} bytes"), mend)
+    }
+}
+
+/// Reads a file as it is on the disk; see [`read_file`].
+pub fn read_bytes(file: &str, content: &[u8], system_namespace: &Namespace) -> Parsed {
+    let error = match std::str::from_utf8(content) {
+        Ok(text) => return read_file(file, text, system_namespace),
+        Err(error) => error,
+    };
+    let (before, rest) = content.split_at(error.valid_up_to());
+    let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+    let in_line = before.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+    let column = 1 + String::from_utf8_lossy(in_line).chars().count();
+    let byte = rest.first().copied().unwrap_or_default();
+    let message = format!("byte 0x{byte:02x} in column {column} is not UTF-8");
+    let error = FileError::of_file(file, Location { line, column }, message, "save the file as UTF-8".into());
+    Parsed { errors: vec![error], ..Parsed::default() }
+}
+
 /// Reads a file of YAML documents, or one of JSON. One bad document does not hide the others.
 ///
 /// `file` is only told, never opened. In `system_namespace`, a policy without target is about the whole mesh.
 pub fn read_file(file: &str, text: &str, system_namespace: &Namespace) -> Parsed {
     let mut parsed = Parsed::default();
     if text.len() > FILE_BYTES_MAX {
-        parsed.errors.push(FileError {
-            file: file.into(),
-            location: Location::START,
-            object: None,
-            field: String::new(),
-            message: format!("the file has {} bytes", text.len()),
-            mend: format!("split it into files of at most {FILE_BYTES_MAX}"),
-        });
+        parsed.errors.push(FileError::too_long(file, text.len() as u64));
         return parsed;
     }
     for document in yaml::documents(text.strip_prefix('\u{feff}').unwrap_or(text)) {

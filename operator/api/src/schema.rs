@@ -338,7 +338,8 @@ fn expectation(schema: &JSONSchemaProps) -> String {
     }
 }
 
-fn kind(node: &Node) -> &'static str {
+/// What a node is, in the middle of a sentence.
+pub(crate) fn kind(node: &Node) -> &'static str {
     match &node.value {
         Value::Scalar { .. } if node.is_null() => "nothing",
         Value::Scalar { plain: true, text } if truth(text).is_some() => "true or false",

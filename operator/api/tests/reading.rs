@@ -2,7 +2,7 @@
 
 #![expect(clippy::expect_used, clippy::panic, reason = "a helper of tests fails the test")]
 
-use airlane_api::{FILE_BYTES_MAX, Parsed, Value, merge, read_file};
+use airlane_api::{FILE_BYTES_MAX, Parsed, Value, merge, read_bytes, read_file};
 use airlane_core::{
     id::{Name, Namespace, ObjectId, ObjectKind, ServiceId},
     policy::{
@@ -260,6 +260,14 @@ fn a_file_that_is_too_long_is_not_read() {
     let parsed = read("long.yaml", &"#".repeat(FILE_BYTES_MAX + 1));
     let errors: Vec<String> = parsed.errors.iter().map(ToString::to_string).collect();
     assert_eq!(errors, ["long.yaml:1: the file has 1048577 bytes; split it into files of at most 1048576"]);
+}
+
+#[test]
+fn a_file_that_is_not_utf_8_is_told_with_the_place() {
+    let system = Namespace::parse("airlane-system").expect("a namespace");
+    let parsed = read_bytes("latin.yaml", b"kind: MeshPolicy\nname: \xc3\xa9\xe9\n", &system);
+    let errors: Vec<String> = parsed.errors.iter().map(ToString::to_string).collect();
+    assert_eq!(errors, ["latin.yaml:2: byte 0xe9 in column 8 is not UTF-8; save the file as UTF-8"]);
 }
 
 mod mutations {

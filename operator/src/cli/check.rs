@@ -7,12 +7,12 @@ use crate::{
     local::server::Summary,
     observe::standalone::{files_below, read_bounded},
 };
-use airlane_api::{Parsed, merge, read_file};
+use airlane_api::{Parsed, merge, read_bytes};
 use airlane_core::{
     id::Namespace,
     problem::{Problem, Reason},
 };
-use anyhow::{Context, bail};
+use anyhow::bail;
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
@@ -21,7 +21,6 @@ use std::{
 /// Reads files as the operator would and prints what is wrong with them, each and together.
 pub(crate) fn check_files(paths: &[PathBuf]) -> anyhow::Result<()> {
     let system_namespace = system_namespace()?;
-    let mut wrong = Vec::new();
     let mut seen = BTreeSet::new();
     let mut read = Vec::new();
     for path in paths {
@@ -31,15 +30,12 @@ pub(crate) fn check_files(paths: &[PathBuf]) -> anyhow::Result<()> {
             if file.canonicalize().is_ok_and(|file| !seen.insert(file)) {
                 continue;
             }
-            match read_one(&file, &system_namespace) {
-                Ok(parsed) => read.push(parsed),
-                Err(error) => wrong.push(format!("{error:#}")),
-            }
+            read.push(read_one(&file, &system_namespace));
         }
     }
     let all: usize = read.iter().map(|file| file.objects.len() + file.refused.len()).sum();
     let Parsed { objects, errors, passed_over, .. } = merge(read);
-    wrong.extend(errors.iter().map(ToString::to_string));
+    let mut wrong: Vec<String> = errors.iter().map(ToString::to_string).collect();
     let mut warnings = Vec::new();
     let mut right = 0;
     for object in &objects {
@@ -80,10 +76,12 @@ fn counted(count: usize, thing: &str) -> String {
     format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
 }
 
-fn read_one(file: &Path, system_namespace: &Namespace) -> anyhow::Result<Parsed> {
-    let cannot = || format!("cannot read {}", file.display());
-    let text = String::from_utf8(read_bounded(file).with_context(cannot)?).with_context(cannot)?;
-    Ok(read_file(&file.display().to_string(), &text, system_namespace))
+fn read_one(file: &Path, system_namespace: &Namespace) -> Parsed {
+    let shown = file.display().to_string();
+    match read_bounded(file) {
+        Ok(content) => read_bytes(&shown, &content, system_namespace),
+        Err(unreadable) => Parsed { errors: vec![unreadable.told(&shown)], ..Parsed::default() },
+    }
 }
 
 /// Asks the running mesh how it is.

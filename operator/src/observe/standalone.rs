@@ -6,7 +6,7 @@
 //! What cannot be read is told, and keeps what it said before.
 
 use super::{declared::Declared, manifests::Manifests, saving::Saving};
-use airlane_api::{FILE_BYTES_MAX, FileError, Location, read_file};
+use airlane_api::{FILE_BYTES_MAX, FileError, Location, read_bytes};
 use airlane_core::id::Namespace;
 use notify::{RecursiveMode, Watcher};
 use std::{
@@ -141,7 +141,7 @@ impl Directory {
             let path = self.path.clone();
             let mend =
                 "bring it back, and let the operator read it: the last version of its files is in force";
-            self.refuse(&path, &format!("cannot read the directory: {source}"), mend);
+            self.refuse_directory(&path, &source, mend);
             self.manifests.settle();
             return Err(ObserveError::List { path, source });
         }
@@ -149,26 +149,18 @@ impl Directory {
         let mut present: BTreeSet<PathBuf> = unreadable.keys().cloned().collect();
         for (directory, error) in unreadable {
             present.extend(self.seen.keys().filter(|file| file.starts_with(&directory)).cloned());
-            self.refuse(
-                &directory,
-                &format!("cannot read the directory: {error}"),
-                "let the operator read this directory",
-            );
+            self.refuse_directory(&directory, &error, "let the operator read this directory");
         }
         for file in files {
             match read_bounded(&file) {
                 Ok(content) => self.absorb(&file, content, now),
                 // It went since it was listed; a link that leads nowhere is still there.
-                Err(error) if error.kind() == ErrorKind::NotFound && file.symlink_metadata().is_err() => {
+                Err(Unreadable::Failed(error))
+                    if error.kind() == ErrorKind::NotFound && file.symlink_metadata().is_err() =>
+                {
                     continue;
                 }
-                Err(error) => {
-                    self.refuse(
-                        &file,
-                        &format!("it cannot be read: {error}"),
-                        "make it a file that the operator may read",
-                    );
-                }
+                Err(unreadable) => self.refuse(&file, unreadable.told(&self.shown(&file))),
             }
             present.insert(file);
         }
@@ -197,39 +189,29 @@ impl Directory {
                 return;
             }
         }
-        match std::str::from_utf8(&content) {
-            Ok(text) => {
-                let parsed = read_file(&self.shown(file), text, &self.system_namespace);
-                for error in &parsed.errors {
-                    tracing::warn!("{error}");
-                }
-                if parsed.passed_over > 0 {
-                    tracing::info!(
-                        file = self.shown(file),
-                        objects = parsed.passed_over,
-                        "objects of other kinds are passed over"
-                    );
-                }
-                self.manifests.read(file, parsed);
-            }
-            Err(error) => {
-                let message = format!("it cannot be read: byte {} is not UTF-8", error.valid_up_to() + 1);
-                self.refuse(file, &message, "save it as UTF-8");
-            }
+        let parsed = read_bytes(&self.shown(file), &content, &self.system_namespace);
+        for error in &parsed.errors {
+            tracing::warn!("{error}");
         }
+        if parsed.passed_over > 0 {
+            tracing::info!(
+                file = self.shown(file),
+                objects = parsed.passed_over,
+                "objects of other kinds are passed over"
+            );
+        }
+        self.manifests.read(file, parsed);
         self.seen.insert(file.to_owned(), Seen { content: Some(content), vacant_since: None });
     }
 
+    fn refuse_directory(&mut self, directory: &Path, error: &std::io::Error, mend: &str) {
+        let message = format!("cannot read the directory: {error}");
+        let error = FileError::of_file(&self.shown(directory), Location::START, message, mend.to_owned());
+        self.refuse(directory, error);
+    }
+
     /// What was in a file or directory stays in force, and what keeps it from being read is told.
-    fn refuse(&mut self, place: &Path, message: &str, mend: &str) {
-        let error = FileError {
-            file: self.shown(place),
-            location: Location::START,
-            object: None,
-            field: String::new(),
-            message: message.to_owned(),
-            mend: mend.to_owned(),
-        };
+    fn refuse(&mut self, place: &Path, error: FileError) {
         let told = self.declared().errors.get(place).is_some_and(|errors| errors.contains(&error));
         if !told {
             tracing::warn!("{error}");
@@ -313,16 +295,50 @@ pub(crate) fn files_below(directory: &Path) -> Result<BTreeSet<PathBuf>, Observe
     }
 }
 
-/// A file's content; one byte more than the limit when it is too long, which the reader then refuses by its size.
-pub(crate) fn read_bounded(file: &Path) -> std::io::Result<Vec<u8>> {
+/// Why a file has no content that could be looked at.
+#[derive(Debug)]
+pub(crate) enum Unreadable {
+    /// It has so many bytes.
+    TooLong(u64),
+    /// It could not be opened or read.
+    Failed(std::io::Error),
+}
+
+impl From<std::io::Error> for Unreadable {
+    fn from(error: std::io::Error) -> Self {
+        Unreadable::Failed(error)
+    }
+}
+
+impl Unreadable {
+    /// The mistake in the file, as people know it.
+    pub(crate) fn told(&self, shown: &str) -> FileError {
+        match self {
+            Unreadable::TooLong(bytes) => FileError::too_long(shown, *bytes),
+            Unreadable::Failed(error) => {
+                let mend = "make it a file that the operator may read";
+                let message = format!("it cannot be read: {error}");
+                FileError::of_file(shown, Location::START, message, mend.to_owned())
+            }
+        }
+    }
+}
+
+/// A file's content.
+pub(crate) fn read_bounded(file: &Path) -> Result<Vec<u8>, Unreadable> {
     use std::io::Read;
+    let metadata = std::fs::metadata(file)?;
     // A pipe would be waited for.
-    if !std::fs::metadata(file)?.is_file() {
-        return Err(std::io::Error::new(ErrorKind::InvalidInput, "it is not a regular file"));
+    if !metadata.is_file() {
+        return Err(std::io::Error::new(ErrorKind::InvalidInput, "it is not a regular file").into());
     }
     let mut content = Vec::new();
     std::fs::File::open(file)?.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut content)?;
-    Ok(content)
+    match content.len() {
+        // It may have grown since.
+        bytes if bytes > FILE_BYTES_MAX => Err(Unreadable::TooLong(metadata.len().max(bytes as u64))),
+        _ => Ok(content),
+    }
 }
 
 #[cfg(test)]
@@ -416,6 +432,16 @@ mod tests {
             assert_eq!(edited.look(), (1, 0));
             assert_eq!(edited.file_in_force(), second);
         }
+    }
+
+    #[test]
+    fn a_file_that_is_too_long_is_told_with_its_size() {
+        // Were it cut first, that would be in the middle of a character.
+        let long = "€".repeat(1_000_000);
+        let edited = Edited::with(&[("pay.yaml", &long)]);
+        let errors = edited.directory.declared().errors.values().flatten();
+        let told: Vec<String> = errors.map(ToString::to_string).collect();
+        assert_eq!(told, ["pay.yaml:1: the file has 3000000 bytes; split it into files of at most 1048576"]);
     }
 
     #[test]
