@@ -430,6 +430,7 @@ pub(crate) enum Output {
 /// `250ms`, `10s`, `5m`, `24h`, as in the resources.
 fn duration(text: &str) -> Result<Duration, String> {
     let mend = || format!("{text:?} is not a duration: write 250ms, 10s, 5m or 24h");
+    let short = || format!("{text:?} is too short: write 250ms, 10s, 5m or 24h");
     let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(mend)?;
     let number: u64 = text[..digits].parse().map_err(|_| mend())?;
     let unit_ms = match &text[digits..] {
@@ -439,7 +440,11 @@ fn duration(text: &str) -> Result<Duration, String> {
         "h" => 3_600_000,
         _ => return Err(mend()),
     };
-    number.checked_mul(unit_ms).filter(|ms| *ms > 0).map(Duration::from_millis).ok_or_else(mend)
+    match number.checked_mul(unit_ms) {
+        Some(0) => Err(short()),
+        Some(ms) => Ok(Duration::from_millis(ms)),
+        None => Err(mend()),
+    }
 }
 
 /// 64 hexadecimal digits, in lower case.
@@ -485,5 +490,6 @@ mod tests {
             assert!(duration(bad).is_err(), "{bad}");
         }
         assert!(leaf_ttl("25h").is_err());
+        assert!(leaf_ttl("0s").is_err_and(|error| error.contains("too short")));
     }
 }

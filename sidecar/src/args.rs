@@ -44,7 +44,7 @@ pub(crate) struct Run {
     #[arg(long, value_parser = label)]
     pub(crate) service: String,
     /// The application's version: canaries tell versions apart
-    #[arg(long = "version", value_parser = label)]
+    #[arg(long = "version", value_parser = version)]
     pub(crate) revision: String,
     /// A port the application listens on, on 127.0.0.1, and the service's port it stands behind; give it once for
     /// each port [default SERVICE: 80 for the first port of HTTP and gRPC, else the same number]
@@ -209,6 +209,17 @@ fn label(text: &str) -> Result<String, String> {
     }
 }
 
+/// A version is part of the names of clusters, in which dots are between names.
+fn version(text: &str) -> Result<String, String> {
+    let dotless = text.replace('.', "-");
+    match label(text) {
+        Err(_) if dotless != text && label(&dotless).is_ok() => {
+            Err(format!("a version is part of names that have no dots: write {dotless}"))
+        }
+        checked => checked,
+    }
+}
+
 fn fingerprint(text: &str) -> Result<[u8; 32], String> {
     let mend = || "a fingerprint is 64 hexadecimal digits".to_owned();
     let mut bytes = [0; 32];
@@ -254,5 +265,12 @@ mod tests {
         check("--port 8080 --health health", Some("starts with '/'"));
         check("--port 8080 --protocol udp", Some("[possible values: http, http2, grpc, tcp]"));
         check("--port 8080 --address nowhere", Some("--address"));
+    }
+
+    #[test]
+    fn a_version_with_dots_is_told_how_to_be_written() {
+        let error =
+            Args::try_parse_from(["airlane-sidecar", "run", "--service", "pay", "--version", "v1.2.0"]);
+        assert!(error.is_err_and(|error| error.to_string().contains("write v1-2-0")));
     }
 }

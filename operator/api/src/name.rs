@@ -35,7 +35,11 @@ macro_rules! name {
         impl FromStr for $type {
             type Err = Misshapen;
             fn from_str(text: &str) -> Result<Self, Misshapen> {
-                text.parse().map($type).map_err(|_| Misshapen::new(text, "is not a valid name", $mend))
+                text.parse().map($type).map_err(|_| {
+                    let only_dots = text.replace('.', "-").parse::<$core>().is_ok();
+                    let mend = if only_dots { "write it without dots, as in v1-2-0 for v1.2.0" } else { $mend };
+                    Misshapen::new(text, "is not a valid name", mend)
+                })
             }
         }
 

@@ -123,7 +123,7 @@ impl Parsed {
         let Document { at, root, errors: syntax } = document;
         let syntax = syntax.into_iter().map(|error| Finding {
             at: Some(error.at),
-            path: FieldPath::root(),
+            path: error.path,
             message: error.message,
             mend: error.mend,
         });

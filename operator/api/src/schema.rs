@@ -264,7 +264,10 @@ impl Check {
                 node.at,
                 path,
                 format!("{text:?} is not a whole number"),
-                "write it in decimal digits, as in 12",
+                match text.strip_suffix('%').filter(|digits| digits.parse::<u32>().is_ok()) {
+                    Some(percent) => format!("write {percent}"),
+                    None => "write it in decimal digits, as in 12".to_owned(),
+                },
             );
             return None;
         }

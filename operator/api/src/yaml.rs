@@ -3,7 +3,10 @@
 //! The only module that knows the YAML parser. Scalars keep their text: whether `yes` is a word or a truth is
 //! decided where the field's type is known, so YAML 1.1's surprises cannot happen here.
 
-use crate::tree::{Entry, Location, Node, Value};
+use crate::{
+    field::FieldPath,
+    tree::{Entry, Location, Node, Value},
+};
 use serde_saphyr::granit_parser::{Event, Marker, Parser, ScalarStyle, Tag, options};
 use std::collections::HashMap;
 
@@ -16,8 +19,16 @@ const DEPTH_MAX: usize = 64;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct SyntaxError {
     pub(crate) at: Location,
+    /// The field, if it is about one.
+    pub(crate) path: FieldPath,
     pub(crate) message: String,
     pub(crate) mend: String,
+}
+
+impl SyntaxError {
+    fn new(at: Location, message: impl Into<String>, mend: impl Into<String>) -> Self {
+        SyntaxError { at, path: FieldPath::root(), message: message.into(), mend: mend.into() }
+    }
 }
 
 /// One document of a file.
@@ -81,8 +92,21 @@ fn document(chunk: &str, lines_before: usize) -> Document {
             None
         }
     };
+    if let Some(at) = template(chunk, lines_before).filter(|_| !builder.errors.is_empty()) {
+        // What else is wrong is wrong because of it.
+        let mend = "render it first, as with `helm template`, and give what comes of it";
+        builder.errors = vec![SyntaxError::new(at, "this looks like a Helm template", mend)];
+    }
     let start = Location { line: lines_before + 1, column: 1 };
     Document { at: root.as_ref().map_or(start, |root| root.at), root, errors: builder.errors }
+}
+
+/// Where a template's first action stands (`{{ .Values.name }}`, `{{- if … }}`), if there is any.
+fn template(chunk: &str, lines_before: usize) -> Option<Location> {
+    let (number, line) =
+        chunk.lines().enumerate().find(|(_, line)| line.contains("{{") && line.contains("}}"))?;
+    let column = line.split("{{").next().unwrap_or_default().chars().count() + 1;
+    Some(Location { line: lines_before + number + 1, column })
 }
 
 struct Builder<'t> {
@@ -101,11 +125,11 @@ impl<'t> Builder<'t> {
     fn next(&mut self) -> Result<(Event<'t>, Location), SyntaxError> {
         match self.parser.next_event() {
             Some(Ok((event, span))) => Ok((event, self.location(&span.start))),
-            Some(Err(error)) => Err(SyntaxError {
-                at: self.location(error.marker()),
-                message: format!("this is not YAML: {}", error.info()),
-                mend: "check the indentation, quotes and brackets here and on the line above".into(),
-            }),
+            Some(Err(error)) => Err(SyntaxError::new(
+                self.location(error.marker()),
+                format!("this is not YAML: {}", error.info()),
+                "check the indentation, quotes and brackets here and on the line above",
+            )),
             None => Ok((Event::StreamEnd, Location { line: self.lines_before + 1, column: 1 })),
         }
     }
@@ -119,7 +143,7 @@ impl<'t> Builder<'t> {
                     return Ok(Node { at, value: Value::Scalar { text: String::new(), plain: true } });
                 }
                 event => {
-                    let root = self.node(event, at, 1)?;
+                    let root = self.node(event, at, 1, &FieldPath::root())?;
                     self.end()?;
                     return Ok(root);
                 }
@@ -135,17 +159,23 @@ impl<'t> Builder<'t> {
                 Event::StreamEnd => return Ok(()),
                 Event::DocumentEnd | Event::DocumentStart(..) => {}
                 _ => {
-                    return Err(SyntaxError {
+                    return Err(SyntaxError::new(
                         at,
-                        message: "a second document starts here".into(),
-                        mend: "put a line `---` before it".into(),
-                    });
+                        "a second document starts here",
+                        "put a line `---` before it",
+                    ));
                 }
             }
         }
     }
 
-    fn node(&mut self, event: Event<'t>, at: Location, depth: usize) -> Result<Node, SyntaxError> {
+    fn node(
+        &mut self,
+        event: Event<'t>,
+        at: Location,
+        depth: usize,
+        path: &FieldPath,
+    ) -> Result<Node, SyntaxError> {
         self.spend(1, depth, at)?;
         let (anchor, value) = match event {
             Event::Scalar(text, style, anchor, tag) => {
@@ -155,29 +185,25 @@ impl<'t> Builder<'t> {
             }
             Event::SequenceStart(_, anchor, tag) => {
                 self.tag(tag.as_deref(), at);
-                (anchor, self.list(depth)?)
+                (anchor, self.list(depth, path)?)
             }
             Event::MappingStart(_, anchor, tag) => {
                 self.tag(tag.as_deref(), at);
-                (anchor, self.map(depth)?)
+                (anchor, self.map(depth, path)?)
             }
             Event::Alias(id) => {
                 let Some(node) = self.anchors.get(&id).cloned() else {
-                    return Err(SyntaxError {
+                    return Err(SyntaxError::new(
                         at,
-                        message: "this alias is inside what it names".into(),
-                        mend: "write the value out".into(),
-                    });
+                        "this alias is inside what it names",
+                        "write the value out",
+                    ));
                 };
                 self.spend(node.size(), depth + node.height(), at)?;
                 return Ok(node);
             }
             _ => {
-                return Err(SyntaxError {
-                    at,
-                    message: "a value was expected here".into(),
-                    mend: "write one".into(),
-                });
+                return Err(SyntaxError::new(at, "a value was expected here", "write one"));
             }
         };
         let node = Node { at, value };
@@ -187,17 +213,20 @@ impl<'t> Builder<'t> {
         Ok(node)
     }
 
-    fn list(&mut self, depth: usize) -> Result<Value, SyntaxError> {
+    fn list(&mut self, depth: usize, path: &FieldPath) -> Result<Value, SyntaxError> {
         let mut items = Vec::new();
         loop {
             match self.next()? {
                 (Event::SequenceEnd, _) => return Ok(Value::List(items)),
-                (event, at) => items.push(self.node(event, at, depth + 1)?),
+                (event, at) => {
+                    let path = path.index(items.len());
+                    items.push(self.node(event, at, depth + 1, &path)?);
+                }
             }
         }
     }
 
-    fn map(&mut self, depth: usize) -> Result<Value, SyntaxError> {
+    fn map(&mut self, depth: usize, path: &FieldPath) -> Result<Value, SyntaxError> {
         let mut entries: Vec<Entry> = Vec::new();
         let mut lines: HashMap<String, usize> = HashMap::new();
         loop {
@@ -205,21 +234,22 @@ impl<'t> Builder<'t> {
                 (Event::MappingEnd, _) => return Ok(Value::Map(entries)),
                 key => key,
             };
-            let Value::Scalar { text: key, .. } = self.node(event, key_at, depth + 1)?.value else {
-                return Err(SyntaxError {
-                    at: key_at,
-                    message: "a field's name must be a word".into(),
-                    mend: "put text with { or [ in quotes".into(),
-                });
+            let Value::Scalar { text: key, .. } = self.node(event, key_at, depth + 1, path)?.value else {
+                return Err(SyntaxError::new(
+                    key_at,
+                    "a field's name must be a word",
+                    "put text with { or [ in quotes",
+                ));
             };
             let (event, at) = self.next()?;
-            let value = self.node(event, at, depth + 1)?;
+            let path = path.key(&key);
+            let value = self.node(event, at, depth + 1, &path)?;
             match lines.get(&key) {
-                Some(line) => self.errors.push(SyntaxError {
-                    at: key_at,
-                    message: format!("{key:?} is given twice, first on line {line}"),
-                    mend: "keep one of the two".into(),
-                }),
+                Some(line) => {
+                    let message = format!("is given twice, first on line {line}");
+                    let error = SyntaxError::new(key_at, message, "keep one of the two");
+                    self.errors.push(SyntaxError { path, ..error });
+                }
                 None => {
                     lines.insert(key.clone(), key_at.line);
                     entries.push(Entry { key, key_at, value });
@@ -233,11 +263,11 @@ impl<'t> Builder<'t> {
         let tag = tag?;
         let core = tag.core_suffix();
         if core.is_none() {
-            self.errors.push(SyntaxError {
+            self.errors.push(SyntaxError::new(
                 at,
-                message: format!("the tag {:?} means nothing here", tag.original()),
-                mend: "remove it".into(),
-            });
+                format!("the tag {:?} means nothing here", tag.original()),
+                "remove it",
+            ));
         }
         core
     }
@@ -245,18 +275,18 @@ impl<'t> Builder<'t> {
     fn spend(&mut self, nodes: usize, depth: usize, at: Location) -> Result<(), SyntaxError> {
         self.nodes += nodes;
         if self.nodes > NODES_MAX {
-            return Err(SyntaxError {
+            return Err(SyntaxError::new(
                 at,
-                message: format!("the document has more than {NODES_MAX} values, aliases expanded"),
-                mend: "split it, and use fewer aliases".into(),
-            });
+                format!("the document has more than {NODES_MAX} values, aliases expanded"),
+                "split it, and use fewer aliases",
+            ));
         }
         if depth > DEPTH_MAX {
-            return Err(SyntaxError {
+            return Err(SyntaxError::new(
                 at,
-                message: format!("the document is nested more than {DEPTH_MAX} deep"),
-                mend: "flatten it".into(),
-            });
+                format!("the document is nested more than {DEPTH_MAX} deep"),
+                "flatten it",
+            ));
         }
         Ok(())
     }
@@ -284,8 +314,11 @@ mod tests {
         let shown: Vec<String> = documents(text)
             .iter()
             .map(|document| {
-                let errors =
-                    document.errors.iter().map(|e| format!("!{}:{} {}", e.at.line, e.at.column, e.message));
+                let errors = document.errors.iter().map(|e| {
+                    let field = e.path.to_string();
+                    let field = if field.is_empty() { field } else { format!("{field}: ") };
+                    format!("!{}:{} {field}{}", e.at.line, e.at.column, e.message)
+                });
                 document.root.iter().map(show).chain(errors).collect::<Vec<_>>().join(" ")
             })
             .collect();
@@ -312,9 +345,16 @@ mod tests {
     #[test]
     fn a_broken_document_does_not_hide_the_next() {
         check("a: [1\n---\nb: 2\n", &["!1:4 this is not YAML: unclosed bracket '['", "{b@3=2}"]);
-        check("a: 1\na: 2\n---\nb: 2\n", &["{a@1=1} !2:1 \"a\" is given twice, first on line 1", "{b@4=2}"]);
+        check("a: 1\na: 2\n---\nb: 2\n", &["{a@1=1} !2:1 a: is given twice, first on line 1", "{b@4=2}"]);
         check("a: 1\n...\nb: 2\n", &["!3:1 a second document starts here"]);
         check("a: !secret x\n", &["{a@1=x} !1:12 the tag \"!secret\" means nothing here"]);
+    }
+
+    #[test]
+    fn a_template_is_told_as_one() {
+        check("a: 1\nname: {{ .Values.name }}\n", &["!2:7 this looks like a Helm template"]);
+        check("{{- if .Values.on }}\na: 1\n{{- end }}\n", &["!1:1 this looks like a Helm template"]);
+        check("a: '{{ x }}'\n", &["{a@1='{{ x }}'}"]);
     }
 
     #[test]
