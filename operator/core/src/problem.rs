@@ -36,7 +36,7 @@ pub enum Reason {
     NotYetSupported,
     /// The target does not exist (yet).
     TargetNotFound,
-    /// An older object already says this for the same target.
+    /// Another object, older or first by its name, already says this for the same target.
     Conflicted,
     /// A value that is understood and cannot change anything where it stands; the rest of the object is used.
     NoEffect,

@@ -25,8 +25,11 @@ pub(super) fn find(index: &Index<'_>, problems: &mut BTreeSet<Problem>) {
     }
     for (winner, losers) in index.policies.rivals_about_calls() {
         for policy in losers {
+            // Files have no age: there the names decide.
+            let first =
+                if winner.age_rank < policy.age_rank { "is older" } else { "comes first by its name" };
             let message = format!(
-                "{} is older and already says how calls to this target are made: merge the two, or delete one",
+                "{} {first} and already says how calls to this target are made: merge the two, or delete one",
                 winner.id
             );
             Found { policy, problems }.add("spec.targetRef", Reason::Conflicted, message);
@@ -169,15 +172,16 @@ mod tests {
 
     #[test]
     fn the_older_of_two_wins_about_calls() {
-        let conflicted = |subject: &str, winner: &str| {
+        let conflicted = |subject: &str, winner: &str, why: &str| {
             format!(
-                "Conflicted: MeshPolicy shop/{subject}: spec.targetRef: MeshPolicy shop/{winner} is older and already \
+                "Conflicted: MeshPolicy shop/{subject}: spec.targetRef: MeshPolicy shop/{winner} {why} and already \
                  says how calls to this target are made: merge the two, or delete one"
             )
         };
-        check([timeout("shop/a", pay()), timeout("shop/b", pay())], &[&conflicted("b", "a")]);
+        let by_name = conflicted("b", "a", "comes first by its name");
+        check([timeout("shop/a", pay()), timeout("shop/b", pay())], &[&by_name]);
         let older = Policy { age_rank: -1, ..timeout("shop/b", pay()) };
-        check([timeout("shop/a", pay()), older], &[&conflicted("a", "b")]);
+        check([timeout("shop/a", pay()), older], &[&conflicted("a", "b", "is older")]);
         check([timeout("shop/a", pay()), timeout("shop/b", to_service("shop/pay", Some(80)))], &[]);
     }
 
