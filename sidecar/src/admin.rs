@@ -11,6 +11,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// The statistics of requests at the door that are not answered yet, and of raw connections through it.
 const INBOUND_ACTIVE: &str = "/stats?filter=inbound.*downstream_(rq|cx)_active";
 
+/// The statistics of requests sent, by cluster.
+const SENT: &str = "/stats?filter=upstream_rq_total";
+
 /// The interface.
 #[derive(Debug, Clone)]
 pub(crate) struct Admin {
@@ -58,6 +61,11 @@ impl Admin {
         self.good(Method::GET, INBOUND_ACTIVE).await.map(|stats| active(&stats))
     }
 
+    /// Whether it sent a request to one version of a service.
+    pub(crate) async fn called_a_version(&self) -> Result<bool, AdminError> {
+        self.good(Method::GET, SENT).await.map(|stats| called_a_version(&stats))
+    }
+
     async fn good(&self, method: Method, path: &str) -> Result<String, AdminError> {
         let (status, body) = self.call(method, path).await?;
         if status.is_success() { Ok(body) } else { Err(AdminError::Status(status)) }
@@ -86,6 +94,16 @@ fn active(stats: &str) -> u64 {
     counts.sum()
 }
 
+/// Whether a cluster `PORT|SERVICE|NAMESPACE|VERSION` was sent a request: a rollout is judged by those.
+fn called_a_version(stats: &str) -> bool {
+    let mut counts = stats.lines().filter_map(|line| {
+        let (name, count) = line.split_once(": ")?;
+        let cluster = name.strip_prefix("cluster.")?.strip_suffix(".upstream_rq_total")?;
+        (cluster.matches('|').count() == 3).then(|| count.trim().parse::<u64>().ok()).flatten()
+    });
+    counts.any(|count| count > 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,5 +117,15 @@ mod tests {
                      nonsense\n";
         assert_eq!(active(stats), 7);
         assert_eq!(active(""), 0);
+    }
+
+    #[test]
+    fn a_version_was_called_when_its_counter_says_so() {
+        let none = "cluster.80|pay|shop.upstream_rq_total: 7\n\
+                    cluster.operator.upstream_rq_total: 9\n\
+                    cluster.80|pay|shop|v2.upstream_rq_total: 0\n";
+        assert!(!called_a_version(none));
+        assert!(called_a_version(&format!("{none}cluster.80|pay|shop|v1.0.3.upstream_rq_total: 3\n")));
+        assert!(!called_a_version(""));
     }
 }

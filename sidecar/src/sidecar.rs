@@ -24,6 +24,10 @@ use tokio_util::sync::CancellationToken;
 /// How often callers that wait for an answer are counted.
 const IN_FLIGHT_INTERVAL: Duration = Duration::from_millis(100);
 
+/// How long Envoy takes to report all it counted, and that nothing followed: it reports each second, and the second
+/// report that begins from now on is of a time in which nobody called.
+const REPORTING: Duration = Duration::from_millis(2_200);
+
 /// What runs beside an application.
 pub(crate) struct Sidecar {
     /// How the application is, to be told to the operator.
@@ -71,6 +75,7 @@ impl Sidecar {
 
     /// Stops all of it, once nobody calls any more.
     pub(crate) async fn stop(self, stopping: &Stopping) -> anyhow::Result<()> {
+        stopping.unless_hurried(self.exit.let_report()).await;
         self.stop_membership.cancel();
         self.membership.await.context("the membership broke off")?;
         if let Some(Err(status)) = stopping.unless_hurried(self.exit.line.leave()).await {
@@ -116,6 +121,16 @@ impl Exit {
         }
         tracing::debug!("asked callers to go elsewhere");
         self.answer_requests().await;
+    }
+
+    /// Waits until the last calls of the application were reported, if a rollout is judged by them: what was counted
+    /// and never reported would be taken for failed.
+    async fn let_report(&self) {
+        match self.admin.called_a_version().await {
+            Ok(true) => sleep(REPORTING).await,
+            Ok(false) => {}
+            Err(error) => tracing::debug!(%error, "cannot ask what was called"),
+        }
     }
 
     /// Waits until nobody expects an answer any more.

@@ -154,6 +154,43 @@ async fn a_release_that_is_as_good_is_promoted() {
     mesh.assert_nothing_rejected().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_ends_well_leaves_nothing_unreported() {
+    let mesh = Mesh::start().await;
+    let front = mesh.workload(App::new("front")).await;
+    let mut job = mesh.workload(App::new("job")).await;
+    let _stable = mesh.workload(App::new("payments")).await;
+    mesh.call_gives(&front, "http://payments/", 200).await;
+    plan(&mesh, "v1", "v2", "{ weight: 50%, atLeast: 10m }, { weight: 100% }").await;
+    let _release = mesh.workload(App::new("payments").version("v2")).await;
+    let load = Load::start(front.outbound(), "http://payments/pay", 20.0);
+    let batch = Load::start(job.outbound(), "http://payments/pay", 100.0);
+    let name = "default/payments";
+    let judged = async || -> Result<(u64, u64), String> {
+        let row = mesh.canary(name).await?;
+        let certification = &row["progress"]["judge"]["certification"];
+        let count = |field: &str| certification[field].as_u64();
+        count("failed").zip(count("clean")).ok_or_else(|| row.to_string())
+    };
+    until("the job is judged by", SOON, async || match judged().await? {
+        (0, clean) if clean >= 100 => Ok(()),
+        other => Err(format!("failed and clean: {other:?}")),
+    })
+    .await;
+    batch.finish().await.assert_nothing_failed(100);
+    job.stop().await;
+    // Longer than a caller may be silent that is still expected to report.
+    let unreported = Duration::from_secs(5);
+    throughout("nothing of what it called is taken for failed", unreported, async || {
+        match judged().await? {
+            (0, _) => Ok(()),
+            other => Err(format!("failed and clean: {other:?}")),
+        }
+    })
+    .await;
+    load.finish().await.assert_nothing_failed(20);
+}
+
 /// How long proxies keep an uncertified share without a sign of life.
 const FAIL_SAFE_AFTER: Duration = Duration::from_secs(3);
 
