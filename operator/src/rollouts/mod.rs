@@ -13,6 +13,7 @@ use crate::{
     milestone::{Milestone, planned},
     signals::Signals,
 };
+use airlane_api::quantity::Share;
 use airlane_core::{
     id::{ClusterName, InstanceId, ObjectId, Revision},
     mesh::{Destination, FULL_SHARE, Route},
@@ -207,7 +208,7 @@ impl Rollouts {
         match self.memory.step(canary, trial.remembered.as_ref(), next.clone(), asked).await {
             Ok(()) => {
                 if let Some(because) = &because {
-                    tracing::info!(canary = %canary.id, phase = ?next.phase, share = next.share, "{because}");
+                    tracing::info!(canary = %canary.id, phase = ?next.phase, share = %Share::from_parts(next.share), "{because}");
                 }
                 trial.saved = next.clone();
                 trial.remembered = Some(next.clone());

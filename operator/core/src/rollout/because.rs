@@ -121,6 +121,8 @@ pub enum Refusal {
     NoCanaryEndpoint,
     /// Only what was taken back can be tried once more.
     NotRolledBack,
+    /// It is being taken back, which nothing stops.
+    RollingBack(Asked),
     /// It was taken back: only a retry brings it back.
     RolledBack(Asked),
 }
@@ -134,6 +136,11 @@ impl fmt::Display for Refusal {
             Refusal::Held => f.write_str("resume: the plan is held, its status says what to mend"),
             Refusal::NoCanaryEndpoint => f.write_str("promote: no canary endpoint is ready"),
             Refusal::NotRolledBack => f.write_str("retry: the canary was not taken back"),
+            Refusal::RollingBack(verb) => write!(
+                f,
+                "{}: the canary is being taken back; once it is RolledBack, `airlane canary retry` tries it once more",
+                name(*verb)
+            ),
             Refusal::RolledBack(verb) => {
                 write!(
                     f,

@@ -96,8 +96,9 @@ pub fn carry_out(
         matches!(progress.phase, Phase::Idle | Phase::Progressing | Phase::Holding | Phase::Paused);
     match (asked, progress.phase) {
         (Asked::Retry, Phase::RolledBack) => Ok(()),
+        (_, Phase::RollingBack) => Err(Refusal::RollingBack(asked)),
         (Asked::Retry, _) => Err(Refusal::NotRolledBack),
-        (_, Phase::RolledBack | Phase::RollingBack) => Err(Refusal::RolledBack(asked)),
+        (_, Phase::RolledBack) => Err(Refusal::RolledBack(asked)),
         (Asked::Abort, _) => Ok(()),
         _ if !undecided => Err(Refusal::NotRunning(asked)),
         (Asked::Promote, _) if canary_ready == 0 => Err(Refusal::NoCanaryEndpoint),

@@ -128,7 +128,10 @@ fn a_rollback_moves_traffic_first_and_is_one_when_acknowledged() {
     case.step(&unknown()).step(&healthy(0)).check(Phase::Progressing, 1, 2_500, 500);
     case.facts.acknowledged = Some(Acknowledged { share: 2_500, fail_safe_share: 500 });
     case.step(&breached()).check(Phase::RollingBack, 1, 0, 0);
-    case.step(&unknown()).check(Phase::RollingBack, 1, 0, 0);
+    for verb in [Asked::Retry, Asked::Promote, Asked::Abort] {
+        case.ask(verb).check(Phase::RollingBack, 1, 0, 0);
+        assert_eq!(case.refused(), Some(Refusal::RollingBack(verb)));
+    }
     case.facts.acknowledged = None;
     case.step(&unknown()).check(Phase::RolledBack, 1, 0, 0);
     assert!(case.progress.because.starts_with("errors: 6 of 94"), "{}", case.progress.because);
