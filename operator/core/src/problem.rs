@@ -56,6 +56,13 @@ pub enum Reason {
     VersionNotReady,
 }
 
+impl Reason {
+    /// Whether a canary with such a problem decides about no service.
+    pub fn stands_aside(self) -> bool {
+        matches!(self, Reason::Conflicted | Reason::TargetNotFound | Reason::Unsplittable)
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)

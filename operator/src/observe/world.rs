@@ -69,6 +69,7 @@ pub(crate) fn assemble(
                 let status = statuses.get(id);
                 let canary = Canary {
                     generation: accepted.generation,
+                    age_rank: accepted.age_rank,
                     progress: status.and_then(|status| status.progress.clone()),
                     asked: status.and_then(|status| status.asked),
                     ..canary.clone()

@@ -18,7 +18,6 @@ use airlane_core::{
     id::{ClusterName, InstanceId, ObjectId, Revision},
     mesh::{Destination, FULL_SHARE, Route},
     policy::Millis,
-    problem::Reason,
     rollout::{Acknowledged, Canary, Facts, Phase, Progress, Step, objectives, step},
     slo::judge,
 };
@@ -358,10 +357,8 @@ impl Site {
 
 /// Whether a canary decides about its service, and not another one or nobody.
 fn governs(picture: &Picture, id: &ObjectId) -> bool {
-    !picture.compiled.problems.iter().any(|problem| {
-        problem.subject == *id
-            && matches!(problem.reason, Reason::Conflicted | Reason::TargetNotFound | Reason::Unsplittable)
-    })
+    let mut problems = picture.compiled.problems.iter();
+    !problems.any(|problem| problem.subject == *id && problem.reason.stands_aside())
 }
 
 fn comparison(canary: &Canary) -> Comparison {

@@ -40,7 +40,7 @@ pub(crate) fn canary(share: u32) -> Canary {
     };
     let progress = Progress { phase: Phase::Progressing, share, ..Progress::new(&plan, now()) };
     let id = ObjectId { kind: ObjectKind::Canary, namespace: service().namespace, name: name("pay") };
-    Canary { id, generation: 1, plan, progress: Some(progress), asked: None }
+    Canary { id, generation: 1, age_rank: 0, plan, progress: Some(progress), asked: None }
 }
 
 /// A service whose v1 and v2 have one copy each, with these healths.

@@ -49,6 +49,7 @@ pub(crate) fn canary(
     Some(Canary {
         id: id.clone(),
         generation: 0,
+        age_rank: 0,
         asked: asked(annotations, &canary),
         progress: None,
         plan: Rollout {

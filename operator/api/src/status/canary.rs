@@ -264,7 +264,7 @@ mod tests {
             because: "ready".into(),
         });
         let id = ObjectId { kind: ObjectKind::Canary, namespace, name };
-        Canary { id, generation: 2, plan, progress: Some(progress), asked: None }
+        Canary { id, generation: 2, age_rank: 0, plan, progress: Some(progress), asked: None }
     }
 
     #[test]

@@ -23,7 +23,10 @@ use crate::{
     rollout::{Canary, Phase, Progress, Rollout},
     world::{Health, World},
 };
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 /// The part of a canary that routing depends on. Evidence, which changes every few seconds, is not.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -38,11 +41,14 @@ pub(super) struct Governing {
     taken_back: bool,
 }
 
-/// The canary that governs each service: the first in object order. The others, and those that cannot govern
-/// anything, get a problem.
+/// The canary that governs each service: of several the one that is under way, else the oldest, else the first in object
+/// order. The others, and those that cannot govern anything, get a problem.
 pub(super) fn governing(world: &World, problems: &mut BTreeSet<Problem>) -> HashMap<ServiceId, Governing> {
     let mut governing = HashMap::new();
-    for canary in world.canaries.values() {
+    let mut canaries: Vec<&Arc<Canary>> = world.canaries.values().collect();
+    // Only who governs has steps to remember. The order is kept where this says nothing.
+    canaries.sort_by_key(|canary| (canary.progress.is_none(), canary.age_rank));
+    for canary in canaries {
         let plan = &canary.plan;
         let mut problem = |field: &str, reason, message| {
             let (subject, field) = (canary.id.clone(), field.to_owned());
@@ -300,6 +306,24 @@ mod tests {
                 ("Canary shop/d".to_owned(), "spec.service", Reason::TargetNotFound),
             ]
         );
+    }
+
+    #[test]
+    fn a_newer_canary_dethrones_none_that_is_under_way_or_older() {
+        let by = |one: Canary, other: Canary| {
+            let world = world_of([service("shop/pay", &[]).into(), one.into(), other.into()]);
+            let governing = governing(&world, &mut BTreeSet::new());
+            governing.values().map(|it| it.by.name.to_string()).collect::<Vec<_>>()
+        };
+        let of = |name: &str, age_rank: i64, memory: Option<Progress>| {
+            let canary = canary(&format!("shop/{name}"), "shop/pay");
+            Canary { age_rank, progress: memory, ..canary }
+        };
+        let running = || Some(progress(Phase::Progressing, 500, 0));
+        assert_eq!(by(of("a", 0, None), of("b", 0, None)), ["a"]);
+        assert_eq!(by(of("a", 7, None), of("b", 3, None)), ["b"]);
+        assert_eq!(by(of("a", 0, None), of("b", 0, running())), ["b"]);
+        assert_eq!(by(of("a", 3, running()), of("b", 7, running())), ["a"]);
     }
 
     /// What is told of the canary from v1 to v2 with this memory and these copies: number, version and whether it is

@@ -101,6 +101,7 @@ pub(crate) fn canary(id: &str, service: &str) -> Canary {
     Canary {
         id: object_id(ObjectKind::Canary, id),
         generation: 1,
+        age_rank: 0,
         plan: Rollout {
             service: service_id(service),
             stable: revision("v1"),

@@ -59,6 +59,8 @@ pub struct Canary {
     pub id: ObjectId,
     /// The object's generation, for `observedGeneration`.
     pub generation: i64,
+    /// The smaller, the older; the same for all where nobody knows, as for files.
+    pub age_rank: i64,
     /// The plan.
     pub plan: Rollout,
     /// The only memory of the rollout; `None` before the first step.

@@ -29,7 +29,7 @@ fn plan() -> Rollout {
 fn canary() -> Canary {
     let id =
         ObjectId { kind: ObjectKind::Canary, namespace: plan().service.namespace, name: plan().service.name };
-    Canary { id, generation: 1, plan: plan(), progress: None, asked: None }
+    Canary { id, generation: 1, age_rank: 0, plan: plan(), progress: None, asked: None }
 }
 
 fn progress(phases: &[Phase]) -> Progress {
