@@ -3,8 +3,10 @@
 use crate::{control::Picture, fleet::Census, milestone::Milestone, xds::Refusals};
 use airlane_api::status::Proxies;
 use airlane_core::{
-    id::{InstanceId, ObjectId},
+    id::{ClusterName, InstanceId, ObjectId},
+    mesh::Route,
     problem::{Problem, Reason},
+    rollout::Canary,
 };
 use std::collections::BTreeSet;
 
@@ -38,6 +40,23 @@ pub(crate) fn rejected(refusals: &Refusals) -> impl Iterator<Item = Problem> {
             ),
         })
     })
+}
+
+/// The share that is sent to a canary, in parts of [`airlane_core::mesh::FULL_SHARE`]: the largest of its ports. It is not
+/// the planned one while a version has no healthy endpoint. `None` if it splits nothing, or if another step of it is
+/// published than the one it remembers.
+pub(crate) fn share(canary: &Canary, picture: &Picture) -> Option<u32> {
+    let planned = |canary: &Canary| canary.progress.as_ref().map(|progress| progress.share);
+    let published = picture.world.canaries.get(&canary.id).filter(|it| planned(it) == planned(canary))?;
+    let mesh = &picture.compiled.mesh;
+    let destinations = mesh.destinations.values().filter(|it| it.shaped_by.contains(&published.id));
+    let shares = destinations.filter_map(|destination| {
+        let Route::Split(split) = &destination.route else { return None };
+        let revision = Some(published.plan.canary.clone());
+        let cluster = ClusterName { port: destination.port.clone(), revision };
+        mesh.shares.get(&split.runtime_key(&cluster)).copied()
+    });
+    shares.max()
 }
 
 /// How far the object's present version has come with the connected proxies.

@@ -287,8 +287,16 @@ impl Sources<'_> {
             .canaries
             .values()
             .map(|canary| {
-                let progress = canary.progress.clone();
+                let problems = self.problems_of(&canary.id);
+                let aside = problems.iter().find(|problem| problem.reason.stands_aside());
+                let progress = canary.progress.clone().filter(|_| aside.is_none());
                 let steps = canary.plan.steps.len();
+                let share = standing::share(canary, self.picture)
+                    .unwrap_or_else(|| progress.as_ref().map_or(0, |progress| progress.share));
+                let because = match (aside, &progress) {
+                    (Some(aside), _) => aside.message.clone(),
+                    (None, progress) => progress.as_ref().map_or_else(String::new, |it| it.because.clone()),
+                };
                 CanaryView {
                     namespace: canary.id.namespace.to_string(),
                     name: canary.id.name.to_string(),
@@ -300,13 +308,11 @@ impl Sources<'_> {
                         || format!("-/{steps}"),
                         |progress| format!("{}/{steps}", progress.step + 1),
                     ),
-                    share_percent: progress
-                        .as_ref()
-                        .map_or(0.0, |progress| 100.0 * f64::from(progress.share) / f64::from(FULL_SHARE)),
-                    because: progress.as_ref().map_or_else(String::new, |progress| progress.because.clone()),
+                    share_percent: 100.0 * f64::from(share) / f64::from(FULL_SHARE),
+                    because,
                     needs: progress.as_ref().and_then(|progress| progress.needs.clone()),
                     progress,
-                    problems: self.problems_of(&canary.id),
+                    problems,
                     outdated: self
                         .picture
                         .declared

@@ -18,7 +18,7 @@ use crate::{
     observe::kubernetes::{ANSWERED, Answered, Kept, Observed, memory},
     standing,
 };
-use airlane_api::status::CanaryStatus;
+use airlane_api::{quantity::Share, status::CanaryStatus};
 use airlane_core::{
     id::{ObjectId, ObjectKind},
     problem::Problem,
@@ -123,7 +123,11 @@ impl Writer {
         answered: Option<Answered>,
         base: &Base,
     ) -> Result<Value, WriteError> {
-        let status = CanaryStatus::of(canary, &self.problems_of(&canary.id))?;
+        let mut status = CanaryStatus::of(canary, &self.problems_of(&canary.id))?;
+        let sent = self.0.picture.borrow().as_ref().and_then(|picture| standing::share(canary, picture));
+        if let (Some(weight), Some(sent)) = (&mut status.weight, sent) {
+            *weight = Share::from_parts(sent);
+        }
         let mut status = serde_json::to_value(status)?;
         self.date(&mut status, &base.conditions);
         if let Some(memory) = status.get_mut("memory").and_then(Value::as_object_mut) {
