@@ -4,7 +4,7 @@
 //! comes or goes never edits a route. The *current* shares travel apart and follow the endpoints at once:
 //!
 //! - a revision without a healthy endpoint yields its share to the other one, if that one has some;
-//! - except to a canary that was taken back: it gets nothing, however sick stable is;
+//! - except to a canary that a person took back: it gets nothing, however sick stable is;
 //! - when neither has a healthy endpoint the shares stand as planned, for there is nothing to gain.
 //!
 //! Shares arrive later than endpoints, and where nobody vouches for them not at all. So the one's endpoints also stand in
@@ -14,7 +14,8 @@
 //! share that the plan does not count would spoil the evidence. They stay in the cluster without revision, to which
 //! the service falls back when the canary is deleted. While stable has none, all of them serve in its place: what is
 //! left of a service serves before a canary that proved nothing does, and a version that was mistyped takes nobody
-//! down. Only when nothing else is healthy does such a canary get everything.
+//! down. Only when nothing else is healthy does such a canary get everything, even one that was taken back on
+//! evidence: some of its requests fail, and without it all would.
 
 use crate::{
     id::{ClusterName, ObjectId, Revision, ServiceId, ServicePort},
@@ -38,7 +39,8 @@ pub(super) struct Governing {
     share: u32,
     /// The canary's share when nobody keeps the current one alive.
     fail_safe_share: u32,
-    taken_back: bool,
+    /// It gets nothing, whatever else is there.
+    shut_out: bool,
 }
 
 /// The canary that governs each service: of several the one that is under way, else the oldest, else the first in object
@@ -112,7 +114,8 @@ fn copies<'w>(
 /// go.
 fn without_stable(canary: &Canary, copies: &Copies<'_>) -> Option<Problem> {
     let Rollout { service, stable, canary: trial, .. } = &canary.plan;
-    let phase = canary.progress.as_ref().filter(|it| it.canary == *trial).map(|progress| progress.phase);
+    let progress = canary.progress.as_ref().filter(|it| it.canary == *trial);
+    let phase = progress.map(|progress| progress.phase);
     let healthy: Vec<&Revision> =
         copies.iter().filter(|(_, healthy)| **healthy > 0).map(|(revision, _)| *revision).collect();
     let decided = matches!(phase, Some(Phase::Promoting | Phase::Succeeded));
@@ -125,12 +128,13 @@ fn without_stable(canary: &Canary, copies: &Copies<'_>) -> Option<Problem> {
         format!("no instance of {service} has version {stable}")
     };
     let others: Vec<&Revision> = healthy.iter().copied().filter(|revision| *revision != trial).collect();
-    let taken_back = matches!(phase, Some(Phase::RollingBack | Phase::RolledBack));
+    let retry = || format!(", or retry {trial} (airlane canary retry {})", canary.id.name);
     let (mend, meanwhile) = if !others.is_empty() {
         (String::new(), format!("{} in its place", serves(&others)))
-    } else if taken_back {
-        let retry = format!(", or retry (airlane canary retry {})", canary.id.name);
-        (retry, format!("{trial} is kept out because it was taken back, and every request fails"))
+    } else if progress.is_some_and(is_shut_out) {
+        (retry(), format!("every request fails, for {trial} was aborted by hand"))
+    } else if progress.is_some_and(is_taken_back) {
+        (retry(), format!("{trial} gets every request although it was taken back, for nothing else is ready"))
     } else {
         (String::new(), format!("{trial} gets every request, for nothing else is ready"))
     };
@@ -144,6 +148,14 @@ fn without_stable(canary: &Canary, copies: &Copies<'_>) -> Option<Problem> {
         reason: Reason::VersionNotReady,
         message,
     })
+}
+
+fn is_taken_back(progress: &Progress) -> bool {
+    matches!(progress.phase, Phase::RollingBack | Phase::RolledBack)
+}
+
+fn is_shut_out(progress: &Progress) -> bool {
+    is_taken_back(progress) && progress.aborted
 }
 
 fn list(revisions: &[&Revision]) -> String {
@@ -165,7 +177,7 @@ impl Governing {
             canary: canary.plan.canary.clone(),
             share: share(|progress| progress.share),
             fail_safe_share: share(|progress| progress.fail_safe_share),
-            taken_back: progress.is_some_and(|p| matches!(p.phase, Phase::RollingBack | Phase::RolledBack)),
+            shut_out: progress.is_some_and(is_shut_out),
         }
     }
 
@@ -205,7 +217,7 @@ impl Governing {
     pub(super) fn shares(&self, stable_serves: bool, canary_serves: bool) -> [u32; 2] {
         let canary = match (stable_serves, canary_serves) {
             (true, false) => 0,
-            (false, true) if !self.taken_back => FULL_SHARE,
+            (false, true) if !self.shut_out => FULL_SHARE,
             _ => self.share,
         };
         [FULL_SHARE - canary, canary]
@@ -262,9 +274,17 @@ mod tests {
     }
 
     #[test]
-    fn a_canary_that_was_taken_back_gets_nothing_however_sick_stable_is() {
+    fn a_canary_that_a_person_took_back_gets_nothing_however_sick_stable_is() {
         for phase in [Phase::RollingBack, Phase::RolledBack] {
-            check(Some(progress(phase, 0, 0)), STABLE, [STABLE; 4]);
+            let aborted = Progress { aborted: true, ..progress(phase, 0, 0) };
+            check(Some(aborted), STABLE, [STABLE; 4]);
+        }
+    }
+
+    #[test]
+    fn a_canary_that_was_taken_back_on_evidence_serves_before_nothing_does() {
+        for phase in [Phase::RollingBack, Phase::RolledBack] {
+            check(Some(progress(phase, 0, 0)), STABLE, [STABLE, STABLE, CANARY, STABLE]);
         }
     }
 
@@ -363,12 +383,20 @@ mod tests {
               then v2 gets every request, for nothing else is ready"
             ]
         );
+        let taken_back = progress(Phase::RolledBack, 0, 0);
+        let message = |meanwhile: &str| {
+            let missing =
+                "no instance of shop/pay has version v1; ready: v2. Start v1, or correct the version";
+            format!("{missing}, or retry v2 (airlane canary retry pay); until then {meanwhile}")
+        };
         assert_eq!(
-            told(Some(progress(Phase::RolledBack, 0, 0)), &[(2, "v2", true)]),
-            [
-                "no instance of shop/pay has version v1; ready: v2. Start v1, or correct the version, or retry (airlane \
-              canary retry pay); until then v2 is kept out because it was taken back, and every request fails"
-            ]
+            told(Some(taken_back.clone()), &[(2, "v2", true)]),
+            [message("v2 gets every request although it was taken back, for nothing else is ready")]
+        );
+        let aborted = Progress { aborted: true, ..taken_back };
+        assert_eq!(
+            told(Some(aborted), &[(2, "v2", true)]),
+            [message("every request fails, for v2 was aborted by hand")]
         );
         let succeeded = progress(Phase::Succeeded, FULL_SHARE, FULL_SHARE);
         assert_eq!(told(Some(succeeded), &[(2, "v2", true)]), none, "stable has had its day");

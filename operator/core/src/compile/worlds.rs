@@ -129,6 +129,7 @@ pub(crate) fn progress(phase: Phase, share: u32, fail_safe_share: u32) -> Progre
         since_at: jiff::Timestamp::UNIX_EPOCH,
         step_at: jiff::Timestamp::UNIX_EPOCH,
         pause_asked: false,
+        aborted: false,
         because: String::new(),
         needs: None,
         judge: crate::slo::Wealth::new(jiff::Timestamp::UNIX_EPOCH),

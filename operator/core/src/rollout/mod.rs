@@ -10,6 +10,7 @@
 //! |---|---|---|---|---|
 //! | any | the plan names another canary | Idle, all memory anew | 0 | 0 |
 //! | RolledBack | retry | Idle, all memory anew | 0 | 0 |
+//! | RolledBack, RollingBack | abort | the same, and shut out | 0 | 0 |
 //! | RolledBack | else | – | 0 | 0 |
 //! | RollingBack | acknowledged | RolledBack | 0 | 0 |
 //! | any other | abort | RollingBack | 0 | 0 |
@@ -160,6 +161,10 @@ pub struct Progress {
     pub step_at: Timestamp,
     /// A person asked for a pause; only a resume ends it. (`suspend` in the plan pauses as well.)
     pub pause_asked: bool,
+    /// A person took it back: it gets nothing, even when nothing else is left. The judge knows failures only; a person
+    /// may know worse.
+    #[serde(default)]
+    pub aborted: bool,
     /// Why it is here: one sentence with its numbers.
     pub because: String,
     /// What is missing while holding.
@@ -186,6 +191,7 @@ impl Progress {
             since_at: now,
             step_at: now,
             pause_asked: false,
+            aborted: false,
             because: Because::NoCanaryEndpoint.to_string(),
             needs: None,
             judge: crate::slo::Wealth::new(now),

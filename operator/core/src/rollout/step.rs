@@ -72,6 +72,7 @@ pub fn step(plan: &Rollout, progress: &Progress, verdict: &Verdict, facts: &Fact
     match verb {
         Some(Asked::Pause) => next.pause_asked = true,
         Some(Asked::Resume) => next.pause_asked = false,
+        Some(Asked::Abort) => next.aborted = true,
         _ => {}
     }
     if facts.asked == Some(Asked::Resume) && matches!(refused, Some(Refusal::Suspended | Refusal::Held)) {
@@ -96,6 +97,7 @@ pub fn carry_out(
         matches!(progress.phase, Phase::Idle | Phase::Progressing | Phase::Holding | Phase::Paused);
     match (asked, progress.phase) {
         (Asked::Retry, Phase::RolledBack) => Ok(()),
+        (Asked::Abort, Phase::RollingBack | Phase::RolledBack) if !progress.aborted => Ok(()),
         (_, Phase::RollingBack) => Err(Refusal::RollingBack(asked)),
         (Asked::Retry, _) => Err(Refusal::NotRolledBack),
         (_, Phase::RolledBack) => Err(Refusal::RolledBack(asked)),

@@ -128,7 +128,7 @@ fn a_rollback_moves_traffic_first_and_is_one_when_acknowledged() {
     case.step(&unknown()).step(&healthy(0)).check(Phase::Progressing, 1, 2_500, 500);
     case.facts.acknowledged = Some(Acknowledged { share: 2_500, fail_safe_share: 500 });
     case.step(&breached()).check(Phase::RollingBack, 1, 0, 0);
-    for verb in [Asked::Retry, Asked::Promote, Asked::Abort] {
+    for verb in [Asked::Retry, Asked::Promote, Asked::Resume] {
         case.ask(verb).check(Phase::RollingBack, 1, 0, 0);
         assert_eq!(case.refused(), Some(Refusal::RollingBack(verb)));
     }
@@ -140,7 +140,13 @@ fn a_rollback_moves_traffic_first_and_is_one_when_acknowledged() {
     }
     case.ask(Asked::Promote).check(Phase::RolledBack, 1, 0, 0);
     assert_eq!(case.refused(), Some(Refusal::RolledBack(Asked::Promote)));
+    assert!(!case.progress.aborted);
+    case.ask(Asked::Abort).check(Phase::RolledBack, 1, 0, 0);
+    assert_eq!((case.refused(), case.progress.aborted), (None, true), "it is shut out afterwards, too");
+    case.ask(Asked::Abort).check(Phase::RolledBack, 1, 0, 0);
+    assert_eq!(case.refused(), Some(Refusal::RolledBack(Asked::Abort)));
     case.ask(Asked::Retry).check(Phase::Idle, 0, 0, 0);
+    assert!(!case.progress.aborted);
     case.step(&unknown()).check(Phase::Progressing, 0, 500, 0);
 }
 
@@ -217,6 +223,7 @@ fn promote_skips_the_rest_and_abort_takes_it_back() {
     case.facts.canary_ready = 1;
     case.step(&unknown()).ask(Asked::Promote).check(Phase::Promoting, 2, FULL_SHARE, FULL_SHARE);
     case.ask(Asked::Abort).check(Phase::RollingBack, 2, 0, 0);
+    assert!(case.progress.aborted);
     case.facts.stable_ready = 0;
     let mut case = Case::new();
     case.step(&unknown());
