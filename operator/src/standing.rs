@@ -81,3 +81,24 @@ pub(crate) fn proxies(id: &ObjectId, picture: &Picture, census: &Census, refusal
     }
     counted
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rollouts::tests::{canary, picture};
+    use airlane_core::{
+        mesh::FULL_SHARE,
+        world::Health::{Healthy, Unhealthy},
+    };
+
+    #[test]
+    fn the_share_told_is_the_one_that_is_sent() {
+        let planned = canary(1_000);
+        let sent = |healths| share(&planned, &picture(&planned, healths));
+        assert_eq!(sent([Healthy, Healthy]), Some(1_000));
+        assert_eq!(sent([Unhealthy, Healthy]), Some(FULL_SHARE));
+        assert_eq!(sent([Healthy, Unhealthy]), Some(0));
+        let ahead = canary(5_000);
+        assert_eq!(share(&ahead, &picture(&planned, [Healthy, Healthy])), None, "it is not published yet");
+    }
+}

@@ -6,7 +6,7 @@ mod evidence;
 pub(crate) mod tests;
 
 use crate::{
-    apply::{Memory, NotRemembered},
+    apply::{Memory, NotRemembered, Status},
     clock::Clock,
     control::Picture,
     fleet::Fleet,
@@ -140,14 +140,15 @@ impl Rollouts {
         self.signals.with(|intake| callers.filter(|id| intake.last_heard_at(id).is_none()).collect())
     }
 
-    /// A canary whose object was deleted begins anew when it comes back. While a file cannot be read, what it held
-    /// may still be wanted.
+    /// A canary whose object was deleted begins anew when it comes back, unless it was taken back: deleting and writing
+    /// it again is no retry. While a file cannot be read, what it held may still be wanted.
     async fn forget_deleted(&self, picture: &Picture) {
         if !picture.declared.errors.is_empty() {
             return;
         }
         let remembered = self.memory.statuses();
-        for id in remembered.keys().filter(|id| !picture.world.canaries.contains_key(*id)) {
+        let deleted = remembered.iter().filter(|(id, _)| !picture.world.canaries.contains_key(*id));
+        for (id, _) in deleted.filter(|(_, status)| !was_taken_back(status)) {
             if let Err(error) = self.memory.forget(id).await {
                 tracing::warn!(canary = %id, error = &error as &dyn std::error::Error, "a deleted canary is not forgotten yet");
             }
@@ -353,6 +354,11 @@ impl Site {
     fn canary_share(&self) -> Option<f64> {
         self.shares.iter().map(|(_, share)| probability(*share)).reduce(f64::max)
     }
+}
+
+fn was_taken_back(status: &Status) -> bool {
+    let phase = status.progress.as_ref().map(|progress| progress.phase);
+    matches!(phase, Some(Phase::RollingBack | Phase::RolledBack))
 }
 
 /// Whether a canary decides about its service, and not another one or nobody.

@@ -1,10 +1,6 @@
 use super::*;
 use crate::{
-    apply::{Status, Statuses},
-    clock::tests::HandClock,
-    milestone,
-    observe::declared::Declared,
-    xds::Publisher,
+    apply::Statuses, clock::tests::HandClock, milestone, observe::declared::Declared, xds::Publisher,
 };
 use airlane_core::{
     compile::compile,
@@ -136,6 +132,14 @@ fn the_coin_is_the_one_that_is_thrown() {
 }
 
 #[test]
+fn who_stands_in_for_stable_is_not_stable() {
+    let mut mistyped = canary(0);
+    mistyped.plan.stable = Revision::parse("v7").expect("a name");
+    let site = Site::of(&mistyped, &picture(&mistyped, [Health::Healthy; 2]));
+    assert_eq!((site.stable_ready, site.canary_ready), (0, 1));
+}
+
+#[test]
 fn a_status_is_written_for_its_reader_and_for_the_judge() {
     let canary = canary(1_000);
     let trial = Trial::resume(&canary, BTreeSet::new(), now());
@@ -173,6 +177,17 @@ impl Memory for Slow {
     async fn forget(&self, _: &ObjectId) -> Result<(), NotRemembered> {
         Ok(())
     }
+}
+
+#[test]
+fn only_what_was_taken_back_is_remembered_without_its_object() {
+    let remembered = |phase| {
+        let progress = Progress { phase, ..canary(0).progress.expect("under way") };
+        was_taken_back(&Status { progress: Some(progress), asked: None })
+    };
+    assert!(remembered(Phase::RolledBack) && remembered(Phase::RollingBack));
+    assert!(!remembered(Phase::Progressing) && !remembered(Phase::Succeeded));
+    assert!(!was_taken_back(&Status::default()));
 }
 
 #[tokio::test]
