@@ -29,11 +29,15 @@ fn definitions() -> [CustomResourceDefinition; 2] {
 
 /// Takes back what the derive allows and we do not: an explicit null, which is most often a section whose fields were
 /// forgotten and which rules written with `has()` stumble over; and formats that Kubernetes does not know. Says of what
-/// is not supported yet that it is not, where `kubectl explain` shows it.
+/// is not supported yet that it is not, where `kubectl explain` shows it, and makes descriptions one line, which whoever
+/// shows them breaks.
 pub(crate) fn strict(schema: &mut JSONSchemaProps) {
     if schema.title.as_deref() == Some(NOT_YET) {
         let description = schema.description.take().unwrap_or_default();
         schema.description = Some(format!("Not supported yet. {description}"));
+    }
+    if let Some(description) = &mut schema.description {
+        *description = description.split_whitespace().collect::<Vec<_>>().join(" ");
     }
     schema.nullable = None;
     schema.format.take_if(|format| format.starts_with("uint"));

@@ -16,14 +16,14 @@ pub type Matches = NotYet<Vec<RequestMatch>>;
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct RequestMatch {
-    /// Its path.
+    /// How its path is, or begins.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathMatch>,
-    /// Its headers, all of them.
+    /// How its headers are: all of these must fit.
     #[schemars(length(max = 16))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<HeaderMatch>,
-    /// Its method, one of them.
+    /// Its method is one of these; any if not said.
     #[schemars(length(max = 16))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub methods: Vec<MethodText>,
@@ -35,10 +35,10 @@ pub struct RequestMatch {
 #[x_kube(validation = Rule::new("has(self.exact) != has(self.prefix)")
     .message("a path is matched in one way; give exactly one of exact and prefix"))]
 pub struct PathMatch {
-    /// This and nothing else.
+    /// The whole path, without its query.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exact: Option<UrlPath>,
-    /// It begins with these segments.
+    /// What the path begins with, in whole segments: /v2 is /v2 and /v2/x, not /v20.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefix: Option<UrlPath>,
 }
@@ -49,17 +49,17 @@ pub struct PathMatch {
 #[x_kube(validation = Rule::new("[has(self.exact), has(self.prefix), has(self.present)].exists_one(given, given)")
     .message("a header is matched in one way; give exactly one of exact, prefix and present"))]
 pub struct HeaderMatch {
-    /// Its name.
+    /// The header's name, in lower case.
     pub name: HeaderName,
-    /// Its whole value.
+    /// The whole value.
     #[schemars(length(max = 1024))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exact: Option<String>,
-    /// How its value begins.
+    /// What the value begins with.
     #[schemars(length(max = 1024))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
-    /// Whether it is there at all.
+    /// Whether it is there at all, whatever it says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub present: Option<bool>,
 }

@@ -122,9 +122,9 @@ fn is_domain(text: &str, label_max: usize) -> bool {
 /// A Secret in the object's namespace.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct SecretRef {
-    /// Its name.
+    /// The Secret's name.
     pub name: SecretName,
-    /// Which of its keys, where more than one would do.
+    /// The key in it, where more than one would do.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub key: Option<String>,

@@ -3,9 +3,14 @@
 
 #![expect(clippy::expect_used, reason = "a helper of tests fails the test")]
 
-use airlane_api::crds;
-use serde_json::Value;
-use std::{env, fs, path::Path};
+use airlane_api::{Value as Meaning, crds, read_object};
+use airlane_core::{
+    compile::effective,
+    id::{Namespace, ServiceId, TrustDomain},
+    world::{Port, Protocol, Service, World},
+};
+use serde_json::{Value, json};
+use std::{collections::BTreeMap, env, fs, path::Path, sync::Arc};
 
 fn definitions() -> Vec<(String, String)> {
     crds().expect("definitions have a form in YAML")
@@ -107,5 +112,106 @@ fn schemas_are_structural_and_bounded() {
                 assert!(!node.contains_key(keyword), "{path} has {keyword}");
             }
         });
+    }
+}
+
+/// Every field of a resource, by its path.
+fn fields(path: &str, schema: &Value, visit: &mut impl FnMut(&str, &Value)) {
+    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        visit(&path, field);
+        fields(&path, field, visit);
+        fields(&path, &field["items"], visit);
+    }
+}
+
+/// What `kubectl explain` says of each field of the two resources, policies first.
+fn described() -> [BTreeMap<String, String>; 2] {
+    ["meshpolicies", "canaries"].map(|plural| {
+        let all = schemas();
+        let of_plural = all.iter().find(|schema| schema["spec"]["names"]["plural"] == plural);
+        let schema = &of_plural.expect("its definition")["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+        let mut described = BTreeMap::new();
+        fields("", schema, &mut |path, field| {
+            let text = field["description"].as_str().unwrap_or_default();
+            described.insert(path.to_owned(), text.to_owned());
+        });
+        described
+    })
+}
+
+#[test]
+fn every_field_is_described_in_a_sentence() {
+    for (path, text) in described().into_iter().flatten() {
+        let words = text.trim_start_matches("Not supported yet.").split_whitespace().count();
+        assert!(words >= 3 && text.ends_with('.'), "{path}: {text:?}");
+    }
+}
+
+/// A world with one service and nothing said about it.
+fn untouched(service: &ServiceId) -> World {
+    let port = Port { number: 80, target: 8080, protocol: Protocol::Http };
+    let declared = Service { id: service.clone(), ports: vec![port], addresses: [].into() };
+    World {
+        trust_domain: TrustDomain::parse("airlane.local").expect("a domain"),
+        system_namespace: Namespace::parse("airlane-system").expect("a name"),
+        cluster_domain: None,
+        services: [(service.clone(), Arc::new(declared))].into(),
+        instances: BTreeMap::new(),
+        policies: BTreeMap::new(),
+        canaries: BTreeMap::new(),
+    }
+}
+
+#[test]
+fn defaults_of_policies_are_told_as_they_hold() {
+    let [policy, _] = described();
+    let namespace = Namespace::parse("shop").expect("a name");
+    let service = ServiceId { namespace, name: "pay".parse().expect("a name") };
+    let effective = effective(&untouched(&service), &service).expect("it is there");
+    let rows = &effective.ports[&80];
+    assert!(rows.len() > 20, "only {} values were seen", rows.len());
+    for row in rows {
+        let told = match &*row.value {
+            "none" => " if no policy says it".to_owned(),
+            value => format!(" {value} if no policy says it"),
+        };
+        let text = &policy[&row.field];
+        assert!(text.contains(&told), "{}: {} in {text:?}", row.field, row.value);
+    }
+}
+
+#[test]
+fn defaults_of_canaries_are_told_as_they_hold() {
+    let [_, told] = described();
+    let plan = |more: Value| {
+        let mut spec =
+            json!({ "service": "pay", "stable": { "version": "v1" }, "canary": { "version": "v2" } });
+        spec.as_object_mut().expect("a map").extend(more.as_object().cloned().unwrap_or_default());
+        let canary = json!({
+            "apiVersion": "airlane.dev/v1alpha1", "kind": "Canary",
+            "metadata": { "name": "pay", "namespace": "shop" }, "spec": spec,
+        });
+        match read_object(&canary, &Namespace::parse("airlane-system").expect("a name")).value {
+            Some(Meaning::Canary(canary)) => canary.plan,
+            other => unreachable!("{other:?}"),
+        }
+    };
+    let percent = |share: f64| share * 100.0;
+    let silent = plan(json!({}));
+    let steps: Vec<String> = silent.steps.iter().map(|step| (step.share / 100).to_string()).collect();
+    let errors = &silent.objectives[0];
+    let named = plan(json!({ "objectives": [{ "name": "errors", "errorRate": { "max": "4%" } }] }));
+    let named = &named.objectives[0];
+    assert_eq!(percent(named.max / named.ignore_below).round(), 1_000.0, "a tenth");
+    for (field, default) in [
+        ("spec.steps", format!("Without them: {} %.", steps.join(", "))),
+        ("spec.objectives", format!("Without them: at most {} % errors.", percent(errors.max))),
+        ("spec.objectives.errorRate.worseThanStable", format!("{}x if not said.", named.worse_than_stable)),
+        ("spec.objectives.errorRate.ignoreBelow", "A tenth of max if not said.".to_owned()),
+        ("spec.judgement.falseRollback", format!("{}% if not said.", percent(silent.false_rollback))),
+        ("spec.judgement.wrongPromotion", format!("{}% if not said.", percent(silent.wrong_promotion))),
+    ] {
+        assert!(told[field].contains(&default), "{field}: {default} in {:?}", told[field]);
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Affinity {
-    /// By this cookie.
+    /// The cookie by which a user is known again.
     pub cookie: Cookie,
 }
 
@@ -25,11 +25,12 @@ pub enum OnDeadline {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Gate {
-    /// Its name.
+    /// What the status and events call it; once in a canary.
     pub name: NameText,
-    /// When it is asked.
+    /// When it is asked. Start: before the first request. Step: before every step. Promotion: before the last.
+    /// Rollback: before it is taken back.
     pub at: GatePoint,
-    /// Who answers.
+    /// The address that is asked, and how long.
     pub webhook: Webhook,
 }
 
@@ -48,9 +49,9 @@ pub enum GatePoint {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Webhook {
-    /// Where it listens.
+    /// Where it listens, http:// or https://.
     pub url: UrlText,
-    /// How long is waited for the answer.
+    /// How long its answer may take, as in 5s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Duration>,
 }
@@ -59,14 +60,15 @@ pub struct Webhook {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct OnFailure {
-    /// What is taken back.
+    /// Auto: the workload's template where nobody else owns it, otherwise the traffic. Template: the template.
+    /// Traffic: the traffic alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollback: Option<RollbackOf>,
-    /// Who is told.
+    /// Who is told, by name.
     #[schemars(length(max = 16))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notify: Vec<NameText>,
-    /// What becomes of requests under way.
+    /// What becomes of requests that are under way to the canary.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub in_flight: Option<InFlight>,
 }
@@ -85,7 +87,7 @@ pub enum RollbackOf {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct InFlight {
-    /// They may end within this time.
+    /// How long they may take to end, as in 30s; then they are ended.
     pub finish: Duration,
 }
 

@@ -84,26 +84,28 @@ pub struct CanarySpec {
     /// `service`, `stable` and `canary`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_ref: Option<WorkloadRef>,
-    /// The service whose traffic is split between two label-selected versions.
+    /// The service whose traffic is split, in the canary's namespace; it selects the pods of both versions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<NameText>,
-    /// The version in production.
+    /// The version in production, which gets what the canary does not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stable: Option<Version>,
     /// The version on trial.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub canary: Option<Version>,
-    /// Whether the release is paused.
+    /// true: the release does not advance; it is still taken back if it fails. false if not said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub suspend: Option<bool>,
-    /// How traffic is moved; Progressive if not said.
+    /// How traffic is moved. Progressive: step by step. BlueGreen: at once. AB: by what requests say. MirrorFirst: on
+    /// copies first. A canary with another than Progressive is held: they are not supported yet. Progressive if not
+    /// said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strategy: Option<Strategy>,
     /// Who sees the canary (AB).
     #[serde(rename = "match", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub matches: Option<Matches>,
-    /// How a user stays on one revision.
+    /// How one user's requests stay with one version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub affinity: Option<NotYet<Affinity>>,
     /// The canary's shares, each larger than the one before, the last one 100%. Without them: 5, 25, 50, 100 %.
@@ -118,32 +120,34 @@ pub struct CanarySpec {
             .message("add a step { weight: 100% }: a release ends with all of the traffic")
     )]
     pub steps: Option<Vec<Step>>,
-    /// What must hold. Without them: at most 1 % errors.
+    /// What must hold for the release to go on; all of them. Without them: at most 1 % errors.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub objectives: Vec<Objective>,
-    /// How long the canary may take to be up.
+    /// How long the canary's pods may take to be ready, as in 5m.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ready_within: Option<NotYet<Duration>>,
-    /// How long the release may take.
+    /// How long the release may take from its first step, as in 24h; then onDeadline says what happens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deadline: Option<NotYet<Duration>>,
-    /// What happens then.
+    /// What happens at the deadline. Hold: it waits for a person. Rollback: it is taken back. Promote: it gets
+    /// everything.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_deadline: Option<NotYet<OnDeadline>>,
-    /// Who is asked on the way.
+    /// Services of yours that are asked on the way, and may hold the release.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub gates: Option<NotYet<Vec<Gate>>>,
-    /// How sure the judge must be.
+    /// How often the judge may be wrong. Surer takes more requests, and so longer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub judgement: Option<Judgement>,
-    /// How it is taken back.
+    /// How a release is taken back, and who is told.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_failure: Option<NotYet<OnFailure>>,
-    /// What is thought of callers that reach pods past the mesh.
+    /// Whether calls that reach pods past the mesh stop the release. Refuse: they do. Accept: they are counted, and
+    /// it goes on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outside_traffic: Option<NotYet<OutsideTraffic>>,
 }
@@ -153,7 +157,7 @@ pub struct CanarySpec {
 pub struct WorkloadRef {
     /// The kind of workload.
     pub kind: WorkloadKind,
-    /// Its name.
+    /// Its name, in the canary's namespace.
     pub name: NameText,
 }
 
@@ -168,7 +172,8 @@ pub enum WorkloadKind {
 /// One of the two versions.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct Version {
-    /// The version its instances register with.
+    /// The version of its instances: in a cluster what their pods' label `version` says, else
+    /// `app.kubernetes.io/version`; elsewhere what they register with.
     pub version: RevisionText,
 }
 
@@ -193,12 +198,14 @@ pub enum Strategy {
         .field_path(".weight")
 )]
 pub struct Step {
-    /// The canary's share.
+    /// The share of requests that the canary gets, as in 5%; at most two decimals.
     pub weight: Share,
-    /// Never left sooner than this, however clear the evidence.
+    /// How long the release stays here at least, as in 2m, however clear the evidence is. As soon as it is clear if
+    /// not said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at_least: Option<Duration>,
-    /// Whether a person must agree.
+    /// true: the release waits here until a person lets it go on. A canary with such a step is held: it is not
+    /// supported yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approve: Option<bool>,
 }
@@ -217,10 +224,11 @@ pub struct Step {
         .field_path(".wrongPromotion")
 )]
 pub struct Judgement {
-    /// The most false rollbacks, per attempt of a revision.
+    /// The probability that a version which is good is taken back, at most; for each attempt of a revision. 0.1% if
+    /// not said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub false_rollback: Option<Share>,
-    /// The most wrong promotions.
+    /// The probability that a version which breaks an objective is promoted, at most. 1% if not said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wrong_promotion: Option<Share>,
 }

@@ -16,21 +16,21 @@ use serde::{Deserialize, Serialize};
 #[x_kube(validation = Rule::new("[has(self.errorRate), has(self.latency), has(self.metric)].exists_one(given, given)")
     .message("an objective bounds one thing; give exactly one of errorRate, latency and metric"))]
 pub struct Objective {
-    /// Its name.
+    /// What the status and events call it; once in a canary.
     pub name: NameText,
-    /// A bound on failed requests.
+    /// A bound on the share of requests that fail, counted by their first tries.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error_rate: Option<ErrorRate>,
-    /// A bound on slow requests.
+    /// A bound on the share of requests that are slow.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency: Option<NotYet<Latency>>,
-    /// A bound on a metric of somebody else's.
+    /// A bound on a metric of yours, asked of Prometheus.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metric: Option<NotYet<Metric>>,
-    /// Which paths count.
+    /// Which requests count for it, by their paths.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paths: Option<NotYet<Paths>>,
-    /// How long a cold start is not judged.
+    /// How long a new instance is not judged after it began, as in 30s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warm_up: Option<NotYet<Duration>>,
 }
@@ -49,19 +49,20 @@ pub struct Objective {
         .field_path(".ignoreBelow")
 )]
 pub struct ErrorRate {
-    /// The highest rate that is still good.
+    /// The highest rate of failed requests that is still good, as in 1%.
     pub max: Share,
-    /// So many times worse than stable is still healthy.
+    /// How many times as often as stable the canary may fail, as in 1.5x. 1x if not said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub worse_than_stable: Option<Ratio>,
-    /// Below this rate it is healthy whatever stable does.
+    /// A canary that fails less often than this is healthy, however rarely stable fails; at most max. A tenth of max
+    /// if not said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ignore_below: Option<Share>,
-    /// Which statuses are failures.
+    /// The statuses that are failures, as in 5xx or 429.
     #[schemars(length(max = 16))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub statuses: Option<NotYet<Vec<StatusText>>>,
-    /// Which gRPC statuses are failures.
+    /// The statuses of gRPC that are failures.
     #[schemars(length(max = 16))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grpc: Option<NotYet<Vec<GrpcStatus>>>,
@@ -94,9 +95,9 @@ pub enum GrpcStatus {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Latency {
-    /// Slow is what takes longer than this.
+    /// Slow is a request that takes longer than this, as in 500ms.
     pub over: Duration,
-    /// The highest share of slow requests that is still good.
+    /// The highest share of slow requests that is good, as in 5%.
     pub max: Share,
 }
 
@@ -104,10 +105,10 @@ pub struct Latency {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Metric {
-    /// PromQL that gives one number.
+    /// A query in PromQL whose result is one number.
     #[schemars(length(min = 1, max = 4096))]
     pub query: String,
-    /// The highest that is still good.
+    /// The highest number that is good.
     pub max: f64,
 }
 
@@ -115,11 +116,11 @@ pub struct Metric {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Paths {
-    /// Those that begin so; without it: all.
+    /// Requests whose path begins with one of these count; all if not said.
     #[schemars(length(max = 64))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub include: Vec<UrlPath>,
-    /// Not those that begin so.
+    /// Requests whose path begins with one of these do not.
     #[schemars(length(max = 64))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<UrlPath>,

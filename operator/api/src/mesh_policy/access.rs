@@ -16,18 +16,20 @@ use serde::{Deserialize, Serialize};
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Access {
-    /// What becomes of requests that no rule admits; Deny if not said.
+    /// What becomes of requests that no rule admits. Deny: they are refused, with 403 or PERMISSION_DENIED. Allow:
+    /// they are let in. Deny if not said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default: Option<AccessDefault>,
-    /// Enforce: they are refused. Audit: they are let in, and told.
+    /// Enforce: what does not pass is refused. Audit: it is let in, and the operator's log says that it would be
+    /// denied. Enforce if not said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<AccessMode>,
-    /// Requests that are let in.
+    /// Requests that are let in, whatever default says; one rule is enough.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub rules: Vec<AccessRule>,
-    /// Tokens that requests must carry.
+    /// Tokens that requests must carry, and whose they must be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jwt: Option<NotYet<Jwt>>,
 }
@@ -60,7 +62,7 @@ impl From<AccessMode> for policy::AccessMode {
 /// Requests that are let in: one of `from` asks for one of `to`.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct AccessRule {
-    /// Its name; a refusal and the log say it.
+    /// What a refusal and the log call it; once in a policy.
     pub name: NameText,
     /// Who; without it: anybody, also who has no identity.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -105,15 +107,15 @@ pub struct AccessTo {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Jwt {
-    /// Who made them.
+    /// The `iss` that tokens must have.
     pub issuer: UrlText,
-    /// The keys they are proved with.
+    /// The keys (a JWK set) by which tokens are proved.
     pub jwks: Credential,
-    /// For whom they were made, one of these.
+    /// The `aud` that tokens must have, one of these; any if not said.
     #[schemars(length(max = 16), inner(length(max = 256)))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub audiences: Vec<String>,
-    /// What of them the application is told.
+    /// Claims of the token that the application is told in headers.
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["claim".into()]))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -124,9 +126,9 @@ pub struct Jwt {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ClaimToHeader {
-    /// The claim.
+    /// The name of the claim, as in sub.
     #[schemars(length(max = 128))]
     pub claim: String,
-    /// The header.
+    /// The header that holds its value.
     pub header: HeaderName,
 }

@@ -18,16 +18,17 @@ use std::borrow::Cow;
 #[x_kube(validation = Rule::new("!has(self.hashOn) || (has(self.policy) && self.policy in ['RingHash', 'Maglev'])")
     .message("only RingHash and Maglev hash; write policy: RingHash, or remove hashOn").field_path(".hashOn"))]
 pub struct LoadBalancing {
-    /// The way of choosing.
+    /// RoundRobin: in turn. LeastRequest: of two picked at random the one with fewer requests under way. Random: any.
+    /// RingHash, Maglev: by a hash of the request, not supported yet. LeastRequest if no policy says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<LoadBalancingPolicy>,
-    /// What RingHash and Maglev hash.
+    /// What of a request RingHash and Maglev hash, so that equal requests go to the same endpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hash_on: Option<NotYet<HashOn>>,
-    /// How slowly a new endpoint gets its full share.
+    /// The time in which a new endpoint's share grows from little to its full one, as in 30s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warm_up: Option<NotYet<Duration>>,
-    /// Whether near endpoints are preferred.
+    /// Prefer: endpoints near the caller first. Ignore: all alike.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub locality: Option<NotYet<Locality>>,
 }
@@ -38,13 +39,13 @@ pub struct LoadBalancing {
 #[x_kube(validation = Rule::new("[has(self.header), has(self.cookie), has(self.sourceIp)].exists_one(given, given)")
     .message("one thing is hashed; give exactly one of header, cookie and sourceIp"))]
 pub struct HashOn {
-    /// The value of this header.
+    /// The value of the header with this name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub header: Option<HeaderName>,
-    /// The value of this cookie.
+    /// The value of a cookie, which the proxy sets if it is not there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cookie: Option<Cookie>,
-    /// The caller's address.
+    /// true: the caller's address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_ip: Option<bool>,
 }
@@ -53,9 +54,9 @@ pub struct HashOn {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Cookie {
-    /// Its name.
+    /// The cookie's name.
     pub name: CookieName,
-    /// How long it lives; as long as the browser's session if not said.
+    /// How long a browser keeps it, as in 1h; as long as its session if not said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl: Option<Duration>,
 }
@@ -84,16 +85,19 @@ pub enum LoadBalancingPolicy {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Timeouts {
-    /// For the whole request, retries included. For gRPC it caps `grpc-timeout` only.
+    /// The longest a request may take, all its tries included, as in 10s; the caller gets 504 then. For gRPC it only
+    /// caps what the caller's `grpc-timeout` asks for. No limit if no policy says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request: Option<Duration>,
-    /// For a byte on a stream.
+    /// How long nothing may come in either direction on a request under way before it is ended. 5m if no policy says
+    /// it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stream_idle: Option<Duration>,
-    /// For a request on a connection.
+    /// How long a connection without a request is kept; for ports that speak bytes, how long both sides may be
+    /// silent. 1h if no policy says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connection_idle: Option<Duration>,
-    /// For the TCP connection to stand.
+    /// The longest a connection to an endpoint may take, TCP and TLS together. 1s if no policy says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect: Option<Duration>,
 }
@@ -102,25 +106,30 @@ pub struct Timeouts {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Retries {
-    /// Tries after the first.
+    /// Tries after the first; 0: nothing is tried again. 2 if no policy says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 10))]
     pub attempts: Option<u32>,
-    /// The longest one try may take.
+    /// The longest one try may take, as in 2s; then the next begins. At most timeouts.request. No limit if no policy
+    /// says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_try_timeout: Option<Duration>,
-    /// After which failures.
+    /// The failures after which a request is tried again, as in 5xx: a response 500 to 599, or none. Those that
+    /// cannot have reached the application (connect-failure, refused-stream, reset-before-request) hold for every
+    /// method. [connect-failure, refused-stream, reset-before-request, reset, grpc-unavailable] if no policy says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub retry_on: Option<Vec<RetryOn>>,
-    /// The pauses between tries, exponential with full jitter.
+    /// The pauses between tries: any time up to a bound that doubles with each try.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backoff: Option<Backoff>,
-    /// How many retries at once.
+    /// How many retries may be under way at once, so that they do not drown a service that fails. Without effect
+    /// beside circuitBreaker.limits.maxRetries.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget: Option<Budget>,
-    /// Which requests: Idempotent, All, or methods. The others are tried again only when they cannot have reached
-    /// the application.
+    /// The requests that all of retryOn is for: Idempotent (GET, HEAD, OPTIONS, PUT, DELETE, TRACE, but no gRPC),
+    /// All, or methods such as POST. The others are tried again only when they cannot have reached the application.
+    /// [Idempotent] if no policy says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub methods: Option<Vec<RetryMethod>>,
@@ -147,10 +156,10 @@ impl JsonSchema for RetryOn {
         + '; write at least ' + self.base".into()))
     .field_path(".max"))]
 pub struct Backoff {
-    /// The first.
+    /// The first pause. 25ms if no policy says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base: Option<Duration>,
-    /// The longest.
+    /// The longest pause, ten times base if base alone is said. 250ms if no policy says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max: Option<Duration>,
 }
@@ -159,11 +168,11 @@ pub struct Backoff {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Budget {
-    /// In percent of the active requests.
+    /// Retries in percent of the requests under way from one calling proxy. 20 if no policy says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub percent: Option<u32>,
-    /// So many always.
+    /// Retries that are always allowed at once, whatever percent says. 100 if no policy says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1_000_000))]
     pub min_concurrent: Option<u32>,
@@ -173,13 +182,14 @@ pub struct Budget {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct CircuitBreaker {
-    /// How much at once, per calling proxy.
+    /// How much one calling proxy may have under way to the service, all its endpoints together; to each version
+    /// apart while a canary splits it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
-    /// When an endpoint is left out for a while.
+    /// When a calling proxy leaves an endpoint out for a while, by what it saw of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outlier_detection: Option<OutlierDetection>,
-    /// What is answered instead, with status 503.
+    /// What callers are told when a limit is reached or no endpoint is left, with status 503 (gRPC: UNAVAILABLE).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub when_open: Option<WhenOpen>,
 }
@@ -188,23 +198,25 @@ pub struct CircuitBreaker {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Limits {
-    /// Connections.
+    /// Connections at once; requests for which there is none wait. No limit if no policy says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub max_connections: Option<u32>,
-    /// Requests waiting for a connection.
+    /// Requests that wait for a connection at once; one more is answered as whenOpen says. No limit if no policy says
+    /// it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub max_pending_requests: Option<u32>,
-    /// Requests.
+    /// Requests under way at once; one more is answered as whenOpen says. No limit if no policy says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub max_requests: Option<u32>,
-    /// Retries.
+    /// Retries under way at once, instead of retries.budget. None if no policy says it: the budget holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1_000_000_000))]
     pub max_retries: Option<u32>,
-    /// Requests after which a connection is closed.
+    /// Requests after which a connection is closed and another one takes its place; 1: no connection is used twice.
+    /// No limit if no policy says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub max_requests_per_connection: Option<u32>,
@@ -214,21 +226,23 @@ pub struct Limits {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct OutlierDetection {
-    /// After so many responses 500 to 599 in a row; 0: never.
+    /// After so many responses 500 to 599 in a row an endpoint is left out; 0: never for that. 0 if no policy says
+    /// it.
     #[serde(rename = "consecutive5xx", skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1_000_000))]
     pub consecutive_5xx: Option<u32>,
-    /// After so many 502, 503, 504 or broken connections in a row; 0: never.
+    /// After so many 502, 503, 504 or broken connections in a row an endpoint is left out; 0: never for that. 5 if no
+    /// policy says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1_000_000))]
     pub consecutive_gateway_errors: Option<u32>,
-    /// How often endpoints are let in again.
+    /// How often it is looked whether the time of those that are left out is over. 10s if no policy says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interval: Option<Duration>,
-    /// How long it is left out the first time.
+    /// How long an endpoint is left out the first time; longer each time that follows. 30s if no policy says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base_ejection_time: Option<Duration>,
-    /// At most so many percent of the endpoints at once.
+    /// At most so many percent of the endpoints are left out at once. 50 if no policy says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub max_ejection_percent: Option<u32>,
@@ -238,11 +252,12 @@ pub struct OutlierDetection {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct WhenOpen {
-    /// The text.
+    /// The text of the answer. One that says that no endpoint can take the request if no policy says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
     pub body: Option<String>,
-    /// The `retry-after` header, in whole seconds, rounded up.
+    /// When the caller may try again, told in its header `retry-after` in whole seconds, rounded up, as in 30s. No
+    /// such header if no policy says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_after: Option<Duration>,
 }
@@ -251,10 +266,11 @@ pub struct WhenOpen {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Connection {
-    /// Whether proxies speak HTTP/2 to each other.
+    /// Auto: HTTP/2 from sidecar to sidecar. Never: HTTP/1.1 wherever the application's protocol allows it. Always:
+    /// HTTP/2 to every endpoint. Auto if no policy says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http2: Option<Http2>,
-    /// A connection is closed, gently, after this long.
+    /// After this time a connection is closed, as soon as its requests have ended. 1h if no policy says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_age: Option<Duration>,
 }

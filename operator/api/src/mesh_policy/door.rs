@@ -10,13 +10,15 @@ use serde::{Deserialize, Serialize};
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Mtls {
-    /// The mode of every port.
+    /// For every port. Strict: only callers with a certificate of the mesh. Permissive: sidecars by mTLS, everybody
+    /// else in plaintext. Disabled: plaintext only. Permissive if no policy says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<MtlsMode>,
-    /// Nobody below may be weaker; for a namespace or the mesh.
+    /// true: nobody below may be weaker than this; for a policy of a namespace or of the mesh. Who asks for less gets
+    /// this, and a problem BelowFloor. false if not said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub floor: Option<bool>,
-    /// Other modes for single ports.
+    /// Other modes for single ports of the application.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["port".into()]))]
@@ -26,10 +28,10 @@ pub struct Mtls {
 /// The mode of one port.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct PortMtls {
-    /// The application's port.
+    /// The port the application listens on, not the one that callers name.
     #[schemars(range(min = 1, max = 65535))]
     pub port: u16,
-    /// Its mode.
+    /// Strict, Permissive or Disabled, as for all ports.
     pub mode: MtlsMode,
 }
 
@@ -56,7 +58,8 @@ impl From<MtlsMode> for policy::MtlsMode {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Protocol {
-    /// Ports where the server speaks first, or nobody knows what is spoken: bytes are passed as they are.
+    /// Ports of the application where the server speaks first, or nobody knows what is spoken: bytes are passed as
+    /// they are.
     #[schemars(length(max = 64), inner(range(min = 1, max = 65535)))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub opaque_ports: Vec<u16>,
@@ -68,23 +71,24 @@ pub struct Protocol {
 #[x_kube(validation = Rule::new("has(self.header) == (self.per == 'Header')")
     .message("header belongs to per: Header; give both, or neither"))]
 pub struct RateLimit {
-    /// Its name.
+    /// Its name, once in a policy.
     pub name: NameText,
-    /// Whose requests are counted together.
+    /// Whose requests are counted together. ClientIdentity: each caller's, by its certificate. Header: those with the
+    /// same value of header. All: everybody's.
     pub per: Per,
-    /// By the value of this header.
+    /// With per: Header, the header whose values are counted apart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub header: Option<HeaderName>,
-    /// So many.
+    /// How many requests are let in each time that every says.
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub requests: u32,
-    /// In this time.
+    /// The time in which requests are let in, as in 1s or 1m.
     pub every: Duration,
-    /// So many at once after a quiet time; as many as `requests` if not said.
+    /// How many may come at once after a quiet time; as many as `requests` if not said.
     #[schemars(range(min = 1, max = 1_000_000_000))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub burst: Option<u32>,
-    /// Who counts.
+    /// Mesh: all proxies count together. Proxy: each counts by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scope: Option<RateLimitScope>,
 }

@@ -70,49 +70,53 @@ use serde::{Deserialize, Serialize};
         + self.timeouts.request + ': the second try can never start; make it shorter'".into()))
     .field_path(".retries.perTryTimeout"))]
 pub struct MeshPolicySpec {
-    /// What the policy is about. Without it: the namespace, or in the system namespace the whole mesh.
+    /// What the policy is about, in its own namespace. Without it: the whole namespace, or in the system namespace
+    /// the whole mesh.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_ref: Option<TargetRef>,
-    /// Who may come through the door.
+    /// Who may come through the door of a workload: mTLS, plaintext or both. Of several policies the strictest holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtls: Option<Mtls>,
-    /// How an endpoint is chosen.
+    /// How each call finds one of the service's endpoints.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub load_balancing: Option<LoadBalancing>,
-    /// How long is waited.
+    /// How long callers wait, as durations: 250ms, 10s, 5m. What is said for a service goes before what is said for
+    /// its namespace, and that before the mesh's word, field by field.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<Timeouts>,
-    /// What is tried again.
+    /// Which failed requests are tried again, how often, and how many at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retries: Option<Retries>,
-    /// When calling stops.
+    /// When callers stop calling: limits on what is under way, endpoints that are left out because they fail, and
+    /// what is answered instead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub circuit_breaker: Option<CircuitBreaker>,
-    /// How connections are kept.
+    /// How callers' proxies keep connections to the service.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connection: Option<Connection>,
-    /// What is never sniffed.
+    /// Ports whose protocol is never guessed from the first bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<NotYet<Protocol>>,
-    /// How many requests are let in.
+    /// How many requests are let in, in a time, each limit by its name.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub rate_limits: Option<NotYet<Vec<RateLimit>>>,
-    /// Who may ask for what.
+    /// Who may ask the workload for what. Every policy that is about it must let a request pass; without any, all
+    /// requests pass.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub access: Option<Access>,
-    /// Where requests go.
+    /// Where requests go by what they say, and what is done to them on the way; the first that fits is taken.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub routes: Option<NotYet<Vec<Route>>>,
-    /// What is called outside the mesh.
+    /// Hosts outside the mesh that are called through the proxy.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub egress: Option<NotYet<Vec<Egress>>>,
-    /// What is told about requests.
+    /// What is recorded of requests: traces, access logs, decisions at the door.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub telemetry: Option<NotYet<Telemetry>>,
 }
@@ -127,11 +131,12 @@ pub struct MeshPolicySpec {
     .message("only the name of a ServiceAccount may have dots here; for another workload target its ServiceAccount")
     .field_path(".name"))]
 pub struct TargetRef {
-    /// The kind of thing.
+    /// Service: calls to it, and the doors of its workloads. The others are about doors alone: a workload by its
+    /// name, or all that run as a ServiceAccount.
     pub kind: TargetKind,
     /// Its name, in the policy's namespace.
     pub name: AccountText,
-    /// One port of a Service; without it: all of them.
+    /// One port of a Service, by the number that callers name; without it: all of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]
     pub port: Option<u16>,

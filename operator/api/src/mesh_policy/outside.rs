@@ -13,15 +13,15 @@ use serde::{Deserialize, Serialize};
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Egress {
-    /// Its name.
+    /// Its name, once in a policy.
     pub name: NameText,
-    /// The names it is called by.
+    /// The names by which applications call it; *.bank.example is all below bank.example.
     #[schemars(length(min = 1, max = 64))]
     pub hosts: Vec<HostText>,
-    /// The port it listens to.
+    /// The port it listens on.
     #[schemars(range(min = 1, max = 65535))]
     pub port: u16,
-    /// Who encrypts.
+    /// Whether the proxy encrypts, and what it shows; without it: what the application sends is passed on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<EgressTls>,
 }
@@ -33,10 +33,10 @@ pub struct Egress {
     .message("a certificate is shown by whoever encrypts; write originate: true, or remove clientCertificate")
     .field_path(".clientCertificate"))]
 pub struct EgressTls {
-    /// The proxy does; if not, the application.
+    /// true: the proxy begins TLS, and the application calls in plaintext. false: the application encrypts by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub originate: Option<bool>,
-    /// What the proxy shows.
+    /// The certificate and key that the proxy shows the host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_certificate: Option<Credential>,
 }
@@ -45,7 +45,7 @@ pub struct EgressTls {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Credential {
-    /// The Secret it is in.
+    /// A Secret in the policy's namespace.
     pub secret_ref: SecretRef,
 }
 
@@ -53,13 +53,13 @@ pub struct Credential {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Telemetry {
-    /// Of so many requests a trace is begun.
+    /// The share of requests of which a trace is begun, as in 1%.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_sampling: Option<Share>,
-    /// Which requests are written down.
+    /// None: no request is logged. Errors: those that failed. All: every one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub access_log: Option<AccessLog>,
-    /// Whether decisions at the door are written down.
+    /// Whether each decision at the door is logged: who was let in, who was refused, and by which rule.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audit: Option<bool>,
 }

@@ -20,34 +20,34 @@ use serde::{Deserialize, Serialize};
         + self.timeouts.request + ': the second try can never start; make it shorter'".into()))
     .field_path(".retries.perTryTimeout"))]
 pub struct Route {
-    /// Its name.
+    /// Its name, once in a policy.
     pub name: NameText,
-    /// Which requests; without it: all.
+    /// Which requests: those that fit one of these; without it: all.
     #[serde(rename = "match", default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub matches: Vec<RequestMatch>,
-    /// Where they go; without it: where they would go anyway.
+    /// The versions they go to, by weight; without it: where they would go anyway.
     #[schemars(length(max = 16))]
     #[x_kube(validation = Rule::new("size(self) == 0 || self.exists(to, !has(to.weight) || to.weight > 0)")
         .message("every weight is 0: nothing would be sent anywhere; write a weight above 0"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub to: Vec<Destination>,
-    /// How long is waited.
+    /// How long is waited on this route, before what policies say for the service.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<Timeouts>,
-    /// What is tried again.
+    /// What is tried again on this route, before what policies say for the service.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retries: Option<Retries>,
-    /// Who gets a copy, whose answer nobody waits for.
+    /// Who gets a copy of each request. Nobody waits for the answer to a copy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mirror: Option<Mirror>,
-    /// What is broken on purpose.
+    /// Delays and errors on purpose, to see how callers bear them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
-    /// What the request's path and host become.
+    /// What the path and the host become before the request is sent on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rewrite: Option<Rewrite>,
-    /// What happens to headers.
+    /// Headers that are set, added or removed on the way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub headers: Option<Headers>,
 }
@@ -56,7 +56,7 @@ pub struct Route {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Destination {
-    /// Those of one version.
+    /// The version that takes them.
     pub revision: VersionRef,
     /// How many requests, in relation to the other weights; 1 if not said.
     #[schemars(range(min = 0, max = 10_000))]
@@ -68,7 +68,8 @@ pub struct Destination {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct VersionRef {
-    /// The version its instances register with.
+    /// The version of its instances: in a cluster what their pods' label `version` says, else
+    /// `app.kubernetes.io/version`; elsewhere what they register with.
     pub version: RevisionText,
 }
 
@@ -76,9 +77,9 @@ pub struct VersionRef {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Mirror {
-    /// Instances of one version.
+    /// The version that gets the copies.
     pub revision: VersionRef,
-    /// Of so many requests; all if not said.
+    /// The share of requests that are copied, as in 10%; all if not said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub share: Option<Share>,
 }
@@ -87,10 +88,10 @@ pub struct Mirror {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Fault {
-    /// Requests are kept waiting.
+    /// A share of the requests is held back for a time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delay: Option<Delay>,
-    /// Requests are answered with an error.
+    /// A share of the requests is answered with an error by the proxy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub abort: Option<Abort>,
 }
@@ -99,9 +100,9 @@ pub struct Fault {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Delay {
-    /// So many.
+    /// The share of requests that are held back, as in 1%.
     pub share: Share,
-    /// So long.
+    /// For how long, as in 2s.
     pub fixed: Duration,
 }
 
@@ -109,9 +110,9 @@ pub struct Delay {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Abort {
-    /// So many.
+    /// The share of requests that are answered so, as in 0.5%.
     pub share: Share,
-    /// With this status.
+    /// The status of the answer.
     #[schemars(range(min = 400, max = 599))]
     pub status: u16,
 }
@@ -120,10 +121,10 @@ pub struct Abort {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Rewrite {
-    /// Instead of the prefix that matched.
+    /// What stands in the place of the path prefix that matched.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefix: Option<UrlPath>,
-    /// Instead of the host.
+    /// What stands in the place of the host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<HostText>,
 }
@@ -132,10 +133,10 @@ pub struct Rewrite {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Headers {
-    /// Of the request.
+    /// Of the request, before it is sent on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request: Option<HeaderEdits>,
-    /// Of the response.
+    /// Of the response, before the caller gets it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub response: Option<HeaderEdits>,
 }
@@ -144,17 +145,17 @@ pub struct Headers {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct HeaderEdits {
-    /// These replace what is there.
+    /// Headers that replace those of the same name.
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub set: Vec<Header>,
-    /// These come in addition.
+    /// Headers that come beside those of the same name.
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub add: Vec<Header>,
-    /// These go.
+    /// Headers that are taken away.
     #[schemars(length(max = 16))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub remove: Vec<HeaderName>,
@@ -164,9 +165,9 @@ pub struct HeaderEdits {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Header {
-    /// Its name.
+    /// The header's name, in lower case.
     pub name: HeaderName,
-    /// Its value.
+    /// The header's value, as it is sent.
     #[schemars(length(max = 1024))]
     pub value: String,
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct CanaryStatus {
-    /// The generation the rest speaks of.
+    /// The generation of the canary that the rest speaks of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// `Ready`: all traffic is on the canary. What kubectl wait, Flux and Argo read.
@@ -23,11 +23,11 @@ pub struct CanaryStatus {
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
-    /// What in it is not used, and why.
+    /// What in the canary is not used as it is written, why, and what to do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub problems: Vec<FieldProblem>,
-    /// Whose traffic it is about.
+    /// The service whose traffic it is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub target: Option<String>,
@@ -35,24 +35,24 @@ pub struct CanaryStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub phase: Option<String>,
-    /// The step it is at, from 1.
+    /// The step it is at, counted from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 20))]
     pub step: Option<u32>,
-    /// The canary's share now.
+    /// The share of requests that the canary gets now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<Share>,
-    /// How the target's requests reach it.
+    /// Which share of the requests comes through the mesh, and which past it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traffic: Option<Traffic>,
-    /// Who shares the traffic.
+    /// The versions that share the traffic.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revisions: Option<Revisions>,
-    /// Why it is here, with the numbers.
+    /// Why it is where it is, with the numbers.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
     pub because: Option<String>,
-    /// What was counted at this step.
+    /// The requests that were counted at this step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evidence: Option<Evidence>,
     /// What is missing while it is held.
@@ -76,9 +76,9 @@ fn opaque(_: &mut SchemaGenerator) -> Schema {
 /// How requests reach the target.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
 pub struct Traffic {
-    /// Through the mesh.
+    /// The share that comes through the mesh, and is split.
     pub mesh: Share,
-    /// Past it.
+    /// The share that reaches pods past it.
     pub outside: Share,
 }
 
@@ -98,18 +98,18 @@ pub struct Revisions {
 /// What was counted at this step.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
 pub struct Evidence {
-    /// Of the canary.
+    /// What became of the canary's requests.
     pub canary: Outcomes,
-    /// Of stable.
+    /// What became of stable's.
     pub stable: Outcomes,
 }
 
 /// How requests ended, by their first attempts.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
 pub struct Outcomes {
-    /// All.
+    /// First tries that ended.
     pub requests: u64,
-    /// Those that failed.
+    /// Those of them that failed.
     pub failed: u64,
 }
 
@@ -122,17 +122,17 @@ impl From<Counts> for Outcomes {
 /// One transition.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct HistoryEntry {
-    /// When, RFC 3339.
+    /// When it happened, RFC 3339.
     #[schemars(length(max = 40))]
     pub at: String,
-    /// Into which phase.
+    /// The phase that began.
     #[schemars(length(max = 63))]
     pub phase: String,
-    /// The step, from 1.
+    /// The step at which, counted from 1.
     pub step: u32,
     /// The canary's share from then on.
     pub weight: Share,
-    /// Why.
+    /// Why, with the numbers.
     #[schemars(length(max = 4096))]
     pub because: String,
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct MeshPolicyStatus {
-    /// The generation the rest speaks of.
+    /// The generation of the policy that the rest speaks of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// `Accepted`: it was understood. `Programmed`: every targeted proxy runs it.
@@ -18,11 +18,11 @@ pub struct MeshPolicyStatus {
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
-    /// What in it is not used, and why.
+    /// What in the policy is not used as it is written, why, and what to do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub problems: Vec<FieldProblem>,
-    /// How far it has come.
+    /// How many proxies run the policy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxies: Option<Proxies>,
 }
@@ -30,13 +30,13 @@ pub struct MeshPolicyStatus {
 /// How many proxies a policy is for and where they are.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Proxies {
-    /// It is for so many.
+    /// How many proxies the policy is for.
     pub targeted: u32,
-    /// So many run it.
+    /// How many of them run it.
     pub acknowledged: u32,
-    /// So many refused it.
+    /// How many of them refused it.
     pub rejected: u32,
-    /// So many have not answered yet.
+    /// How many of them have not answered yet.
     pub outdated: u32,
 }
 

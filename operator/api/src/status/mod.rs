@@ -14,20 +14,20 @@ use serde::{Deserialize, Serialize};
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// What.
+    /// What is said to be so, as in Ready.
     #[serde(rename = "type")]
     #[schemars(length(max = 63))]
     pub type_: String,
     /// "True", "False" or "Unknown".
     pub status: ConditionStatus,
-    /// Why, for machines.
+    /// Why, in one word for machines.
     #[schemars(length(max = 63))]
     pub reason: String,
-    /// Why, for people.
+    /// Why, in a sentence for people.
     #[serde(default)]
     #[schemars(length(max = 4096))]
     pub message: String,
-    /// The generation it speaks of.
+    /// The generation of the object that it speaks of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// When its status changed last. Whoever writes it knows what was written before.
@@ -48,7 +48,7 @@ pub enum ConditionStatus {
 /// Something in the object that is not used.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct FieldProblem {
-    /// The field's path, empty for the whole object.
+    /// The path of the field, as in spec.timeouts.request; empty for the whole object.
     #[serde(default)]
     #[schemars(length(max = 512))]
     pub field: String,
