@@ -6,7 +6,7 @@
 
 use super::{
     defaults,
-    effective::{Origin, Row, Written},
+    rows::{Origin, Row, Written},
 };
 use crate::{
     id::ObjectId,

@@ -1,16 +1,15 @@
 //! What governs a service, value by value, and where each value came from.
 
-use super::{calls, index::Index, mtls::Words, touched::Touched};
-use crate::{
-    id::{ObjectId, ServiceId},
-    policy::{AccessSpec, Http2, LoadBalancing, Millis, MtlsMode, RetryMethods, RetryOn},
-    world::World,
+use super::{
+    calls,
+    index::Index,
+    mtls::Words,
+    rows::{Origin, Row, Written as _},
+    touched::Touched,
 };
+use crate::{id::ServiceId, world::World};
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What governs calls to a service and its door.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -19,41 +18,6 @@ pub struct Effective {
     pub service: ServiceId,
     /// Every value, for each of its ports. The rows of two ports differ only where a policy targets a port.
     pub ports: BTreeMap<u16, Vec<Row>>,
-}
-
-/// One value.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Row {
-    /// The path of the field in a `MeshPolicy` (`spec.timeouts.request`).
-    pub field: String,
-    /// The value as users write it; `none` where nothing is said and nothing applies.
-    pub value: String,
-    /// Where it came from.
-    pub origin: Origin,
-}
-
-/// Where a value came from.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
-pub enum Origin {
-    /// Nobody said anything: Airlane's own.
-    Default,
-    /// An object says so.
-    Object(ObjectId),
-}
-
-impl Origin {
-    pub(super) fn of(object: Option<&ObjectId>) -> Self {
-        object.map_or(Origin::Default, |object| Origin::Object(object.clone()))
-    }
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Origin::Default => f.write_str("default"),
-            Origin::Object(object) => object.fmt(f),
-        }
-    }
 }
 
 /// What governs a service; `None` if there is no such service.
@@ -99,56 +63,12 @@ pub fn effective(world: &World, service: &ServiceId) -> Option<Effective> {
     Some(Effective { service: service.clone(), ports: ports.collect() })
 }
 
-/// A value as users write it.
-pub(super) trait Written {
-    fn written(&self) -> String;
-}
-
-macro_rules! written_by_display {
-    ($($type:ty),*) => { $(impl Written for $type { fn written(&self) -> String { self.to_string() } })* };
-}
-written_by_display!(Millis, u32, LoadBalancing, Http2, MtlsMode);
-
-impl Written for AccessSpec {
-    fn written(&self) -> String {
-        let default = if self.admits_others { "Allow" } else { "Deny" };
-        let names = list(self.rules.iter().map(|rule| rule.name.as_str()));
-        format!("{default} but {names}, {}", self.mode)
-    }
-}
-
-impl Written for String {
-    fn written(&self) -> String {
-        format!("{self:?}")
-    }
-}
-
-impl Written for Vec<RetryOn> {
-    fn written(&self) -> String {
-        list(self.iter().map(|condition| condition.as_str()))
-    }
-}
-
-impl Written for Vec<RetryMethods> {
-    fn written(&self) -> String {
-        list(self.iter().map(|methods| match methods {
-            RetryMethods::Idempotent => "Idempotent",
-            RetryMethods::All => "All",
-            RetryMethods::Method(method) => method,
-        }))
-    }
-}
-
-fn list<'a>(items: impl Iterator<Item = &'a str>) -> String {
-    format!("[{}]", items.collect::<Vec<_>>().join(", "))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
         compile::worlds::{instance, mode, policy, service, service_id, to_service, world_of},
-        policy::Target,
+        policy::{Millis, MtlsMode, Target},
         world::Protocol,
     };
 

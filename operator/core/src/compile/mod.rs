@@ -22,6 +22,7 @@ mod policies;
 mod reach;
 mod retries;
 mod routing;
+mod rows;
 mod split;
 mod touched;
 
@@ -30,8 +31,9 @@ mod laws;
 #[cfg(test)]
 mod worlds;
 
-pub use effective::{Effective, Origin, Row, effective};
+pub use effective::{Effective, effective};
 pub use memo::Memo;
+pub use rows::{Origin, Row};
 
 use crate::{mesh::Mesh, problem::Problem, world::World};
 

@@ -3,7 +3,7 @@
 use super::{
     calls::{By, Found, Merge},
     defaults,
-    effective::Written,
+    rows::Written,
 };
 use crate::{
     mesh::{Repeatable, Retries},
