@@ -23,6 +23,7 @@ mod observe;
 mod pods;
 mod private_file;
 mod readiness;
+mod registration;
 mod registry;
 mod replicas;
 mod rollouts;

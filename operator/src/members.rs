@@ -151,3 +151,33 @@ impl Said {
 fn cut(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(TEXT_MAX).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_word_about_an_endpoint_says_whether_it_is_left_out() {
+        let outlier = |cluster: &str, upstream: &str, ejected| Outlier {
+            cluster: cluster.to_owned(),
+            upstream: upstream.to_owned(),
+            ejected,
+            reason: String::new(),
+            ejections: 1,
+            at: Timestamp::UNIX_EPOCH,
+        };
+        let mut said = Said::default();
+        said.hear(Beat {
+            outliers: vec![
+                outlier("80|pay|shop", "10.0.0.1:8080", true),
+                outlier("80|pay|shop", "10.0.0.2:8080", true),
+                outlier("80|pay|shop|v2", "10.0.0.1:8080", true),
+                outlier("80|pay|shop", "10.0.0.1:8080", false),
+            ],
+            ..Beat::default()
+        });
+        assert_eq!(said.ejected_from("10.0.0.1:8080"), ["80|pay|shop|v2"]);
+        assert_eq!(said.ejected_from("10.0.0.2:8080"), ["80|pay|shop"]);
+        assert!(said.ejected_from("10.0.0.3:8080").is_empty());
+    }
+}

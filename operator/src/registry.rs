@@ -11,7 +11,7 @@ use crate::{
 use airlane_core::{id::InstanceId, world::Instance};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use roster::{Changes, Roster};
-pub(crate) use roster::{Heartbeats, Newcomer, Registration, Turned};
+pub(crate) use roster::{Heartbeats, Newcomer, Turned};
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},

@@ -4,7 +4,7 @@ mod rows;
 
 use crate::{
     private_file::{PrivateFileError, touch_private},
-    registry::Registration,
+    registration::Registration,
 };
 use airlane_core::{
     id::{InstanceId, Name, Namespace, ObjectId},

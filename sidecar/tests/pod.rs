@@ -416,6 +416,43 @@ async fn a_container_that_is_only_restarted_leaves_no_pod_drained() {
     assert_eq!(operator.told.borrow().drains, 2, "and not once more");
 }
 
+/// A container is restarted while a call is on its way, and before that has its answer the pod is deleted.
+#[tokio::test]
+async fn a_pod_that_is_deleted_while_a_container_restarts_tells_callers_anew() {
+    if !envoy_is_here() {
+        return;
+    }
+    let (answer_now, may_answer) = watch::channel(false);
+    let Application { port, mut asked } = application("200 OK", may_answer).await;
+    let mesh = free_port();
+    let (operator, join) = TestOperator::start(move |request| door(request, port.into(), mesh.into())).await;
+    operator.expect(&token(1));
+    let pod = Pod::start(&join, &serde_json::json!({}));
+    pod.until_status("/ready", 200).await;
+    let path = format!("/drain/{SECRET}");
+    operator.pod_goes.send_replace(false);
+    let story = async {
+        timeout(PATIENCE, asked.wait_for(|asked| *asked > 0)).await.expect("in time").expect("asked");
+        let deleted = async {
+            let waits = async || pod.agent.output().contains("callers wait for an answer");
+            pod.agent.until("the agent waits for the call", waits).await;
+            operator.pod_goes.send_replace(true);
+            let told =
+                async { pod.agent.until_told(&operator, "the pod's wish", |told| told.drains == 2).await };
+            let hook = async { pod.get(&path).await };
+            let answered = async {
+                told.await;
+                answer_now.send_replace(true);
+            };
+            tokio::join!(hook, answered)
+        };
+        let (restarted, (deleted, ())) = tokio::join!(pod.get(&path), deleted);
+        assert_eq!((restarted.0, deleted.0), (200, 200));
+    };
+    let (answer, ()) = tokio::join!(call(&operator.ca, mesh.into()), story);
+    assert!(answer.expect("answered").1.ends_with("ok"));
+}
+
 #[tokio::test]
 async fn an_operator_that_is_silent_does_not_hold_the_pod_up() {
     if !envoy_is_here() {

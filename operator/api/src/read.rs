@@ -2,7 +2,7 @@
 //! object, the field and the mend.
 
 use crate::{
-    field::{FieldPath, Finding},
+    field::Finding,
     kind::{Kind, SERVER_SET},
     lines::Lines,
     object::{Misread, Object, Unread, interpret},

@@ -10,7 +10,10 @@ use super::{
 };
 use crate::{
     marks::{LAST_RESTART, MANUAL, RESTART, is_manual},
-    observe::kubernetes::workload::{Crew, Deployment, Kind, Pass, Rollout, Workload},
+    observe::kubernetes::{
+        owner::{Kind, Workload},
+        workload::{Crew, Deployment, Pass, Rollout},
+    },
 };
 use airlane_core::id::ObjectId;
 use jiff::{SignedDuration, Timestamp};

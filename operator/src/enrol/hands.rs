@@ -11,7 +11,10 @@ use crate::{
         ENABLED, INJECT, LAST_RESTART, LEFT_AT, MANAGER, MESHED, NOT_INJECTED, OPTED_OUT, RESTARTED_AT, asks,
         of_ours,
     },
-    observe::kubernetes::workload::{self, Kind, PASS, Workload, Workloads, read_deployment},
+    observe::kubernetes::{
+        owner::{Kind, Workload},
+        workload::{self, PASS, Workloads, read_deployment},
+    },
 };
 use airlane_core::id::Namespace;
 use jiff::Timestamp;

@@ -14,8 +14,9 @@ use crate::{
     milestone::Milestone,
     observe::kubernetes::{
         NamespaceLabels, Observed,
+        owner::{Kind, Workload},
         pod::workload_name,
-        workload::{Deployment, Kind, Workload, Workloads},
+        workload::{Deployment, Workloads},
     },
 };
 use airlane_core::id::{Namespace, ObjectId, ObjectKind};

@@ -15,6 +15,16 @@ use std::{
     sync::Arc,
 };
 
+/// Whether a file of this name is read if it is one.
+pub(super) fn is_manifest(path: &Path) -> bool {
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    !is_draft(path) && extension.is_some_and(|extension| matches!(extension, "yaml" | "yml" | "json"))
+}
+
+pub(super) fn is_draft(path: &Path) -> bool {
+    path.file_name().and_then(|name| name.to_str()).is_none_or(|name| name.starts_with(['.', '#']))
+}
+
 /// What the files say.
 #[derive(Clone, Default, PartialEq, Debug)]
 pub(crate) struct Manifests {

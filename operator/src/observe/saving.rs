@@ -3,7 +3,7 @@
 //! A file that was closed by its writer, moved into place or removed is complete: it can be read as soon as what is
 //! saved together with it is there too. A file that was begun is given time to become complete.
 
-use super::standalone::is_manifest;
+use super::manifests::is_manifest;
 use notify::{
     Event, EventKind,
     event::{AccessKind, AccessMode, CreateKind, ModifyKind},

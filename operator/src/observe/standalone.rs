@@ -5,7 +5,11 @@
 //! gone is given [`GRACE`] before that is believed, and the whole directory is compared by content at each event.
 //! What cannot be read is told, and keeps what it said before.
 
-use super::{declared::Declared, manifests::Manifests, saving::Saving};
+use super::{
+    declared::Declared,
+    manifests::{Manifests, is_draft, is_manifest},
+    saving::Saving,
+};
 use airlane_api::{FILE_BYTES_MAX, FileError, Location, read_bytes};
 use airlane_core::id::Namespace;
 use notify::{RecursiveMode, Watcher};
@@ -237,16 +241,6 @@ async fn quiet(saving: &mut watch::Receiver<Saving>) {
             return;
         }
     }
-}
-
-/// Whether a file of this name is read if it is one.
-pub(super) fn is_manifest(path: &Path) -> bool {
-    let extension = path.extension().and_then(|extension| extension.to_str());
-    !is_draft(path) && extension.is_some_and(|extension| matches!(extension, "yaml" | "yml" | "json"))
-}
-
-fn is_draft(path: &Path) -> bool {
-    path.file_name().and_then(|name| name.to_str()).is_none_or(|name| name.starts_with(['.', '#']))
 }
 
 /// The YAML and JSON files below a directory, editors' drafts left out, in order.

@@ -1,6 +1,9 @@
 //! Who is registered, decided without IO: time comes in as uptime, what to publish and to remember goes out.
 
-use crate::members::{App, Beat, Instances, Said};
+use crate::{
+    members::{App, Beat, Instances, Said},
+    registration::Registration,
+};
 use airlane_core::{
     id::{Identity, InstanceId, ServiceAccount, ServiceId, WorkloadRevision},
     world::{Health, Instance, InstancePort, Interception},
@@ -29,58 +32,6 @@ pub(crate) struct Heartbeats {
 impl Default for Heartbeats {
     fn default() -> Self {
         Heartbeats { every: Duration::from_secs(1), expire_after: Duration::from_secs(5) }
-    }
-}
-
-/// What is remembered of an instance across restarts.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Registration {
-    /// The instance as it is published.
-    pub instance: Arc<Instance>,
-    /// How its application is.
-    pub app: App,
-    /// Whether its own proxy has acknowledged its listeners.
-    pub proxy_ready: bool,
-    /// Whether it is leaving.
-    pub draining: bool,
-    /// When it joined.
-    pub joined_at: Timestamp,
-}
-
-impl Registration {
-    /// A registration whose instance has the health that follows from the rest.
-    pub(crate) fn new(
-        instance: Arc<Instance>,
-        app: App,
-        proxy_ready: bool,
-        draining: bool,
-        joined_at: Timestamp,
-    ) -> Registration {
-        let mut registration = Registration { instance, app, proxy_ready, draining, joined_at };
-        registration.settle();
-        registration
-    }
-
-    /// Gives the instance the health that follows from the rest.
-    fn settle(&mut self) {
-        let health = self.health();
-        if self.instance.health != health {
-            Arc::make_mut(&mut self.instance).health = health;
-        }
-    }
-
-    fn health(&self) -> Health {
-        match (self.draining, self.proxy_ready, self.app) {
-            (true, _, _) => Health::Draining,
-            (_, false, _) | (_, _, App::Starting) => Health::Starting,
-            (_, _, App::Healthy) => Health::Healthy,
-            (_, _, App::Unhealthy) => Health::Unhealthy,
-        }
-    }
-
-    fn is_of(&self, identity: &Identity) -> bool {
-        self.instance.workload.namespace == identity.namespace
-            && self.instance.service_account == identity.service_account
     }
 }
 

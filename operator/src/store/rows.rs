@@ -1,7 +1,7 @@
 //! Reading rows of `state.db`.
 
 use super::{StoreError, StoredToken, reading};
-use crate::{members::App, registry::Registration};
+use crate::{members::App, registration::Registration};
 use airlane_core::{
     id::{BadName, BadSubdomain, ObjectId, ObjectKind, Revision, WorkloadRevision},
     world::{Health, Instance, Interception},

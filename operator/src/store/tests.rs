@@ -82,6 +82,7 @@ fn progress(share: u32) -> Progress {
         fail_safe_share: 0,
         certified_share: 0,
         pause_asked: false,
+        aborted: false,
         since_at: at(1000),
         step_at: at(1000),
         because: "it's 5 % of 1,000 — \"fine\"".into(),

@@ -15,8 +15,8 @@ use crate::{
     marks::{INJECT, asks},
     observe::kubernetes::{
         MeshPolicy, NamespaceLabels,
-        pod::owner_of,
-        workload::{Kind, Workloads},
+        owner::{Kind, owner_of},
+        workload::Workloads,
     },
     tls::ServerTls,
     turns::{Turn, Turns},

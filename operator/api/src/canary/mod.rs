@@ -80,7 +80,7 @@ pub const RETRY: &str = "airlane.dev/retry";
         .message("AB goes by what requests say; write match").field_path(".match")
 )]
 pub struct CanarySpec {
-    /// Not supported yet: such a canary is not used. The workload whose new revisions are released, instead of
+    /// Not supported yet, and such a canary is not used. The workload whose new revisions are released, instead of
     /// `service`, `stable` and `canary`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_ref: Option<WorkloadRef>,

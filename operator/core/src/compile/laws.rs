@@ -204,7 +204,7 @@ proptest! {
         let without_endpoints = |destination: &Destination| {
             let mut destination = destination.clone();
             for cluster in &mut destination.clusters {
-                cluster.endpoints = Arc::default();
+                (cluster.endpoints, cluster.stand_ins) = Default::default();
             }
             destination
         };

@@ -294,11 +294,13 @@ impl<'a> OnePort<'a> {
             problems.push(problem_of(&self.inputs.service, message));
         }
         let contradicted = instances().find_map(|instance| {
-            let app = self.behind(instance)?.app;
-            let mut ports = instance.ports.iter().filter(|port| port.app == app);
-            let other = ports
-                .find(|port| port.protocol.and(*protocol) == Protocol::Tcp && port.protocol != *protocol);
-            Some((instance, other?))
+            let own = self.behind(instance)?;
+            let contradicts = |port: &&InstancePort| {
+                port.app == own.app
+                    && port.protocol != own.protocol
+                    && port.protocol.and(own.protocol) == Protocol::Tcp
+            };
+            Some((instance, instance.ports.iter().find(contradicts)?))
         });
         if let Some((instance, other)) = contradicted {
             let of = other.of.as_ref().map(|of| format!(" of {of}")).unwrap_or_default();

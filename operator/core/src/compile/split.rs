@@ -199,7 +199,7 @@ impl Governing {
 
     /// Whether stable may answer for the canary, and the canary for stable, while those have no healthy endpoint.
     pub(super) fn stand_in(&self) -> [bool; 2] {
-        [true, !self.taken_back]
+        [true, !self.shut_out]
     }
 
     /// The revision in production.

@@ -200,11 +200,14 @@ fn a_revision_without_an_endpoint_is_stood_in_for() {
     let [of_stable, of_canary] = ["200 stable", "200 canary"].map(str::to_owned);
     assert_eq!(answers(), [of_stable.clone(), of_canary.clone()].into(), "{}", caller.log());
     let port = meshes::service_port("shop", "pay", 80);
-    for left in [at(canary, false), Arc::default()] {
-        for (empty, other, expected) in [(1, at(stable, true), &of_stable), (0, at(canary, true), &of_canary)]
-        {
+    let ports = [(stable, &of_stable), (canary, &of_canary)];
+    for sick in [true, false] {
+        for (empty, other) in [(1, 0), (0, 1)] {
+            let left = if sick { at(ports[empty].0, false) } else { Arc::default() };
+            let (port_of_other, expected) = ports[other];
+            let other = at(port_of_other, true);
             let clusters = &mut Arc::make_mut(mesh.destinations.get_mut(&port).unwrap()).clusters;
-            clusters[empty].endpoints = Arc::clone(&left);
+            clusters[empty].endpoints = left;
             clusters[empty].stand_ins = Arc::clone(&other);
             clusters[1 - empty].endpoints = other;
             clusters[1 - empty].stand_ins = Arc::default();
@@ -248,12 +251,13 @@ fn a_websocket_of_an_http1_application_crosses_http2() {
 fn calls_are_told_each_second_by_cluster_endpoint_and_kind_of_caller() {
     let Some(mut bench) = Bench::new() else { return };
     let app = app::ok();
-    let (_caller, _called) = bench.pair(app, door(MtlsMode::Permissive, Protocol::Http), H2);
+    let (caller, _called) = bench.pair(app, door(MtlsMode::Permissive, Protocol::Http), H2);
     for _ in 0..5 {
         client::get(bench.outbound, "http://pay/");
     }
+    let seen = Arc::clone(&bench.plane.seen);
     let total = |metric: &str, key: &str, value: &str| -> i64 {
-        let metrics = bench.plane.seen.metrics.lock().unwrap();
+        let metrics = seen.metrics.lock().unwrap();
         let sums = metrics.iter().filter(|m| m.name == metric).filter_map(|m| match &m.data {
             Some(Data::Sum(sum)) => Some(&sum.data_points),
             _ => None,
@@ -276,15 +280,27 @@ fn calls_are_told_each_second_by_cluster_endpoint_and_kind_of_caller() {
     until("the totals of both proxies arrive", || {
         let totals = [
             total("cluster.upstream_rq_total", "envoy.cluster_name", "80|pay|shop"),
-            total("cluster.endpoint.rq_success", "envoy.endpoint_hostname", "pay-1"),
             total(
                 "http.downstream_rq_total",
                 "envoy.http_conn_manager_prefix",
                 &format!("inbound|{app}|mtls"),
             ),
         ];
-        (totals == [5, 5, 5]).then_some(())
+        (totals == [5, 5]).then_some(())
     });
+    let by_endpoint = || total("cluster.endpoint.rq_success", "envoy.endpoint_hostname", "pay-1");
+    assert_eq!(by_endpoint(), 0, "only what is judged is told by endpoint");
+    let mut judged = bench.published();
+    for destination in judged.destinations.values_mut().map(Arc::make_mut) {
+        destination.clusters[0].name.revision = Some("v1".parse().unwrap());
+        destination.route = Route::To(destination.clusters[0].name.clone());
+    }
+    bench.publish(&judged);
+    until("the revision is called", || {
+        client::get(bench.outbound, "http://pay/");
+        (caller.stat("cluster.80|pay|shop|v1.upstream_rq_total") > 0).then_some(())
+    });
+    until("its endpoints are told", || (by_endpoint() > 0).then_some(()));
     let metrics = bench.plane.seen.metrics.lock().unwrap();
     let kept =
         |name: &str| ["cluster.", "http.", "tcp.", "control_plane."].iter().any(|p| name.starts_with(p));

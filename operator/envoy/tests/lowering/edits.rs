@@ -1,9 +1,9 @@
 //! What an edit of a mesh changes, and what it leaves as it is: who closes connections, and who is sent something.
 
-use crate::support::meshes::{self, Build, door, lowerer, shop};
+use crate::support::meshes::{self, Build, door, endpoint, lowerer, shop};
 use airlane_core::{
     id::{ObjectId, ObjectKind},
-    mesh::{Destination, Door, Limits, Mesh, Transport, Undeclared},
+    mesh::{Destination, Door, Endpoint, Limits, Mesh, Transport, Undeclared},
     policy::{AccessMode, Millis, MtlsMode},
     world::Protocol,
 };
@@ -186,6 +186,31 @@ fn a_new_pod_is_one_listener_if_it_is_called_for_bytes_by_its_address_and_none_i
             .collect();
         assert_eq!(changed, expected);
     }
+}
+
+#[test]
+fn an_address_is_the_pods_that_is_called_there_and_not_of_one_that_left() {
+    let address = IpAddr::from([10, 244, 0, 3]);
+    let strict = |protocol| door(MtlsMode::Strict, protocol);
+    let mut stock = meshes::in_cluster(
+        "stock",
+        (address, 80),
+        Protocol::Http,
+        Transport::Mtls { http2: true },
+        vec![Endpoint { address: (address, 8080).into(), ..endpoint("stock-1", 8080, true) }],
+    );
+    stock.addresses.clear();
+    let mesh = meshes::empty()
+        .with(stock)
+        .pod("stock-1", "stock", &[(8080, strict(Protocol::Http))], open())
+        .at("stock-1", address)
+        // Its object is still there, and comes later in order.
+        .pod("was-1", "was", &[(8080, strict(Protocol::Tcp))], open())
+        .at("was-1", address);
+    let (catalog, _) = lowerer().lower(&mesh);
+    let names: Vec<&str> = catalog.resources[&Scope::Everyone].keys().map(|key| &*key.name).collect();
+    assert!(names.contains(&"pods|8080/stock|shop|stock"), "{names:?}");
+    assert!(!names.contains(&"outbound|10.244.0.3:8080"), "{names:?}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! How far a workload's pods are those of its template, as the API server has it. Pure.
 
-use crate::observe::kubernetes::workload::Kind;
+use crate::observe::kubernetes::owner::Kind;
 use serde_json::Value;
 
 /// How far it is.

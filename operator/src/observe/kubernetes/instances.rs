@@ -233,9 +233,9 @@ fn doors(mut ports: Vec<InstancePort>) -> Vec<InstancePort> {
 mod tests {
     use super::*;
     use crate::observe::kubernetes::{
+        owner::{Kind, Workload},
         pod::Membership,
         service::tests::{offer, slice},
-        workload::{Kind, Workload},
     };
     use airlane_core::{
         id::{Name, Namespace, Revision, WorkloadRevision},

@@ -9,6 +9,7 @@ mod instances;
 mod mirror;
 mod news;
 mod object;
+pub(crate) mod owner;
 pub(crate) mod pod;
 mod service;
 mod shapes;

@@ -1,8 +1,8 @@
 //! A pod as the mesh sees it: which copy of what, where, and whether it may be called.
 
 use super::{
+    owner::{Workload, owner_of},
     shapes::{Pod, PodCondition},
-    workload::{Kind, Workload},
 };
 use crate::{
     marks::{BY_ENVIRONMENT, INJECT, INTERCEPTION, MESHED, OPTED_OUT, OUTBOUND},
@@ -90,24 +90,6 @@ fn membership_of(metadata: &ObjectMeta) -> Membership {
         (_, Some(OPTED_OUT)) => Membership::OptedOut,
         _ => Membership::Bare,
     }
-}
-
-/// The workload that a pod is a copy of, by its own name: for a ReplicaSet of a Deployment the Deployment, whose name is
-/// what precedes the hash of the template; without a controller the pod itself.
-pub(crate) fn owner_of(metadata: &ObjectMeta) -> Option<Workload> {
-    let hash = metadata.labels.as_ref().and_then(|labels| labels.get("pod-template-hash"));
-    let owners = metadata.owner_references.as_deref().unwrap_or_default();
-    let Some(owner) = owners.iter().find(|owner| owner.controller == Some(true)) else {
-        return Some(Workload { kind: Kind::Pod, name: metadata.name.clone()? });
-    };
-    let deployment = hash
-        .filter(|_| owner.kind == "ReplicaSet")
-        .and_then(|hash| owner.name.strip_suffix(hash.as_str())?.strip_suffix('-'))
-        .filter(|deployment| !deployment.is_empty());
-    Some(match deployment {
-        Some(name) => Workload { kind: Kind::Deployment, name: name.to_owned() },
-        None => Workload { kind: Kind::of(&owner.kind), name: owner.name.clone() },
-    })
 }
 
 /// The workload that a pod is a copy of, and the revision.

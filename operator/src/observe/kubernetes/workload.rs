@@ -2,6 +2,7 @@
 
 use super::{
     mirror::Key,
+    owner::Workload,
     pod::{Copy, Membership},
     shapes,
 };
@@ -11,10 +12,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString};
 use serde::Deserialize as _;
 use serde_json::Value;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The name of the RoleBinding that lets the operator restart workloads of a namespace, and of the ClusterRole that it
 /// binds.
@@ -24,52 +22,6 @@ pub(crate) const PASS: &str = "airlane-restart";
 const REPLICAS: u32 = 1;
 const PROGRESS_DEADLINE_S: u32 = 600;
 const MAX_UNAVAILABLE_PERCENT: u32 = 25;
-
-/// A kind of workload.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(crate) enum Kind {
-    /// Copies that are alike.
-    Deployment,
-    /// Copies with names of their own.
-    StatefulSet,
-    /// A copy on each node.
-    DaemonSet,
-    /// Copies that end by themselves.
-    Job,
-    /// A pod without a controller.
-    Pod,
-    /// Something that Kubernetes does not come with, or that nobody uses by itself.
-    Other,
-}
-
-impl Kind {
-    /// The kind that an owner reference names.
-    pub(crate) fn of(kind: &str) -> Kind {
-        match kind {
-            "Deployment" => Kind::Deployment,
-            "StatefulSet" => Kind::StatefulSet,
-            "DaemonSet" => Kind::DaemonSet,
-            "Job" => Kind::Job,
-            _ => Kind::Other,
-        }
-    }
-}
-
-/// A workload of a namespace.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(crate) struct Workload {
-    /// What it is.
-    pub(crate) kind: Kind,
-    /// Its name, as it was given.
-    pub(crate) name: String,
-}
-
-impl fmt::Display for Workload {
-    /// `Deployment/pay`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}/{}", self.kind, self.name)
-    }
-}
 
 /// How many of a workload's pods are in the mesh. Those that are about to stop do not count, nor those that have no
 /// address yet.

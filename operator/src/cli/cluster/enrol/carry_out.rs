@@ -19,8 +19,8 @@ use crate::{
     marks::{INJECT, LAST_RESTART, OPTED_OUT, asks},
     observe::kubernetes::{
         NamespaceLabels,
-        pod::owner_of,
-        workload::{Crew, Kind, Workload},
+        owner::{Kind, Workload, owner_of},
+        workload::Crew,
     },
 };
 use airlane_core::id::Namespace;

@@ -14,8 +14,9 @@ use crate::{
     marks::asks,
     observe::kubernetes::{
         NamespaceLabels,
+        owner::{Kind, Workload},
         pod::workload_name,
-        workload::{Crew, Kind, Workload, Workloads},
+        workload::{Crew, Workloads},
     },
 };
 use airlane_core::id::Namespace;

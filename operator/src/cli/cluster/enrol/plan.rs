@@ -4,7 +4,7 @@ use crate::{
     cli::{say, table::plain},
     enrol::record::Way,
     marks::{INJECT, OPTED_OUT},
-    observe::kubernetes::workload::{Crew, Workload},
+    observe::kubernetes::{owner::Workload, workload::Crew},
 };
 use airlane_core::id::Namespace;
 

@@ -2,7 +2,7 @@
 
 use crate::{
     cli::Misspelt,
-    observe::kubernetes::workload::{Kind, Workload},
+    observe::kubernetes::owner::{Kind, Workload},
 };
 use airlane_core::id::Namespace;
 

@@ -15,7 +15,7 @@ use crate::{
     observe::{
         kubernetes::{
             self, Observed, Restarts,
-            workload::{Kind, Workload},
+            owner::{Kind, Workload},
         },
         world::{self, MeshSettings},
     },
