@@ -37,12 +37,32 @@ pub(crate) struct Acks {
 /// The proxies that are connected somewhere at one moment, and how far each has come.
 #[derive(Clone, Debug)]
 pub(crate) struct Census {
-    own: Vec<Come>,
-    others: Vec<(Arc<Milestones>, Vec<Come>)>,
+    own: Crowd,
+    others: Vec<(Arc<Milestones>, Crowd)>,
 }
 
-/// A proxy, and the epoch that it has acknowledged.
-type Come = (InstanceId, Option<u64>);
+/// The proxies of one replica, and the epoch that each has acknowledged.
+#[derive(Clone, Debug)]
+struct Crowd {
+    proxies: Vec<(InstanceId, Option<u64>)>,
+    /// The epochs alone, ascending: many milestones are asked about.
+    acked: Vec<Option<u64>>,
+}
+
+impl FromIterator<(InstanceId, Option<u64>)> for Crowd {
+    fn from_iter<I: IntoIterator<Item = (InstanceId, Option<u64>)>>(proxies: I) -> Crowd {
+        let proxies: Vec<_> = proxies.into_iter().collect();
+        let mut acked: Vec<_> = proxies.iter().map(|(_, acked)| *acked).collect();
+        acked.sort_unstable();
+        Crowd { proxies, acked }
+    }
+}
+
+impl Crowd {
+    fn reached(&self, epoch: Option<u64>) -> usize {
+        self.acked.len() - self.acked.partition_point(|acked| !has_reached(*acked, epoch))
+    }
+}
 
 impl Census {
     /// All of them, and whether they have reached a milestone.
@@ -51,11 +71,30 @@ impl Census {
         picture: &Picture,
         milestone: &Milestone,
     ) -> impl Iterator<Item = (&InstanceId, bool)> {
-        let replicas =
-            self.others.iter().map(|(milestones, proxies)| (milestones.get(milestone).copied(), proxies));
-        replicas.chain([(epoch_of(picture, milestone), &self.own)]).flat_map(|(epoch, proxies)| {
-            proxies.iter().map(move |(instance, acked)| (instance, has_reached(*acked, epoch)))
+        self.crowds(picture, milestone).flat_map(|(epoch, crowd)| {
+            crowd.proxies.iter().map(move |(instance, acked)| (instance, has_reached(*acked, epoch)))
         })
+    }
+
+    /// How many there are, and how many of them have reached a milestone.
+    pub(crate) fn count(&self, picture: &Picture, milestone: &Milestone) -> (u32, u32) {
+        let (all, reached) = self
+            .crowds(picture, milestone)
+            .map(|(epoch, crowd)| (crowd.acked.len(), crowd.reached(epoch)))
+            .fold((0, 0), |(all, reached), (more, of_them)| (all + more, reached + of_them));
+        let of_proxies = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        (of_proxies(all), of_proxies(reached))
+    }
+
+    /// The proxies of each replica, and since which of its epochs a milestone holds there.
+    fn crowds(
+        &self,
+        picture: &Picture,
+        milestone: &Milestone,
+    ) -> impl Iterator<Item = (Option<u64>, &Crowd)> {
+        let others =
+            self.others.iter().map(|(milestones, crowd)| (milestones.get(milestone).copied(), crowd));
+        others.chain([(epoch_of(picture, milestone), &self.own)])
     }
 }
 
@@ -189,7 +228,7 @@ impl Fleet {
 
     /// The proxies that are connected at this moment.
     pub(crate) fn census(&self) -> Census {
-        let own: Vec<Come> = self
+        let own: Crowd = self
             .0
             .publisher
             .connected()
@@ -197,7 +236,7 @@ impl Fleet {
             .map(|proxy| (proxy.instance, proxy.acked_epoch))
             .collect();
         // Whoever is connected here as well has just come, and another replica has not noticed yet.
-        let here: HashSet<&InstanceId> = own.iter().map(|(instance, _)| instance).collect();
+        let here: HashSet<&InstanceId> = own.proxies.iter().map(|(instance, _)| instance).collect();
         let others = self.others();
         let others = others.replicas.values().map(|replica| {
             let elsewhere = replica.proxies.iter().filter(|(instance, _)| !here.contains(instance));
@@ -418,6 +457,10 @@ mod tests {
             let [acknowledged, outstanding, unheard] =
                 expected.map(|names| names.iter().map(|name| instance(name)).collect::<BTreeSet<_>>());
             let complete = outstanding.is_empty() && unheard.is_empty();
+            let of_proxies = |side: &BTreeSet<InstanceId>| u32::try_from(side.len()).expect("few");
+            let reached = of_proxies(&acknowledged);
+            let counted = self.fleet.census().count(&self.picture, &self.milestone);
+            assert_eq!(counted, (reached + of_proxies(&outstanding), reached));
             assert_eq!(acks, Acks { acknowledged, outstanding, unheard });
             assert_eq!(self.fleet.all_reached(&self.picture, &self.milestone), complete);
         }

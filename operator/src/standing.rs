@@ -1,6 +1,11 @@
 //! How an object stands: what is wrong with it, and how many proxies run it.
 
-use crate::{control::Picture, fleet::Census, milestone::Milestone, xds::Refusals};
+use crate::{
+    control::Picture,
+    fleet::Census,
+    milestone::Milestone,
+    xds::{Refusal, Refusals},
+};
 use airlane_api::status::Proxies;
 use airlane_core::{
     id::{ClusterName, InstanceId, ObjectId},
@@ -8,37 +13,74 @@ use airlane_core::{
     problem::{Problem, Reason},
     rollout::Canary,
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
-/// All that is wrong with an object: what its reader, the compiler and the proxies found.
-pub(crate) fn problems_of(id: &ObjectId, picture: &Picture, refusals: &Refusals) -> Vec<Problem> {
-    let compiled = picture.compiled.problems.iter().filter(|problem| problem.subject == *id).cloned();
-    let mut problems: Vec<Problem> = compiled.collect();
-    if let Some(accepted) = picture.declared.objects.get(id) {
-        problems.extend(accepted.problems.iter().cloned());
+/// What is found of objects at one moment, by object: of many of them each is asked about.
+pub(crate) struct Standings<'a> {
+    picture: &'a Picture,
+    /// What the compiler found.
+    compiled: HashMap<&'a ObjectId, Vec<&'a Problem>>,
+    /// What proxies refuse that an object shaped.
+    refused: HashMap<&'a ObjectId, Vec<&'a Refusal>>,
+}
+
+impl<'a> Standings<'a> {
+    /// How the objects of a picture stand, of which proxies refuse that.
+    pub(crate) fn of(picture: &'a Picture, refusals: &'a Refusals) -> Standings<'a> {
+        let mut compiled: HashMap<_, Vec<_>> = HashMap::new();
+        for problem in &picture.compiled.problems {
+            compiled.entry(&problem.subject).or_default().push(problem);
+        }
+        let mut refused: HashMap<_, Vec<_>> = HashMap::new();
+        for refusal in refusals.values() {
+            for subject in &refusal.rejection.shaped_by {
+                refused.entry(subject).or_default().push(refusal);
+            }
+        }
+        Standings { picture, compiled, refused }
     }
-    problems.extend(rejected(refusals).filter(|problem| problem.subject == *id));
-    problems.sort();
-    problems.dedup();
-    problems
+
+    /// All that is wrong with an object: what its reader, the compiler and the proxies found.
+    pub(crate) fn problems_of(&self, id: &ObjectId) -> Vec<Problem> {
+        let compiled = self.compiled.get(id).into_iter().flatten();
+        let read = self.picture.declared.objects.get(id).into_iter().flat_map(|it| &it.problems);
+        let mut problems: Vec<Problem> = compiled.copied().chain(read).cloned().collect();
+        problems.extend(self.refused_of(id).map(|refusal| rejection(refusal, id)));
+        problems.sort();
+        problems.dedup();
+        problems
+    }
+
+    /// How far the object's present version has come with the connected proxies.
+    pub(crate) fn proxies(&self, id: &ObjectId, census: &Census) -> Proxies {
+        let Some(accepted) = self.picture.declared.objects.get(id) else { return Proxies::default() };
+        let milestone = Milestone::object(id, accepted);
+        let (targeted, reached) = census.count(self.picture, &milestone);
+        let mut counted =
+            Proxies { targeted, acknowledged: reached, rejected: 0, outdated: targeted - reached };
+        let refused_by: BTreeSet<&InstanceId> =
+            self.refused_of(id).flat_map(|refusal| &refusal.proxies).collect();
+        if refused_by.is_empty() {
+            return counted;
+        }
+        let refuse = census.of(self.picture, &milestone).filter(|(it, _)| refused_by.contains(it));
+        for (_, reached) in refuse {
+            let side = if reached { &mut counted.acknowledged } else { &mut counted.outdated };
+            *side -= 1;
+            counted.rejected += 1;
+        }
+        counted
+    }
+
+    fn refused_of(&self, id: &ObjectId) -> impl Iterator<Item = &'a Refusal> {
+        self.refused.get(id).into_iter().flatten().copied()
+    }
 }
 
 /// What proxies refuse, said on the objects that shaped it.
 pub(crate) fn rejected(refusals: &Refusals) -> impl Iterator<Item = Problem> {
     refusals.values().flat_map(|refusal| {
-        let rejection = &refusal.rejection;
-        rejection.shaped_by.iter().map(move |subject| Problem {
-            subject: subject.clone(),
-            field: String::new(),
-            reason: Reason::Rejected,
-            message: format!(
-                "{} proxies refuse {:?} {}, made from this object; they keep what they had: {}",
-                refusal.proxies.len(),
-                rejection.key.kind,
-                rejection.key.name,
-                rejection.detail
-            ),
-        })
+        refusal.rejection.shaped_by.iter().map(move |subject| rejection(refusal, subject))
     })
 }
 
@@ -59,27 +101,97 @@ pub(crate) fn share(canary: &Canary, picture: &Picture) -> Option<u32> {
     shares.max()
 }
 
-/// How far the object's present version has come with the connected proxies.
-pub(crate) fn proxies(id: &ObjectId, picture: &Picture, census: &Census, refusals: &Refusals) -> Proxies {
-    let Some(accepted) = picture.declared.objects.get(id) else { return Proxies::default() };
-    let milestone = Milestone::object(id, accepted);
-    let refused_by: BTreeSet<&InstanceId> = refusals
-        .values()
-        .filter(|refusal| refusal.rejection.shaped_by.contains(id))
-        .flat_map(|refusal| &refusal.proxies)
-        .collect();
-    let mut counted = Proxies::default();
-    for (instance, reached) in census.of(picture, &milestone) {
-        counted.targeted += 1;
-        if refused_by.contains(instance) {
-            counted.rejected += 1;
-        } else if reached {
-            counted.acknowledged += 1;
-        } else {
-            counted.outdated += 1;
-        }
+fn rejection(Refusal { rejection, proxies }: &Refusal, subject: &ObjectId) -> Problem {
+    Problem {
+        subject: subject.clone(),
+        field: String::new(),
+        reason: Reason::Rejected,
+        message: format!(
+            "{} proxies refuse {:?} {}, made from this object; they keep what they had: {}",
+            proxies.len(),
+            rejection.key.kind,
+            rejection.key.name,
+            rejection.detail
+        ),
     }
-    counted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        clock::{Clock, SystemClock},
+        enrol::ties::tests::{permissive, picture_of},
+        fleet::{Fleet, Reported},
+        observe::declared::{Accepted, Declared},
+        xds::Publisher,
+    };
+    use airlane_core::id::Name;
+    use airlane_envoy::{
+        catalog::{Key, Kind, Scope, Version},
+        delta::Rejection,
+    };
+    use std::{collections::BTreeMap, sync::Arc};
+
+    #[test]
+    fn who_refuses_what_an_object_shaped_counts_for_nothing_else() {
+        let policy = permissive();
+        let other = ObjectId { name: Name::parse("other").expect("a name"), ..policy.id.clone() };
+        let accepted = Accepted {
+            file: None,
+            uid: "u".to_owned(),
+            generation: 1,
+            age_rank: 0,
+            value: None,
+            problems: Vec::new(),
+            outdated: false,
+            place: None,
+        };
+        let objects: BTreeMap<_, _> =
+            [&policy.id, &other].map(|id| (id.clone(), Arc::new(accepted.clone()))).into();
+        let declared = Arc::new(Declared { objects, ..Declared::default() });
+        let picture = Picture { declared, ..picture_of(Arc::clone(&policy)) };
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
+        let fleet = Fleet::new(Publisher::new(clock.clone()), clock);
+        let instance = |name: &str| InstanceId::parse(name).expect("a name");
+        let stream = fleet.open();
+        fleet.report(stream, |replica| {
+            for id in [&policy.id, &other] {
+                Arc::make_mut(&mut replica.milestones).insert(Milestone::object(id, &accepted), 5);
+            }
+            let come = [("a-abcd", Some(5)), ("b-abcd", Some(9)), ("c-abcd", Some(4)), ("d-abcd", None)];
+            for (name, acked_epoch) in come {
+                replica.proxies.insert(instance(name), Reported { acked_epoch, shares: None });
+            }
+        });
+        let key = Key { kind: Kind::Cluster, name: "pay".into() };
+        let refusal = Refusal {
+            rejection: Rejection {
+                key: key.clone(),
+                scope: Scope::Everyone,
+                version: Version(1),
+                shaped_by: Arc::new(BTreeSet::from([policy.id.clone()])),
+                detail: "too odd".to_owned(),
+            },
+            proxies: ["a-abcd", "d-abcd", "gone-abcd"].map(instance).into(),
+        };
+        let refusals = Refusals::from([((Scope::Everyone, key), refusal)]);
+        let standings = Standings::of(&picture, &refusals);
+        let census = fleet.census();
+        let counted = |id: &ObjectId| {
+            let Proxies { targeted, acknowledged, rejected, outdated } = standings.proxies(id, &census);
+            [targeted, acknowledged, rejected, outdated]
+        };
+        assert_eq!(counted(&policy.id), [4, 1, 2, 1]);
+        assert_eq!(counted(&other), [4, 2, 0, 2]);
+        let told: Vec<String> =
+            standings.problems_of(&policy.id).into_iter().map(|problem| problem.message).collect();
+        assert_eq!(
+            told,
+            ["3 proxies refuse Cluster pay, made from this object; they keep what they had: too odd"]
+        );
+        assert_eq!(standings.problems_of(&other), []);
+    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use crate::{
     fleet::Fleet,
     members::{Member, Members},
     signals::Signals,
+    standing::Standings,
     tls::ServerTls,
     xds::Publisher,
 };
@@ -123,6 +124,7 @@ pub(super) async fn with_sources<T>(local: &Local, f: impl FnOnce(&Sources<'_>) 
     let proxies = local.publisher.connected();
     let members = local.members.everybody();
     let (census, refusals) = (local.fleet.census(), local.fleet.refusals());
+    let standings = Standings::of(&picture, &refusals);
     Ok(local.signals.with(|intake| {
         f(&Sources {
             picture: &picture,
@@ -130,6 +132,7 @@ pub(super) async fn with_sources<T>(local: &Local, f: impl FnOnce(&Sources<'_>) 
             proxies: &proxies,
             census: &census,
             members: &members,
+            standings: &standings,
             refusals: &refusals,
         })
     }))

@@ -9,7 +9,7 @@ use crate::{
     fleet::Census,
     members::Member,
     signals::intake::{Intake, Totals},
-    standing,
+    standing::{self, Standings},
     xds::{ProxyState, Refusals},
 };
 use airlane_core::{
@@ -37,6 +37,8 @@ pub(crate) struct Sources<'a> {
     pub(crate) census: &'a Census,
     /// What sidecars said of themselves.
     pub(crate) members: &'a [Member],
+    /// What is found of objects.
+    pub(crate) standings: &'a Standings<'a>,
     /// What proxies refuse.
     pub(crate) refusals: &'a Refusals,
 }
@@ -222,7 +224,7 @@ impl Sources<'_> {
     }
 
     fn problems_of(&self, id: &ObjectId) -> Vec<Problem> {
-        standing::problems_of(id, self.picture, self.refusals)
+        self.standings.problems_of(id)
     }
 
     /// What proxies refuse, said on the objects that shaped it.
@@ -238,7 +240,7 @@ impl Sources<'_> {
             .values()
             .map(|policy| {
                 let accepted = self.picture.declared.objects.get(&policy.id);
-                let proxies = standing::proxies(&policy.id, self.picture, self.census, self.refusals);
+                let proxies = self.standings.proxies(&policy.id, self.census);
                 PolicyView {
                     namespace: policy.id.namespace.to_string(),
                     name: policy.id.name.to_string(),

@@ -16,7 +16,7 @@ use crate::{
     control::Picture,
     fleet::Fleet,
     observe::kubernetes::{ANSWERED, Answered, Kept, Observed, memory},
-    standing,
+    standing::{self, Standings},
 };
 use airlane_api::{quantity::Share, status::CanaryStatus};
 use airlane_core::{
@@ -113,7 +113,7 @@ impl Writer {
     fn problems_of(&self, id: &ObjectId) -> Vec<Problem> {
         let refusals = self.0.fleet.refusals();
         let picture = self.0.picture.borrow().clone();
-        picture.map_or_else(Vec::new, |picture| standing::problems_of(id, &picture, &refusals))
+        picture.map_or_else(Vec::new, |picture| Standings::of(&picture, &refusals).problems_of(id))
     }
 
     /// The status of a canary with its memory, marked as a write of this process.

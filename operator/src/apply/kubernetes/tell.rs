@@ -8,11 +8,11 @@ use crate::{
         declared::Accepted,
         kubernetes::{self as shapes, Kept},
     },
-    standing,
+    standing::Standings,
 };
 use airlane_api::{
     Value,
-    status::{CanaryStatus, MeshPolicyStatus},
+    status::{CanaryStatus, MeshPolicyStatus, Proxies},
 };
 use airlane_core::{
     id::{ObjectId, ObjectKind},
@@ -47,11 +47,36 @@ pub(crate) struct Teller {
     pub(crate) writer: Writer,
 }
 
+/// What is remembered of objects between two looks.
+#[derive(Default)]
+struct Looks {
+    sent: HashMap<ObjectId, Sent>,
+    /// Of what the policies' statuses were found to say what they should.
+    settled: HashMap<ObjectId, Basis>,
+}
+
+/// Everything that statuses are made of, at one look.
+struct Moment<'a> {
+    picture: &'a Picture,
+    standings: Standings<'a>,
+    census: Census,
+    count_every: Duration,
+}
+
 /// What was written last to a policy, and when.
 struct Sent {
     over: String,
     status: serde_json::Value,
     at: Duration,
+}
+
+/// All that decides whether a policy's status is written.
+#[derive(PartialEq)]
+struct Basis {
+    resource_version: String,
+    generation: i64,
+    problems: Vec<Problem>,
+    proxies: Proxies,
 }
 
 /// Whether a policy's status is to be written.
@@ -73,14 +98,14 @@ impl Teller {
         let mut picture = inner.picture.clone();
         let mut kept = inner.observed.kept.clone();
         let mut movement = inner.fleet.movement();
-        let mut sent: HashMap<ObjectId, Sent> = HashMap::new();
+        let mut looks = Looks::default();
         // What the leader before counted is not told otherwise before as many are heard of.
         let first = picture.wait_for(Option::is_some).await.ok().and_then(|picture| picture.clone());
         if let Some(picture) = first {
             inner.fleet.gathered(&picture).await;
         }
         loop {
-            let again = self.look(&mut sent).await;
+            let again = self.look(&mut looks).await;
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 changed = picture.changed() => if changed.is_err() { return },
@@ -96,21 +121,25 @@ impl Teller {
     }
 
     /// Writes what differs. Gives the time after which to look again though nothing changes.
-    async fn look(&self, sent: &mut HashMap<ObjectId, Sent>) -> Option<Duration> {
+    async fn look(&self, looks: &mut Looks) -> Option<Duration> {
         let inner = &self.writer.0;
         let picture = inner.picture.borrow().clone()?;
-        let census = inner.fleet.census();
+        let refusals = inner.fleet.refusals();
         let kept: Arc<BTreeMap<ObjectId, Kept>> = inner.observed.kept.borrow().clone();
-        sent.retain(|id, _| kept.contains_key(id));
+        looks.sent.retain(|id, _| kept.contains_key(id));
+        looks.settled.retain(|id, _| kept.contains_key(id));
         let mut again: Option<Duration> = None;
         let mut sooner = |pause: Duration| again = Some(again.map_or(pause, |again| again.min(pause)));
-        let count_every = count_every(kept.len());
+        let moment = Moment {
+            picture: &picture,
+            standings: Standings::of(&picture, &refusals),
+            census: inner.fleet.census(),
+            count_every: count_every(kept.len()),
+        };
         for (id, kept) in &*kept {
             let written = match id.kind {
-                ObjectKind::MeshPolicy => {
-                    self.policy(id, kept, &picture, &census, sent.get(id), count_every).await
-                }
-                ObjectKind::Canary => self.canary(id, kept, &picture).await.map(|()| Told::AsItIs),
+                ObjectKind::MeshPolicy => self.policy(id, kept, &moment, looks).await,
+                ObjectKind::Canary => self.canary(id, kept, &moment).await.map(|()| Told::AsItIs),
                 ObjectKind::Service => continue,
             };
             match written {
@@ -118,7 +147,8 @@ impl Teller {
                 Ok(Told::Later(pause)) => sooner(pause),
                 Ok(Told::Wrote(status)) => {
                     let over = kept.resource_version.clone();
-                    sent.insert(id.clone(), Sent { over, status, at: self.writer.0.clock.uptime() });
+                    let at = self.writer.0.clock.uptime();
+                    looks.sent.insert(id.clone(), Sent { over, status, at });
                 }
                 // News of the other version is under way.
                 Err(WriteError::Changed | WriteError::Gone) => {}
@@ -135,17 +165,21 @@ impl Teller {
         &self,
         id: &ObjectId,
         kept: &Kept,
-        picture: &Picture,
-        census: &Census,
-        sent: Option<&Sent>,
-        count_every: Duration,
+        &Moment { picture, ref standings, ref census, count_every }: &Moment<'_>,
+        looks: &mut Looks,
     ) -> Result<Told, WriteError> {
         let Some(accepted) = in_force(id, kept, picture) else { return Ok(Told::AsItIs) };
-        let inner = &self.writer.0;
-        let refusals = inner.fleet.refusals();
-        let problems = standing::problems_of(id, picture, &refusals);
-        let proxies = standing::proxies(id, picture, census, &refusals);
-        let status = MeshPolicyStatus::of(accepted.generation, &problems, proxies);
+        let basis = Basis {
+            resource_version: kept.resource_version.clone(),
+            generation: accepted.generation,
+            problems: standings.problems_of(id),
+            proxies: standings.proxies(id, census),
+        };
+        if looks.settled.get(id) == Some(&basis) {
+            return Ok(Told::AsItIs);
+        }
+        let sent = looks.sent.get(id);
+        let status = MeshPolicyStatus::of(basis.generation, &basis.problems, basis.proxies);
         let mut status = serde_json::to_value(status)?;
         self.writer.date(&mut status, &kept.status["conditions"]);
         if sent.is_some_and(|sent| sent.over == kept.resource_version && sent.status == status) {
@@ -153,13 +187,16 @@ impl Teller {
         }
         let waited = sent.map_or(count_every, |sent| self.writer.0.clock.uptime().saturating_sub(sent.at));
         match due(&kept.status, &status) {
-            Due::Never => return Ok(Told::AsItIs),
+            Due::Never => {
+                looks.settled.insert(id.clone(), basis);
+                return Ok(Told::AsItIs);
+            }
             Due::Eventually if waited < count_every => return Ok(Told::Later(count_every - waited)),
             Due::Eventually | Due::Now => {}
         }
         let Kept { uid, resource_version, .. } = kept;
         self.writer.apply::<shapes::MeshPolicy>(id, uid, resource_version, &status).await?;
-        self.tell_problems(id, kept, &problems, &status);
+        self.tell_problems(id, kept, &basis.problems, &status);
         Ok(Told::Wrote(status))
     }
 
@@ -183,7 +220,12 @@ impl Teller {
         }
     }
 
-    async fn canary(&self, id: &ObjectId, kept: &Kept, picture: &Picture) -> Result<(), WriteError> {
+    async fn canary(
+        &self,
+        id: &ObjectId,
+        kept: &Kept,
+        Moment { picture, standings, .. }: &Moment<'_>,
+    ) -> Result<(), WriteError> {
         let Some(accepted) = in_force(id, kept, picture) else { return Ok(()) };
         if let Some(Value::Canary(_)) = &accepted.value {
             return match picture.world.canaries.get(id) {
@@ -192,7 +234,7 @@ impl Teller {
                 _ => Ok(()),
             };
         }
-        let problems = standing::problems_of(id, picture, &self.writer.0.fleet.refusals());
+        let problems = standings.problems_of(id);
         let before = CanaryStatus::deserialize(&kept.status).unwrap_or_default();
         let status =
             CanaryStatus { memory: before.memory, ..CanaryStatus::refused(accepted.generation, &problems) };
@@ -255,7 +297,7 @@ mod tests {
     use crate::{
         clock::{Clock, SystemClock},
         enrol::ties::tests::{permissive, picture_of},
-        fleet::Fleet,
+        fleet::{Fleet, Reported},
         observe::{
             declared::Declared,
             kubernetes::{Observed, Seen},
@@ -263,13 +305,22 @@ mod tests {
         scripted_api,
         xds::Publisher,
     };
-    use airlane_api::status::Proxies;
+    use airlane_core::id::InstanceId;
     use http::Method;
     use std::sync::Mutex;
     use tokio::sync::watch;
 
-    /// Whether the status of an object of this uid is written while what is in force is that of the uid `a`.
-    async fn is_written(uid: &str) -> bool {
+    /// A teller that sees a policy; in force is that of the uid `a`.
+    struct Setting {
+        teller: Teller,
+        looks: Looks,
+        id: ObjectId,
+        sees: watch::Sender<Arc<BTreeMap<ObjectId, Kept>>>,
+        /// The statuses that are written.
+        written: Arc<Mutex<Vec<serde_json::Value>>>,
+    }
+
+    fn setting() -> Setting {
         let policy = permissive();
         let accepted = Accepted {
             file: None,
@@ -283,32 +334,68 @@ mod tests {
         let objects = BTreeMap::from([(policy.id.clone(), Arc::new(accepted))]);
         let declared = Arc::new(Declared { objects, ..Declared::default() });
         let picture = Picture { declared, ..picture_of(Arc::clone(&policy)) };
-        let kept = Kept {
-            uid: uid.to_owned(),
-            resource_version: "1".to_owned(),
-            status: serde_json::Value::Null,
-            asked: None,
-        };
-        let observed = Observed::of(Seen { kept: [(policy.id.clone(), kept)].into(), ..Seen::default() });
-        let written = Arc::new(Mutex::new(false));
+        let sees = watch::Sender::default();
+        let mut observed = Observed::of(Seen::default());
+        observed.kept = sees.subscribe();
+        let written: Arc<Mutex<Vec<serde_json::Value>>> = Arc::default();
         let writes = Arc::clone(&written);
         let client = scripted_api::client(move |(method, _, body)| {
-            *writes.lock().expect("not poisoned") |= method == Method::PATCH;
+            if method == Method::PATCH {
+                writes.lock().expect("not poisoned").push(body["status"].clone());
+            }
             Some((200, body))
         });
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
         let fleet = Fleet::new(Publisher::new(clock.clone()), clock.clone());
         let picture = watch::Sender::new(Some(picture)).subscribe();
         let writer = Writer::new(client, observed, picture, fleet, clock, "me".to_owned());
-        Teller { writer }.look(&mut HashMap::new()).await;
-        let written = written.lock().expect("not poisoned");
-        *written
+        Setting { teller: Teller { writer }, looks: Looks::default(), id: policy.id.clone(), sees, written }
+    }
+
+    impl Setting {
+        /// Looks at the policy with this uid, version and status, and gives what is written.
+        async fn look(
+            &mut self,
+            uid: &str,
+            version: &str,
+            status: &serde_json::Value,
+        ) -> Option<serde_json::Value> {
+            let kept = Kept {
+                uid: uid.to_owned(),
+                resource_version: version.to_owned(),
+                status: status.clone(),
+                asked: None,
+            };
+            self.sees.send_replace(Arc::new([(self.id.clone(), kept)].into()));
+            self.teller.look(&mut self.looks).await;
+            self.written.lock().expect("not poisoned").pop()
+        }
     }
 
     #[tokio::test]
     async fn nothing_is_said_of_an_object_by_what_it_replaces() {
-        assert!(is_written("a").await);
-        assert!(!is_written("b").await);
+        let mut setting = setting();
+        assert_eq!(setting.look("b", "1", &serde_json::Value::Null).await, None);
+        assert!(setting.look("a", "2", &serde_json::Value::Null).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn what_says_what_it_should_is_looked_at_again_when_anything_changed() {
+        let mut setting = setting();
+        let status = setting.look("a", "1", &serde_json::Value::Null).await.expect("written");
+        assert_eq!(setting.look("a", "2", &status).await, None);
+        let basis = setting.looks.settled.get(&setting.id).expect("settled");
+        assert_eq!((&*basis.resource_version, basis.proxies.targeted), ("2", 0));
+        let edited = setting.look("a", "3", &serde_json::Value::Null).await;
+        assert!(edited.is_some(), "somebody took the status away");
+        assert_eq!(setting.look("a", "4", &status).await, None);
+        let fleet = &setting.teller.writer.0.fleet;
+        fleet.report(fleet.open(), |replica| {
+            let proxy = InstanceId::parse("pay-abcd").expect("a name");
+            replica.proxies.insert(proxy, Reported { acked_epoch: None, shares: None });
+        });
+        let counted = setting.look("a", "4", &status).await.expect("one is behind");
+        assert_eq!(counted["proxies"]["outdated"], 1);
     }
 
     fn status(generation: i64, acknowledged: u32, outdated: u32) -> serde_json::Value {
