@@ -124,9 +124,14 @@ mod tests {
         enrol::ties::tests::{permissive, picture_of},
         fleet::{Fleet, Reported},
         observe::declared::{Accepted, Declared},
+        rollouts::tests::{canary, picture},
         xds::Publisher,
     };
-    use airlane_core::id::Name;
+    use airlane_core::{
+        id::Name,
+        mesh::FULL_SHARE,
+        world::Health::{Healthy, Unhealthy},
+    };
     use airlane_envoy::{
         catalog::{Key, Kind, Scope, Version},
         delta::Rejection,
@@ -192,16 +197,6 @@ mod tests {
         );
         assert_eq!(standings.problems_of(&other), []);
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::rollouts::tests::{canary, picture};
-    use airlane_core::{
-        mesh::FULL_SHARE,
-        world::Health::{Healthy, Unhealthy},
-    };
 
     #[test]
     fn the_share_told_is_the_one_that_is_sent() {
