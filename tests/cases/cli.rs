@@ -209,6 +209,16 @@ fn without_a_mesh_every_command_says_how_to_start_one() {
     }
 }
 
+#[test]
+fn without_a_kubeconfig_it_is_said_where_one_is_looked_for() {
+    let home = tempfile::tempdir().unwrap();
+    let mut airlane = Command::new(binary::airlane());
+    airlane.args(["get", "policies", "--kube"]).env("HOME", home.path()).env_remove("KUBECONFIG");
+    let told = said("get policies --kube", &airlane.output().unwrap(), 1);
+    let kubeconfig = home.path().join(".kube/config").display().to_string();
+    assert!(told.contains(&kubeconfig) && told.contains("--context") && told.lines().count() == 1, "{told}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn check_says_whether_files_and_the_mesh_are_right() {
     let mesh = Mesh::start().await;

@@ -11,6 +11,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
+    io::ErrorKind,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -39,6 +40,12 @@ pub(crate) enum ClientError {
         socket: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// Somebody else's.
+    #[error("only its owner may open {}: ask as that user, or name another state directory with --state", socket.display())]
+    NotOurs {
+        /// Where it is.
+        socket: PathBuf,
     },
     /// There is no way into the pod.
     #[error("cannot start kubectl, which leads to the operator's pods: install it, and have it in your PATH")]
@@ -210,9 +217,11 @@ impl Client {
     async fn connect(&self) -> Result<Connection, ClientError> {
         match &self.way {
             Way::Host(socket) => {
-                let stream = UnixStream::connect(socket)
-                    .await
-                    .map_err(|source| ClientError::Absent { socket: socket.clone(), source })?;
+                let socket = socket.clone();
+                let stream = UnixStream::connect(&socket).await.map_err(|source| match source.kind() {
+                    ErrorKind::PermissionDenied => ClientError::NotOurs { socket },
+                    _ => ClientError::Absent { socket, source },
+                })?;
                 Connection::over(stream).await
             }
             Way::Pod(exec) => {

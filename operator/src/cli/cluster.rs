@@ -24,14 +24,15 @@ use airlane_core::{
     problem::{Problem, Reason},
     rollout::{Asked, Phase},
 };
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use kube::{
     Api, Client, Config, Resource,
     api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
-    config::KubeConfigOptions,
+    config::{KubeConfigOptions, KubeconfigError},
 };
 use serde::Deserialize as _;
 use serde_json::{Value, json};
+use std::io::ErrorKind;
 
 /// Objects asked for at a time.
 const PAGE: u32 = 500;
@@ -58,9 +59,7 @@ impl Cluster {
                     .await
                     .with_context(|| format!("context {context} of the kubeconfig"))?
             }
-            None => Config::infer()
-                .await
-                .context("no cluster is known: set KUBECONFIG, or choose one with --context")?,
+            None => Config::infer().await.map_err(|error| unknown(&error))?,
         };
         let named =
             place.context.as_ref().map_or_else(String::new, |context| format!(" (context {context})"));
@@ -113,6 +112,20 @@ impl Cluster {
         listed.with_context(|| {
             format!("cannot list {plural}: is Airlane installed in this cluster, and may you see them?")
         })
+    }
+}
+
+/// Why no cluster is known. Whoever has no kubeconfig is not told of the pod this is not.
+fn unknown(error: &(dyn std::error::Error + 'static)) -> anyhow::Error {
+    match error.source().and_then(|source| source.downcast_ref()) {
+        Some(KubeconfigError::ReadConfig(source, path)) if source.kind() == ErrorKind::NotFound => {
+            anyhow!(
+                "no cluster is known: there is no {}; set KUBECONFIG, or choose one with --context",
+                path.display()
+            )
+        }
+        Some(error) => anyhow!("no cluster is known: {error}; set KUBECONFIG, or choose one with --context"),
+        None => anyhow!("no cluster is known; set KUBECONFIG, or choose one with --context"),
     }
 }
 
