@@ -1,7 +1,7 @@
 //! The command line, as its users type it.
 
 use crate::lease::Terms;
-use airlane_core::id::{ClusterDomain, Namespace, TrustDomain};
+use airlane_core::id::{ClusterDomain, Name, Namespace, TrustDomain};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{
     net::{IpAddr, SocketAddr},
@@ -66,7 +66,7 @@ pub(crate) enum Command {
     },
     /// Print manifests with the mesh in their pods, as the webhook would put it there.
     Inject(Inject),
-    /// Is this host ready, is the mesh healthy, are these files right?
+    /// How is the running mesh, or: are these files right?
     Check {
         /// Can Airlane be installed in this cluster?
         #[arg(long, conflicts_with = "files")]
@@ -403,11 +403,13 @@ pub(crate) enum TokenVerb {
     Create {
         /// The service that may join with it.
         #[arg(long)]
-        service: String,
+        service: Name,
         /// Its namespace.
         #[arg(long, default_value = "default")]
-        namespace: String,
+        namespace: Namespace,
         /// How long it is good for; for ever if not said.
+        ///
+        /// A workload needs it each time it starts.
         #[arg(long, value_parser = duration)]
         ttl: Option<Duration>,
     },

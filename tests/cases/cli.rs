@@ -138,6 +138,15 @@ async fn what_is_not_there_is_an_error_that_names_it() {
     {
         said(line, &mesh.cli(&words(line)).await, 2);
     }
+    for line in [
+        "get policies a/b/c",
+        "describe canary a/b/c",
+        "canary status a/b/c",
+        "wait canary/x/y/z",
+        "token create --service A_b",
+    ] {
+        said(line, &mesh.cli(&words(line)).await, 2);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

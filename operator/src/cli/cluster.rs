@@ -267,7 +267,7 @@ mod tests {
             if allowed { Some((200, list)) } else { scripted_api::refusal(403, "Forbidden") }
         });
         let cluster = Cluster { client, called: "a test".into(), context: None, system: system() };
-        let wanted = wanted.map(Wanted::parse);
+        let wanted = wanted.map(Wanted::parse).transpose().expect("a name");
         let policies = cluster.policies(wanted.as_ref()).await.map_err(|error| format!("{error:#}"))?;
         Ok(policies.into_iter().map(|policy| policy.name).collect())
     }

@@ -66,13 +66,15 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn parse(text: &str) -> Self {
-        match text.split_once('/') {
-            Some((namespace, name)) => {
-                Wanted { namespace: Some(namespace.to_owned()), name: name.to_owned() }
-            }
-            None => Wanted { namespace: None, name: text.to_owned() },
+    fn parse(text: &str) -> Result<Self, Misspelt> {
+        let (namespace, name) = match text.split_once('/') {
+            Some((namespace, name)) => (Some(namespace), name),
+            None => (None, text),
+        };
+        if name.is_empty() || name.contains('/') || namespace.is_some_and(str::is_empty) {
+            return Err(Misspelt(format!("{text:?} names nothing: write NAME or NAMESPACE/NAME")));
         }
+        Ok(Wanted { namespace: namespace.map(str::to_owned), name: name.to_owned() })
     }
     fn matches(&self, namespace: &str, name: &str) -> bool {
         self.name == name && self.namespace.as_deref().is_none_or(|wanted| wanted == namespace)
@@ -120,8 +122,8 @@ pub(crate) async fn get(
     name: Option<&str>,
     output: Output,
 ) -> anyhow::Result<()> {
+    let wanted = name.map(Wanted::parse).transpose()?;
     let mesh = Mesh::find(place, state).await?;
-    let wanted = name.map(Wanted::parse);
     let keep =
         |namespace: &str, name: &str| wanted.as_ref().is_none_or(|wanted| wanted.matches(namespace, name));
     match what {
@@ -180,23 +182,20 @@ async fn service(mesh: &Mesh, wanted: &Wanted) -> anyhow::Result<ServiceView> {
     wanted.only("service", rows, |row| format!("{}/{}", row.namespace, row.name))
 }
 
-async fn proxy(mesh: &Mesh, name: &str) -> anyhow::Result<ProxyView> {
-    let wanted = Wanted::parse(name);
+async fn proxy(mesh: &Mesh, wanted: &Wanted) -> anyhow::Result<ProxyView> {
     let mut rows = mesh.proxies().await?;
     rows.retain(|row| wanted.matches(&row.namespace, &row.instance));
     wanted.only("proxy", rows, |row| format!("{}/{}", row.namespace, row.instance))
 }
 
-async fn canary(mesh: &Mesh, name: &str) -> anyhow::Result<CanaryView> {
-    let wanted = Wanted::parse(name);
-    let mut rows: Vec<CanaryView> = mesh.canaries(Some(&wanted)).await?;
+async fn canary(mesh: &Mesh, wanted: &Wanted) -> anyhow::Result<CanaryView> {
+    let mut rows: Vec<CanaryView> = mesh.canaries(Some(wanted)).await?;
     rows.retain(|row| wanted.matches(&row.namespace, &row.name));
     wanted.only("canary", rows, |row| format!("{}/{}", row.namespace, row.name))
 }
 
-async fn policy(mesh: &Mesh, name: &str) -> anyhow::Result<PolicyView> {
-    let wanted = Wanted::parse(name);
-    let mut rows: Vec<PolicyView> = mesh.policies(Some(&wanted)).await?;
+async fn policy(mesh: &Mesh, wanted: &Wanted) -> anyhow::Result<PolicyView> {
+    let mut rows: Vec<PolicyView> = mesh.policies(Some(wanted)).await?;
     rows.retain(|row| wanted.matches(&row.namespace, &row.name));
     wanted.only("policy", rows, |row| format!("{}/{}", row.namespace, row.name))
 }
@@ -209,10 +208,11 @@ pub(crate) async fn describe(
     name: &str,
     output: Output,
 ) -> anyhow::Result<()> {
+    let wanted = Wanted::parse(name)?;
     let mesh = Mesh::find(place, state).await?;
     match what {
         Describable::Service => {
-            let service = service(&mesh, &Wanted::parse(name)).await?;
+            let service = service(&mesh, &wanted).await?;
             let mut endpoints = mesh.endpoints().await?;
             endpoints.retain(|row| row.namespace == service.namespace && row.service == service.name);
             let values = mesh.effective(&service).await?;
@@ -221,15 +221,15 @@ pub(crate) async fn describe(
             show(output, &whole, || show::service(&service, &endpoints, &values))
         }
         Describable::Policy => {
-            let policy = policy(&mesh, name).await?;
+            let policy = policy(&mesh, &wanted).await?;
             show(output, &policy, || show::policy(&policy))
         }
         Describable::Canary => {
-            let canary = canary(&mesh, name).await?;
+            let canary = canary(&mesh, &wanted).await?;
             show(output, &canary, || show::canary(&canary))
         }
         Describable::Proxy => {
-            let proxy = proxy(&mesh, name).await?;
+            let proxy = proxy(&mesh, &wanted).await?;
             show(output, &proxy, || show::proxy(&proxy))
         }
     }
@@ -240,7 +240,7 @@ pub(crate) async fn canary_verb(place: &Where, state: &Path, verb: &CanaryVerb) 
     let mesh = Mesh::find(place, state).await?;
     let (name, asked, done) = match verb {
         CanaryVerb::Status { name, output } => {
-            let canary = canary(&mesh, name).await?;
+            let canary = canary(&mesh, &Wanted::parse(name)?).await?;
             return show(output.output, &canary, || show::canary(&canary));
         }
         CanaryVerb::Pause { name } => (name, Asked::Pause, "will pause"),
@@ -249,7 +249,7 @@ pub(crate) async fn canary_verb(place: &Where, state: &Path, verb: &CanaryVerb) 
         CanaryVerb::Abort { name } => (name, Asked::Abort, "will be taken back"),
         CanaryVerb::Retry { name } => (name, Asked::Retry, "will be tried again"),
     };
-    let canary = canary(&mesh, name).await?;
+    let canary = canary(&mesh, &Wanted::parse(name)?).await?;
     mesh.ask(&canary, asked).await?;
     say(&format!("canary {}/{} {done}\n", canary.namespace, canary.name));
     Ok(())
@@ -259,7 +259,7 @@ pub(crate) async fn canary_verb(place: &Where, state: &Path, verb: &CanaryVerb) 
 pub(crate) async fn proxy_verb(place: &Where, state: &Path, verb: &ProxyVerb) -> anyhow::Result<()> {
     let ProxyVerb::Config { name, output } = verb;
     let mesh = Mesh::find(place, state).await?;
-    let rows = mesh.published_to(&proxy(&mesh, name).await?).await?;
+    let rows = mesh.published_to(&proxy(&mesh, &Wanted::parse(name)?).await?).await?;
     show(output.output, &rows, || show::resources(&rows))
 }
 
@@ -297,7 +297,7 @@ pub(crate) async fn token_verb(place: &Where, state: &Path, verb: &TokenVerb) ->
     let mesh = Mesh::find(place, state).await?;
     let client = mesh.host("join tokens")?;
     let (service, namespace, ttl) = match verb {
-        TokenVerb::Create { service, namespace, ttl } => (service, namespace, ttl),
+        TokenVerb::Create { service, namespace, ttl } => (service.clone(), namespace.clone(), ttl),
         TokenVerb::List { output } => {
             let rows: Vec<StoredTokenView> = client.get("/v1/tokens").await?;
             return show(output.output, &rows, || show::tokens(&rows));
@@ -311,11 +311,7 @@ pub(crate) async fn token_verb(place: &Where, state: &Path, verb: &TokenVerb) ->
             return Ok(());
         }
     };
-    let request = TokenRequest {
-        namespace: namespace.parse().context("--namespace")?,
-        service: service.parse().context("--service")?,
-        ttl_s: ttl.map(|ttl| ttl.as_secs()),
-    };
+    let request = TokenRequest { namespace, service, ttl_s: ttl.map(|ttl| ttl.as_secs()) };
     let token: TokenView = client.post("/v1/tokens", &request).await?;
     say(&format!("{}\n", token.join));
     Ok(())

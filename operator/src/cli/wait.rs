@@ -52,8 +52,8 @@ pub(crate) async fn wait(
 enum Goal {
     Mesh,
     Service(Wanted),
-    Policy(String),
-    Canary(String, Phase),
+    Policy(Wanted),
+    Canary(Wanted, Phase),
 }
 
 /// How far it is, and why not there.
@@ -83,13 +83,17 @@ const PHASES: [Phase; 8] = [
 impl Goal {
     fn parse(what: &str, condition: Option<&str>) -> Result<Goal, Misspelt> {
         let only = |known: &str| match condition {
-            Some(other) if other != known => Err(Misspelt(format!("{what} cannot be {other}: {known}"))),
+            Some(other) if other != known => {
+                Err(Misspelt(format!("{what} cannot be {other}: write --for {known}")))
+            }
             _ => Ok(()),
         };
         match what.split_once('/') {
             None if what == "mesh" => only("Ready").map(|()| Goal::Mesh),
-            Some(("service", name)) => only("Ready").map(|()| Goal::Service(Wanted::parse(name))),
-            Some(("policy", name)) => only("Programmed").map(|()| Goal::Policy(name.to_owned())),
+            Some(("service", name)) => only("Ready").and_then(|()| Ok(Goal::Service(Wanted::parse(name)?))),
+            Some(("policy", name)) => {
+                only("Programmed").and_then(|()| Ok(Goal::Policy(Wanted::parse(name)?)))
+            }
             Some(("canary", name)) => {
                 let wanted = condition.unwrap_or("Succeeded");
                 let phase = PHASES.into_iter().find(|phase| format!("{phase:?}") == wanted);
@@ -99,7 +103,7 @@ impl Goal {
                         PHASES.map(|phase| format!("{phase:?}")).join(", ")
                     ))
                 };
-                Ok(Goal::Canary(name.to_owned(), phase.ok_or_else(known)?))
+                Ok(Goal::Canary(Wanted::parse(name)?, phase.ok_or_else(known)?))
             }
             _ => Err(Misspelt(format!(
                 "cannot wait for {what:?}: mesh, service/NAME, policy/NAME or canary/NAME"
@@ -124,18 +128,18 @@ impl Goal {
                 let service = service(mesh, wanted).await?;
                 Ok(Standing::unless((service.ready == 0).then(|| "no instance is ready".to_owned())))
             }
-            Goal::Policy(name) => {
-                let refused = refusal(&mesh.errors().await?, ObjectKind::MeshPolicy, &Wanted::parse(name));
-                match (refused, policy(mesh, name).await) {
+            Goal::Policy(wanted) => {
+                let refused = refusal(&mesh.errors().await?, ObjectKind::MeshPolicy, wanted);
+                match (refused, policy(mesh, wanted).await) {
                     (Some(why), _) => Ok(Standing::Never(why)),
                     (None, row) => Ok(of_policy(&row?)),
                 }
             }
-            Goal::Canary(name, wanted) => {
-                let refused = refusal(&mesh.errors().await?, ObjectKind::Canary, &Wanted::parse(name));
-                match (refused, canary(mesh, name).await) {
+            Goal::Canary(wanted, phase) => {
+                let refused = refusal(&mesh.errors().await?, ObjectKind::Canary, wanted);
+                match (refused, canary(mesh, wanted).await) {
                     (Some(why), _) => Ok(Standing::Never(why)),
-                    (None, row) => Ok(of_canary(&row?, *wanted)),
+                    (None, row) => Ok(of_canary(&row?, *phase)),
                 }
             }
         }
@@ -212,6 +216,8 @@ mod tests {
         check("canary/pay", Some("Finished"), Some("RolledBack"));
         check("pay", None, Some("service/NAME"));
         check("pod/pay", None, Some("service/NAME"));
+        check("canary/x/y/z", None, Some("NAMESPACE/NAME"));
+        check("policy/", None, Some("NAMESPACE/NAME"));
     }
 
     fn id(kind: ObjectKind) -> ObjectId {
@@ -277,7 +283,8 @@ mod tests {
     fn what_its_file_says_wrong_of_an_object_is_found_by_its_name() {
         let error = |object| ErrorView { file: "a.yaml".into(), object, text: "a.yaml:4: wrong".into() };
         let errors = [error(None), error(Some(id(ObjectKind::MeshPolicy)))];
-        let found = |kind, name: &str| refusal(&errors, kind, &Wanted::parse(name)).is_some();
+        let found =
+            |kind, name: &str| refusal(&errors, kind, &Wanted::parse(name).expect("a name")).is_some();
         assert!(found(ObjectKind::MeshPolicy, "pay") && found(ObjectKind::MeshPolicy, "shop/pay"));
         assert!(!found(ObjectKind::MeshPolicy, "bank/pay") && !found(ObjectKind::Canary, "pay"));
     }
