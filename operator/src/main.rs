@@ -43,6 +43,7 @@ use anyhow::Context;
 use args::{Airlane, Command};
 use clap::{CommandFactory, FromArgMatches, error::ErrorKind, parser::ValueSource};
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+use tracing_subscriber::EnvFilter;
 
 /// How many tasks a thread may run before it looks for what came over the network meanwhile: enough that a change is on
 /// its way to a thousand proxies before the answers of the first are read. tokio's default is 61.
@@ -133,13 +134,29 @@ fn default_state() -> anyhow::Result<PathBuf> {
         .context("there is no home directory: name the state directory with --state")
 }
 
-/// Log lines on standard error; `AIRLANE_LOG` filters them (`info` by default).
+/// Whether what is written there may have colours: at a terminal that has them, unless `NO_COLOR` is set
+/// (<https://no-color.org>).
+fn coloured(to: &impl IsTerminal) -> bool {
+    let set = |name| std::env::var_os(name).unwrap_or_default();
+    to.is_terminal() && set("NO_COLOR").is_empty() && set("TERM") != "dumb"
+}
+
+/// Log lines on standard error; `AIRLANE_LOG` filters them.
 fn tell_on_stderr() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("AIRLANE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    // notify tells at info of each watch that went with its directory.
+    let usual = || EnvFilter::new("info,notify=warn");
+    let filter = match std::env::var("AIRLANE_LOG") {
+        Err(_) => usual(),
+        Ok(asked) => EnvFilter::try_new(&asked).unwrap_or_else(|error| {
+            cli::tell(&format!(
+                "airlane: AIRLANE_LOG={asked:?} is not heeded: {error}; write info, or airlane=debug"
+            ));
+            usual()
+        }),
+    };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(coloured(&std::io::stderr()))
         .with_writer(std::io::stderr)
         .with_target(false)
         // It would be said on the standard error that nothing can be said there.

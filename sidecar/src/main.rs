@@ -67,10 +67,23 @@ fn until_ended(run: impl Future<Output = anyhow::Result<u8>>) -> ExitCode {
 
 /// One line for each event, from `info` on, or as `AIRLANE_LOG` says (`debug`, `airlane_sidecar=debug,h2=warn`).
 fn tell_to_stderr() {
-    let asked = std::env::var("AIRLANE_LOG").ok().and_then(|asked| asked.parse::<Targets>().ok());
+    let asked = std::env::var("AIRLANE_LOG").ok().and_then(|asked| {
+        let parsed = asked.parse::<Targets>();
+        if let Err(error) = &parsed {
+            writeln!(
+                io::stderr(),
+                "airlane-sidecar: AIRLANE_LOG={asked:?} is not heeded: {error}; write info, or airlane_sidecar=debug"
+            )
+            .ok();
+        }
+        parsed.ok()
+    });
+    // https://no-color.org
+    let set = |name| std::env::var_os(name).unwrap_or_default();
+    let coloured = io::stderr().is_terminal() && set("NO_COLOR").is_empty() && set("TERM") != "dumb";
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
+        .with_ansi(coloured)
         .with_target(false)
         // It would be said on the standard error that nothing can be said there.
         .log_internal_errors(false)

@@ -36,13 +36,9 @@ pub(crate) enum Style {
 }
 
 impl Style {
-    /// Colours if standard output is a terminal, nobody asked for plain lines, and `NO_COLOR` is not set
-    /// (<https://no-color.org>).
+    /// Colours if standard output may have them and nobody asked for plain lines.
     pub(crate) fn of_stdout(no_tty: bool) -> Self {
-        let plain = no_tty
-            || !io::IsTerminal::is_terminal(&io::stdout())
-            || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        if plain { Style::Plain } else { Style::Terminal }
+        if no_tty || !crate::coloured(&io::stdout()) { Style::Plain } else { Style::Terminal }
     }
 }
 
