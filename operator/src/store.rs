@@ -13,7 +13,7 @@ use airlane_core::{
 use jiff::Timestamp;
 use rows::{BadRow, canary_row, registration_of, token_of};
 use sqlx::{
-    SqlSafeStr as _, SqlitePool,
+    ConnectOptions as _, SqlSafeStr as _, SqlitePool,
     migrate::{MigrateError, Migration, MigrationType, Migrator},
     sqlite::{
         SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqlitePoolOptions, SqliteSynchronous,
@@ -129,7 +129,9 @@ impl Store {
             .synchronous(SqliteSynchronous::Full)
             .locking_mode(SqliteLockingMode::Exclusive)
             .busy_timeout(BUSY)
-            .foreign_keys(true);
+            .foreign_keys(true)
+            // Whoever waits for another operator's lock is told that it is held, not that a statement is slow.
+            .disable_statement_logging();
         // One connection for ever: it is the one that holds the lock.
         let pool = SqlitePoolOptions::new()
             .max_connections(1)

@@ -116,6 +116,7 @@ impl Directory {
             sender.send_if_modified(|current| {
                 let changed = **current != *self.declared();
                 if changed {
+                    tell_changes(current, self.declared());
                     *current = Arc::new(self.declared().clone());
                 }
                 changed
@@ -230,6 +231,24 @@ impl Directory {
     fn shown(&self, file: &Path) -> String {
         let below = file.strip_prefix(&self.path).ok().filter(|below| !below.as_os_str().is_empty());
         below.unwrap_or(file).display().to_string()
+    }
+}
+
+/// Tells what came into force and what is mended.
+fn tell_changes(before: &Declared, now: &Declared) {
+    for (id, object) in &now.objects {
+        let (generation, file) = (object.generation, object.place.as_ref().map(|place| place.file.as_str()));
+        match before.objects.get(id) {
+            Some(known) if known.generation == generation => {}
+            _ => tracing::info!(file, generation, "{id} is in force"),
+        }
+    }
+    for id in before.objects.keys().filter(|id| !now.objects.contains_key(id)) {
+        tracing::info!("{id} is not in force any more");
+    }
+    let mended = before.errors.iter().filter(|(file, _)| !now.errors.contains_key(*file));
+    for error in mended.filter_map(|(_, errors)| errors.first()) {
+        tracing::info!(file = error.file, "nothing is wrong with it any more");
     }
 }
 
