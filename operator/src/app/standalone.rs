@@ -143,8 +143,14 @@ pub(crate) async fn up(args: &Up, state: &Path) -> anyhow::Result<()> {
         members: registry.clone(),
         tls: tls.clone(),
     };
-    let answers =
-        host::router(Host { local, recorder, store: store.clone(), operator_at: at, clock: clock.clone() });
+    let answers = host::router(Host {
+        local,
+        recorder,
+        store: store.clone(),
+        ca: ca.clone(),
+        operator_at: at,
+        clock: clock.clone(),
+    });
     let ending = shutdown.clone();
     tasks.spawn("the command socket", async move { Ok(server::serve(commands, answers, ending).await?) });
     let leaving = readiness::Leaving { picture, fleet };

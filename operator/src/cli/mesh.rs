@@ -134,12 +134,9 @@ impl Mesh {
         })
     }
 
-    /// The roots of a cluster's mesh. That of a host is in its state directory, and nothing happens to it.
-    pub(crate) async fn roots(&self) -> anyhow::Result<Option<RootsView>> {
-        match self {
-            Mesh::Host(_) => Ok(None),
-            Mesh::Cluster(_) => self.view("/v1/root").await.map(Some),
-        }
+    /// The roots that are trusted.
+    pub(crate) async fn roots(&self) -> anyhow::Result<RootsView> {
+        self.view("/v1/root").await
     }
 
     /// Begins to replace the root.

@@ -27,6 +27,7 @@ use crate::{
 use airlane_core::rollout::Asked;
 use answer::say;
 use anyhow::{Context, bail};
+use jiff::Timestamp;
 use mesh::Mesh;
 use serde::Serialize;
 use std::{fmt, path::Path};
@@ -272,8 +273,7 @@ pub(crate) async fn certs_verb(place: &Where, state: &Path, verb: &CertsVerb) ->
             let roots = mesh.roots().await?;
             match output.output {
                 Output::Table => {
-                    say(&(show::certificates(&rows)
-                        + &roots.map_or_else(String::new, |roots| show::roots(&roots))));
+                    say(&(show::certificates(&rows) + &show::roots(&roots)));
                     Ok(())
                 }
                 whole => show(whole, &rows, String::new),
@@ -300,7 +300,7 @@ pub(crate) async fn token_verb(place: &Where, state: &Path, verb: &TokenVerb) ->
         TokenVerb::Create { service, namespace, ttl } => (service.clone(), namespace.clone(), ttl),
         TokenVerb::List { output } => {
             let rows: Vec<StoredTokenView> = client.get("/v1/tokens").await?;
-            return show(output.output, &rows, || show::tokens(&rows));
+            return show(output.output, &rows, || show::tokens(&rows, Timestamp::now()));
         }
         TokenVerb::Revoke { id } => {
             if !id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')) {

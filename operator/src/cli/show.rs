@@ -170,10 +170,11 @@ pub(super) fn replacement(replacement: Option<&ReplacementView>) -> String {
     }
 }
 
-pub(super) fn tokens(rows: &[StoredTokenView]) -> String {
+pub(super) fn tokens(rows: &[StoredTokenView], now: Timestamp) -> String {
     let cells = |row: &StoredTokenView| {
         let state = match (row.revoked_at, row.expires_at) {
             (Some(at), _) => format!("revoked {}", moment(at)),
+            (None, Some(at)) if at <= now => format!("expired {}", moment(at)),
             (None, Some(at)) => format!("until {}", moment(at)),
             (None, None) => "until revoked".to_owned(),
         };
@@ -306,4 +307,26 @@ pub(super) fn proxy(row: &ProxyView) -> String {
         let _ = writeln!(text, "Rejected: {}", plain(rejection));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_that_expired_does_not_look_good() {
+        let at = |second| Timestamp::from_second(second).expect("a time");
+        let token = |expires_at, revoked_at| StoredTokenView {
+            id: "t".into(),
+            service: None,
+            created_at: at(0),
+            expires_at,
+            revoked_at,
+        };
+        let rows = [token(Some(at(10)), None), token(Some(at(11)), None), token(Some(at(10)), Some(at(5)))];
+        let text = tokens(&rows, at(10));
+        let states: Vec<&str> =
+            text.lines().skip(1).filter_map(|line| line.split_whitespace().nth(4)).collect();
+        assert_eq!(states, ["expired", "until", "revoked"], "{text}");
+    }
 }

@@ -1,8 +1,12 @@
 //! The verbs that only a host's mesh takes: what a cluster keeps in its objects is kept here.
 
-use super::server::{self, Local, Refused, failed, not_found, parse, with_sources};
+use super::{
+    root::{self, RootsView},
+    server::{self, Local, Refused, failed, not_found, parse, with_sources},
+};
 use crate::{
     apply::standalone::Recorder,
+    ca::Ca,
     clock::Clock,
     join::{self, OperatorAt},
     store::{Store, StoredToken},
@@ -30,6 +34,8 @@ pub(crate) struct Host {
     pub(crate) recorder: Recorder,
     /// Where tokens are kept.
     pub(crate) store: Store,
+    /// The authority.
+    pub(crate) ca: Arc<Ca>,
     /// Where sidecars join.
     pub(crate) operator_at: OperatorAt,
     /// The time.
@@ -41,6 +47,7 @@ pub(crate) fn router(host: Host) -> Router {
     let views = server::router(host.local.clone());
     Router::new()
         .route("/v1/canaries/{namespace}/{name}/{verb}", post(verb))
+        .route("/v1/root", get(root))
         .route("/v1/tokens", get(tokens).post(create_token))
         .route("/v1/tokens/{id}/revoke", post(revoke_token))
         .with_state(host)
@@ -73,6 +80,12 @@ async fn verb(
     }
     host.recorder.ask(&id, asked, now).await.map_err(|error| failed("remember this", &error))?;
     Ok(Json(()))
+}
+
+/// The root of a host's mesh, which stays what it is.
+async fn root(State(host): State<Host>) -> Json<RootsView> {
+    let trouble = host.ca.trouble().borrow().clone();
+    Json(RootsView { roots: root::trusted(&host.ca), replacement: None, trouble })
 }
 
 /// A join token without its secret.

@@ -1,4 +1,4 @@
-//! The root of a cluster's mesh: how it is, and to replace it.
+//! The root of a mesh: how it is, and, in a cluster, to replace it.
 
 use super::server::{Refused, failed};
 use crate::{
@@ -66,12 +66,16 @@ pub(crate) fn router(authority: Authority) -> Router {
 
 async fn root(State(authority): State<Authority>) -> Result<Json<RootsView>, Refused> {
     let rotation = authority.ca.rotation().await.map_err(|error| failed("look at the root", &error))?;
-    let roots = authority.ca.roots();
-    let view =
-        |root: &crate::ca::Root| RootView { sha256: hex(&root.fingerprint()), not_after: root.not_after };
     let trouble = authority.ca.trouble().borrow().clone();
     let replacement = authority.replacement(rotation);
-    Ok(Json(RootsView { roots: roots.iter().map(view).collect(), replacement, trouble }))
+    Ok(Json(RootsView { roots: trusted(&authority.ca), replacement, trouble }))
+}
+
+/// The roots that are trusted.
+pub(super) fn trusted(ca: &Ca) -> Vec<RootView> {
+    let view =
+        |root: &crate::ca::Root| RootView { sha256: hex(&root.fingerprint()), not_after: root.not_after };
+    ca.roots().iter().map(view).collect()
 }
 
 async fn rotate(State(authority): State<Authority>) -> Result<Json<Option<ReplacementView>>, Refused> {
