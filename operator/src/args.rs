@@ -160,7 +160,7 @@ pub(crate) struct Up {
     /// The directory with MeshPolicy, Canary and Service files; it is watched.
     pub(crate) dir: PathBuf,
     /// Where sidecars join, get their configuration and report; port 0 takes a free one.
-    #[arg(long, default_value = "127.0.0.1:15010", value_name = "ADDR:PORT")]
+    #[arg(long, default_value = "127.0.0.1:15010", value_parser = reachable, value_name = "ADDR:PORT")]
     pub(crate) listen: SocketAddr,
     /// How long a workload's certificate lives, at most 24h.
     #[arg(long, default_value = "24h", value_parser = leaf_ttl, value_name = "DURATION")]
@@ -449,6 +449,18 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// An address that others can be told: what join strings name.
+fn reachable(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr =
+        text.parse().map_err(|_| "write ADDR:PORT, as in 127.0.0.1:15010".to_owned())?;
+    if address.ip().is_unspecified() {
+        return Err("join strings name this address, and nobody can join there: write the one of this host that sidecars \
+                    reach"
+            .to_owned());
+    }
+    Ok(address)
+}
+
 /// 64 hexadecimal digits, in lower case.
 fn fingerprint(text: &str) -> Result<String, String> {
     if text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
@@ -482,6 +494,12 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Airlane::command().debug_assert();
+    }
+
+    #[test]
+    fn nobody_is_told_to_join_everywhere() {
+        assert!(reachable("127.0.0.1:0").is_ok() && reachable("[::1]:15010").is_ok());
+        assert!(reachable("0.0.0.0:15010").is_err() && reachable("[::]:15010").is_err());
     }
 
     #[test]
