@@ -128,6 +128,7 @@ mod tests {
             value: None,
             problems: Vec::new(),
             outdated: false,
+            place: None,
         };
         let in_epoch = |epoch: u64, version, before: Option<&Milestones>| {
             let objects = BTreeMap::from([(policy.id.clone(), Arc::new(accepted(version)))]);

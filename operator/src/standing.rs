@@ -33,7 +33,7 @@ impl<'a> Standings<'a> {
         }
         let mut refused: HashMap<_, Vec<_>> = HashMap::new();
         for refusal in refusals.values() {
-            for subject in &refusal.rejection.shaped_by {
+            for subject in refusal.rejection.shaped_by.iter() {
                 refused.entry(subject).or_default().push(refusal);
             }
         }

@@ -29,7 +29,7 @@ const SILENT: SignedDuration = SignedDuration::from_secs(3);
 
 /// How long after the last stand-ins were published a window may count what they answered: until a proxy has heard of
 /// other endpoints, and for two flushes of a second.
-const STOOD_IN: SignedDuration = SignedDuration::from_secs(5);
+const STOOD_IN: SignedDuration = SignedDuration::from_secs(3);
 
 /// What the gatherer must know of the mesh as it is now.
 pub(super) struct Surroundings<'a> {

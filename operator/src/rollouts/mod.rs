@@ -178,7 +178,8 @@ impl Rollouts {
         let around = Surroundings {
             endpoints: &site.endpoints,
             canary_endpoints: site.canary_ready,
-            stood_in: site.stood_in,
+            // Before its first share nobody calls the canary, whoever would answer.
+            stood_in: site.stood_in && trial.progress.share.max(trial.progress.fail_safe_share) > 0,
             route_timeout: site.route_timeout,
             instances: &picture.world.instances,
         };

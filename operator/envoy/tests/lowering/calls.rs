@@ -296,11 +296,11 @@ fn calls_are_told_each_second_by_cluster_endpoint_and_kind_of_caller() {
         destination.route = Route::To(destination.clusters[0].name.clone());
     }
     bench.publish(&judged);
-    until("the revision is called", || {
-        client::get(bench.outbound, "http://pay/");
-        (caller.stat("cluster.80|pay|shop|v1.upstream_rq_total") > 0).then_some(())
+    until("its endpoints are told", || {
+        let answer = client::get(bench.outbound, "http://pay/");
+        assert_eq!(answer.status, 200, "{}", caller.log());
+        (by_endpoint() > 0).then_some(())
     });
-    until("its endpoints are told", || (by_endpoint() > 0).then_some(()));
     let metrics = bench.plane.seen.metrics.lock().unwrap();
     let kept =
         |name: &str| ["cluster.", "http.", "tcp.", "control_plane."].iter().any(|p| name.starts_with(p));

@@ -330,6 +330,7 @@ mod tests {
             value: Some(Value::Policy((*policy).clone())),
             problems: Vec::new(),
             outdated: false,
+            place: None,
         };
         let objects = BTreeMap::from([(policy.id.clone(), Arc::new(accepted))]);
         let declared = Arc::new(Declared { objects, ..Declared::default() });
