@@ -273,11 +273,11 @@ async fn a_canary_stays_with_what_it_is_about() {
 async fn kubectl_explains_the_fields() {
     let Some(cluster) = cluster().await else { return };
     for (field, expected) in [
-        ("meshpolicies.spec.retries.perTryTimeout", "The longest one try may take."),
-        ("meshpolicies.spec.rateLimits.burst", "So many at once after a quiet time"),
-        ("meshpolicies.spec.routes", "Not supported yet. Where requests go."),
-        ("meshpolicies.status.proxies", "How far it has come."),
-        ("canaries.spec.objectives.errorRate", "A bound on failed requests."),
+        ("meshpolicies.spec.retries.perTryTimeout", "The longest one try may take"),
+        ("meshpolicies.spec.rateLimits.burst", "How many may come at once after a quiet time"),
+        ("meshpolicies.spec.routes", "Not supported yet. Where requests go"),
+        ("meshpolicies.status.proxies", "How many proxies run the policy."),
+        ("canaries.spec.objectives.errorRate", "A bound on the share of requests that fail"),
         ("canaries.status.needs", "What is missing while it is held."),
     ] {
         let api_version = "--api-version=airlane.dev/v1alpha1";

@@ -37,8 +37,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) endpoints: &'a HashMap<SocketAddr, InstanceId>,
     /// Canary endpoints published.
     pub(super) canary_endpoints: usize,
-    /// Whether one revision's endpoints are published to stand in for the other's.
-    pub(super) stood_in: bool,
+    /// The revision for which the other's endpoints are published to stand in.
+    pub(super) stood_in: Option<Arm>,
     /// How long a request may last.
     pub(super) route_timeout: Millis,
     /// Instances that exist.
@@ -73,6 +73,16 @@ impl Comparison {
         } else {
             (*revision == self.stable).then_some(Arm::Stable)
         }
+    }
+
+    /// Whether a revision is the one that this arm is compared with. Any third one that takes stable's place is what
+    /// the canary is compared with meanwhile.
+    fn is_of_the_other(&self, arm: Arm, revision: &Revision) -> bool {
+        *revision
+            == *match arm {
+                Arm::Canary => &self.stable,
+                Arm::Stable => &self.canary,
+            }
     }
 }
 
@@ -153,8 +163,8 @@ pub(super) struct Gatherer {
     expected: BTreeSet<InstanceId>,
     expected_until: Timestamp,
     unreported: u64,
-    /// When one revision was last published to stand in for the other.
-    stood_in_at: Option<Timestamp>,
+    /// When the one revision was last published to stand in for the other, which is this one.
+    stood_in_at: BTreeMap<Arm, Timestamp>,
 }
 
 impl Gatherer {
@@ -173,7 +183,7 @@ impl Gatherer {
             expected: callers,
             expected_until: now.saturating_add(SENDS).unwrap_or(Timestamp::MAX),
             unreported: 0,
-            stood_in_at: None,
+            stood_in_at: BTreeMap::new(),
         }
     }
 
@@ -228,15 +238,13 @@ impl Gatherer {
         around: &Surroundings<'_>,
         now: Timestamp,
     ) -> Evidence {
-        if around.stood_in {
-            self.stood_in_at = Some(now);
-        }
+        self.stood_in_at.extend(around.stood_in.map(|arm| (arm, now)));
         let mut outcomes: BTreeMap<InstanceId, Vec<Outcome>> = BTreeMap::new();
         for (caller, failure) in failures {
             let Some(arm) = self.comparison.arm(&failure.cluster) else { continue };
             let instance = failure.endpoint.and_then(|endpoint| around.endpoints.get(&endpoint).cloned());
             let of = instance.as_ref().and_then(|instance| around.instances.get(instance));
-            if of.is_some_and(|of| Some(of.revision()) != failure.cluster.revision.as_ref()) {
+            if of.is_some_and(|of| self.comparison.is_of_the_other(arm, of.revision())) {
                 continue;
             }
             let books = self.books(caller);
@@ -285,7 +293,8 @@ impl Gatherer {
             }
         }
         self.expected.remove(&window.caller);
-        let stood_in = self.stood_in_at.is_some_and(|at| now.duration_since(at) <= STOOD_IN);
+        let stood_in = |arm| self.stood_in_at.get(&arm).is_some_and(|at| now.duration_since(*at) <= STOOD_IN);
+        let [for_canary, for_stable] = [Arm::Canary, Arm::Stable].map(stood_in);
         let books = self.books(&window.caller);
         let rate_before = books.canary_rate;
         books.heard_at = Some(window.until);
@@ -293,9 +302,12 @@ impl Gatherer {
         if canary.sent + stable.sent > 0 {
             books.sent_at = Some(now);
         }
-        if stood_in {
-            // Counters do not tell who answered.
-            (canary, stable) = Default::default();
+        // Counters do not tell who answered.
+        if for_canary {
+            canary = Totals::default();
+        }
+        if for_stable {
+            stable = Totals::default();
         }
         let called_canary = canary != Totals::default();
         let in_doubt = called_canary && window.log_in_doubt;

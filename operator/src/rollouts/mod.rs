@@ -19,7 +19,7 @@ use airlane_core::{
     mesh::{Destination, FULL_SHARE, Route},
     policy::Millis,
     rollout::{Acknowledged, Canary, Facts, Phase, Progress, Step, objectives, step},
-    slo::judge,
+    slo::{Arm, judge},
 };
 use evidence::{Comparison, Gatherer, Surroundings, Usage};
 use futures::future::{join, join_all};
@@ -179,7 +179,7 @@ impl Rollouts {
             endpoints: &site.endpoints,
             canary_endpoints: site.canary_ready,
             // Before its first share nobody calls the canary, whoever would answer.
-            stood_in: site.stood_in && trial.progress.share.max(trial.progress.fail_safe_share) > 0,
+            stood_in: site.stood_in.filter(|_| trial.progress.share.max(trial.progress.fail_safe_share) > 0),
             route_timeout: site.route_timeout,
             instances: &picture.world.instances,
         };
@@ -290,7 +290,7 @@ struct Site {
     endpoints: HashMap<SocketAddr, InstanceId>,
     canary_ready: usize,
     stable_ready: usize,
-    stood_in: bool,
+    stood_in: Option<Arm>,
     route_timeout: Millis,
     /// The canary's current shares as published: runtime key and parts of the whole, for each port that is split.
     shares: Vec<(String, u32)>,
@@ -328,7 +328,10 @@ impl Site {
                 .collect(),
             canary_ready: ready(&canary.plan.canary),
             stable_ready: ready(&canary.plan.stable),
-            stood_in: clusters().any(|cluster| !cluster.stand_ins.is_empty()),
+            stood_in: clusters().find(|cluster| !cluster.stand_ins.is_empty()).map(|cluster| {
+                let canary = cluster.name.revision.as_ref() == Some(&canary.plan.canary);
+                if canary { Arm::Canary } else { Arm::Stable }
+            }),
             route_timeout: destinations
                 .iter()
                 .map(|destination| destination.calls.request_timeout.unwrap_or(UNLIMITED))

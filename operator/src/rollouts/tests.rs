@@ -111,7 +111,7 @@ fn check(healths: [Health; 2], coin: f64, planned: bool) {
     };
     let failure = Failure { cluster, endpoint: None, at: now() };
     let around = Surroundings {
-        stood_in: false,
+        stood_in: None,
         endpoints: &site.endpoints,
         canary_endpoints: site.canary_ready,
         route_timeout: site.route_timeout,

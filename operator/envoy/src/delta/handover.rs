@@ -12,7 +12,7 @@ use super::{
     gate::{Decision, View},
     subscription::{Due, Subscription},
 };
-use crate::catalog::{Kind, Resource};
+use crate::catalog::{Key, Kind, Resource, Version};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
@@ -56,14 +56,22 @@ pub(super) fn arrange(hosts: &Subscription, view: &View<'_>, decided: &mut [Deci
     }
 }
 
-/// Whether a host that was refused may be without fault: it is new to the proxy, which may have one of its domains with
-/// another host, whose content there is in doubt.
-pub(super) fn excuses(hosts: &Subscription, refused: &Resource) -> bool {
+/// Whether a host that was refused may be without fault: the proxy may have one of its domains with another host, whose
+/// content there is in doubt. Of a host that was there before, which others come and go beside, this is believed only if
+/// the other one stays as it is, refused itself or parked: else nobody would be at fault where all are.
+pub(super) fn excuses(hosts: &Subscription, refused: &Resource, rejected: &BTreeMap<Key, Version>) -> bool {
     let name = &refused.key.name;
+    let is_new = had(hosts, name).is_some();
+    let stays = |other: &Arc<str>| {
+        hosts.due.get(other).is_some_and(|due| due.parked)
+            || rejected.contains_key(&Key { kind: Kind::VirtualHost, name: Arc::clone(other) })
+    };
     hosts.kind() == Kind::VirtualHost
-        && had(hosts, name).is_some()
         && takes(hosts, refused)
-        && hosts.doubt.keys().any(|other| other != name && routes(other) == routes(name))
+        && hosts
+            .doubt
+            .keys()
+            .any(|other| other != name && routes(other) == routes(name) && (is_new || stays(other)))
 }
 
 struct Handover<'a> {

@@ -314,24 +314,30 @@ impl Session {
             return;
         }
         if !flight.response.resources.is_empty() {
-            // What was to go with them did not.
             for name in &flight.response.removed {
                 subscription.mark(name.clone(), Due::since(flight.since));
             }
         }
         match flight.response.resources.as_slice() {
             // Nothing about a removal can be wrong, and there is nothing better to send: it counts as done.
-            [] => subscription.accepted(flight),
+            [] => {
+                subscription.accepted(flight);
+                return;
+            }
             [offender] => {
                 subscription.refused(offender);
                 self.rejected.insert(offender.key.clone(), offender.version);
-                if handover::excuses(subscription, offender) {
+                if handover::excuses(subscription, offender, &self.rejected) {
                     self.excused.insert(offender.key.name.clone());
                 } else {
                     reaction.rejections.push(Rejection::of(offender, &error.message));
                 }
             }
             _ => subscription.doubted(flight),
+        }
+        // What was to go with them did not.
+        for name in &flight.response.removed {
+            subscription.mark(name.clone(), Due::since(flight.since));
         }
     }
 }

@@ -49,7 +49,7 @@ fn gather_among(
     let around = Surroundings {
         endpoints: &HashMap::new(),
         canary_endpoints: 1,
-        stood_in: false,
+        stood_in: None,
         route_timeout,
         instances,
     };
@@ -191,10 +191,10 @@ fn what_another_revision_answered_in_its_place_is_no_evidence_about_a_revision()
     let instances =
         BTreeMap::from([(caller(), Arc::new(instance())), (stable.id.clone(), Arc::new(stable.clone()))]);
     let endpoints = HashMap::from([(address, stable.id)]);
-    let mut gather = |stood_in: bool, failures: &[(InstanceId, Failure)], second: i64| {
+    let mut gather = |stood_in: Option<Arm>, failures: &[(InstanceId, Failure)], second: i64| {
         let around = Surroundings {
             endpoints: &endpoints,
-            canary_endpoints: usize::from(!stood_in),
+            canary_endpoints: usize::from(stood_in != Some(Arm::Canary)),
             stood_in,
             route_timeout: Millis(1_000),
             instances: &instances,
@@ -206,8 +206,33 @@ fn what_another_revision_answered_in_its_place_is_no_evidence_about_a_revision()
     };
     let (who, failed) = failure();
     let by_stable = (who, Failure { endpoint: Some(address), ..failed });
-    assert_eq!(gather(false, &[], 1), (0, 10));
-    assert_eq!(gather(true, &[by_stable, failure()], 2), (1, 0), "the canary's own failure counts");
-    assert_eq!(gather(false, &[], 3), (0, 0), "a proxy may not know yet that the canary is back");
-    assert_eq!(gather(false, &[], 8), (0, 10));
+    assert_eq!(gather(None, &[], 1), (0, 10));
+    assert_eq!(
+        gather(Some(Arm::Canary), &[by_stable, failure()], 2),
+        (1, 0),
+        "the canary's own failure counts"
+    );
+    assert_eq!(gather(None, &[], 3), (0, 0), "a proxy may not know yet that the canary is back");
+    assert_eq!(gather(None, &[], 8), (0, 10));
+    assert_eq!(gather(Some(Arm::Stable), &[], 9), (0, 10), "what the canary answered as itself counts");
+}
+
+#[test]
+fn a_third_version_in_stables_place_is_what_the_canary_is_compared_with() {
+    let mut books = gatherer();
+    let mut third = Instance { id: InstanceId::parse("pay-v0-abcd").expect("a name"), ..instance() };
+    third.workload.revision = Revision::parse("v0").expect("a name");
+    let address: SocketAddr = "10.244.0.1:8080".parse().expect("an address");
+    let around = Surroundings {
+        endpoints: &HashMap::from([(address, third.id.clone())]),
+        canary_endpoints: 1,
+        stood_in: None,
+        route_timeout: Millis(1_000),
+        instances: &BTreeMap::from([(third.id.clone(), Arc::new(third))]),
+    };
+    let cluster = "80|pay|shop|v1".parse().expect("a cluster");
+    let of_third = (caller(), Failure { cluster, endpoint: Some(address), at: at(0) });
+    let evidence = books.gather(&[of_third, failure()], &[], &around, at(100));
+    let arms: Vec<Arm> = evidence.callers[0].failures.iter().map(|failure| failure.arm).collect();
+    assert_eq!(arms, [Arm::Stable, Arm::Canary]);
 }
