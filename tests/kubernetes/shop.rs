@@ -8,7 +8,7 @@ use airlane_tests::{
 };
 use serde_json::{Value, json};
 use std::{net::SocketAddr, path::Path, time::Duration};
-use tokio::sync::{Mutex, oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 /// The namespace of the documentation.
 pub(crate) const SYSTEM: &str = "airlane-system";
@@ -16,8 +16,12 @@ pub(crate) const SYSTEM: &str = "airlane-system";
 /// The longest that the requests of one load may take, those of the long proof included.
 const LONGEST_LOAD: Duration = Duration::from_secs(600);
 
-/// Who loads the cluster. Two at once would find the limits of a small machine, and not of the mesh.
-static LOADING: Mutex<()> = Mutex::const_new(());
+/// Requests a second that all loads together may send. More would find the limits of a small machine, and not of the
+/// mesh.
+const BEARABLE: u32 = 250;
+
+/// What of it is left.
+static LEFT: Semaphore = Semaphore::const_new(BEARABLE as usize);
 
 /// A cluster with Airlane installed, for this test alone.
 pub(crate) struct Whole {
@@ -202,7 +206,8 @@ pub(crate) async fn under_load(
     per_second: f64,
     work: impl AsyncFnOnce(watch::Receiver<u64>),
 ) -> Report {
-    let _alone = LOADING.lock().await;
+    let share = (per_second.ceil() as u32).min(BEARABLE);
+    let _share = LEFT.acquire_many(share).await.unwrap();
     let (caller, address, url) = (pod(shop, caller).await, at(shop, to).await, format!("http://{to}/"));
     let (counting, sent) = watch::channel(0);
     let (stop, mut stopped) = oneshot::channel::<()>();
