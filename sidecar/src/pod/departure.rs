@@ -20,6 +20,9 @@ const CALLERS_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long a pod that goes serves at least: who calls without a sidecar is led here by kube-proxy, which acknowledges
 /// nothing and looks once a second (`iptables.minSyncPeriod`), after the EndpointSlice was written.
 const OUTSIDERS_TIME: Duration = Duration::from_secs(2);
+/// How long they are asked at least, with every answer, to go elsewhere: who calls over one connection all the time stays
+/// here otherwise until the application is gone.
+const FAREWELL_TIME: Duration = Duration::from_secs(1);
 /// The longest that the answers of a pod that stays are waited for: the kubelet does not wait longer for its hook.
 const ANSWERS_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -99,7 +102,7 @@ impl Departure {
             let end = if goes { End::Gone } else { End::Stays };
             done.send_replace(Stage::Under(end));
             if goes {
-                exit.finish_requests().await;
+                tokio::join!(exit.finish_requests(), sleep(FAREWELL_TIME));
                 outsiders.await;
                 exit.answer_requests().await;
             } else {
