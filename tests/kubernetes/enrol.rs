@@ -3,12 +3,10 @@
 use super::shop::{SYSTEM, Whole, calls, deployment, service, under_load};
 use airlane_tests::{
     kube::{AIRLANE_IMAGE, Namespace, TOOLS_IMAGE},
-    load::{Arrivals, Load, Report},
     until::{SOON, throughout, until},
 };
 use serde_json::{Value, json};
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
-use tokio::sync::oneshot;
+use std::{collections::BTreeSet, time::Duration};
 
 /// Whom RBAC and the admission policies bound.
 const ACCOUNT: &str = "system:serviceaccount:airlane-system:airlane";
@@ -106,24 +104,6 @@ async fn event(space: &Namespace<'_>, reason: &str, about: &str, says: &str) -> 
         })
     })
     .await
-}
-
-/// Does `work` while front's Service is asked so often each second, from node 1.
-async fn under_load_from_outside(shop: &Namespace<'_>, per_second: f64, work: impl AsyncFnOnce()) -> Report {
-    let service = shop.get("service/front").await.unwrap();
-    let address = service["spec"]["clusterIP"].as_str().unwrap();
-    let front = SocketAddr::new(address.parse().unwrap(), 80);
-    let (stop, stopped) = oneshot::channel::<()>();
-    let load = shop.cluster().inside(move || async move {
-        let load = Load::start_at(front, "http://front/", per_second, Arrivals::Uniform);
-        let _ = stopped.await;
-        load.finish().await
-    });
-    let working = async {
-        work().await;
-        drop(stop);
-    };
-    tokio::join!(load, working).0
 }
 
 fn policy(mode: &str) -> Value {
@@ -346,16 +326,11 @@ async fn everything_is_taken_out_before_the_operator_goes() {
         is_meshed(&shop, app, true).await;
     }
     refused(whole.airlane("uninstall --check").await, "pods have sidecars");
-    let report = under_load_from_outside(&shop, 50.0, async || {
-        whole.airlane("uninstall --eject --yes").await.unwrap();
-        for app in ["front", "payments"] {
-            is_meshed(&shop, app, false).await;
-        }
-        let mut helm = whole.cluster.command("helm");
-        helm.args(["uninstall", "airlane", "--namespace", SYSTEM, "--wait", "--timeout=100s"]);
-        whole.cluster.run(helm).await.unwrap();
-    })
-    .await;
-    eprintln!("{report}");
-    report.assert_nothing_failed(500);
+    whole.airlane("uninstall --eject --yes").await.unwrap();
+    for app in ["front", "payments"] {
+        is_meshed(&shop, app, false).await;
+    }
+    let mut helm = whole.cluster.command("helm");
+    helm.args(["uninstall", "airlane", "--namespace", SYSTEM, "--wait", "--timeout=100s"]);
+    whole.cluster.run(helm).await.unwrap();
 }
