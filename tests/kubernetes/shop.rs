@@ -39,6 +39,12 @@ impl Whole {
         let cluster = Cluster::alone().await?;
         cluster.airlane_image().await;
         cluster.without(SYSTEM).await;
+        until("nobody is left of a mesh before", PODS_SOON, async || {
+            let left = ["get", "namespaces", "--selector=airlane.dev/inject", "--output=name"];
+            let left = cluster.kubectl(&left).await?;
+            if left.is_empty() { Ok(()) } else { Err(left) }
+        })
+        .await;
         let whole = Whole { cluster };
         // Another test may have left the definitions.
         let new = ["--create-namespace", "--take-ownership"];
